@@ -1,0 +1,242 @@
+"""The command line: parse, call, print; no logic."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import tyro
+from rich.table import Table
+
+from paramgolf.config import RunConfig
+from paramgolf.console import Reporter, duration, standard_output
+from paramgolf.errors import ConfigError, UserError
+
+_STAGE_TITLES = {
+    "ema": "after EMA",
+    "adapted": "after adaptation",
+    "quantized": "quantized, plain",
+    "sliding": "quantized, sliding",
+}
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """Run a recipe from text to a scored artifact."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    out: str = ""
+    """Directory of the run; by default runs/RECIPE-DATE-TIME."""
+    from_run: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """Take text and trained weights over from this run, and run the rest."""
+
+
+@dataclass(frozen=True)
+class ScoreArguments:
+    """Score any text with an artifact: BPB, tokens, bytes, label."""
+
+    artifact: tyro.conf.Positional[Path]
+    """The packed model, model.bin of a run."""
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """UTF-8 text files, each scored as one document."""
+    tokenizer: Path | None = None
+    """Its tokenizer; by default tokenizer.model beside the artifact."""
+    stride: int = -1
+    """Stride of sliding windows; 0: consecutive windows; -1: as the recipe."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def main() -> NoReturn:
+    """Entry point of the command `paramgolf`."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        _dispatch([argument for argument in arguments if argument != "--debug"])
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        _exit(error.exit_code, f"paramgolf: {error}")
+    except KeyboardInterrupt:
+        _exit(130, "paramgolf: interrupted; `paramgolf run --resume DIR` goes on")
+    except BrokenPipeError:  # `paramgolf ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _exit(1, "")
+    except Exception as error:
+        if debug:
+            raise
+        _exit(1, f"paramgolf: unexpected {type(error).__name__}: {error} (--debug shows where)")
+    _exit(0, "")
+
+
+def _exit(code: int, message: str) -> NoReturn:
+    if message:
+        print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _usage() -> str:
+    from paramgolf.recipes import RECIPES
+
+    lines = [
+        "usage: paramgolf COMMAND ...",
+        "",
+        "Train, adapt, quantize, pack and score the best language model that fits a byte budget.",
+        "",
+        "commands:",
+        "  run RECIPE [--KEY VALUE ...]     from text to a scored artifact; `run tiny` to begin",
+        "  run --resume DIR                 go on after the last finished stage",
+        "  score ARTIFACT FILE...           bits per byte of any text",
+        "",
+        "recipes:",
+        *(f"  {name:<15}  {purpose}" for name, (purpose, _) in RECIPES.items()),
+        "",
+        "options: --help of any command, --version, --debug (show tracebacks)",
+    ]
+    return "\n".join(lines)
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {"run": _run, "score": _score}
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_usage())
+    elif arguments[0] == "--version":
+        print(f"paramgolf {metadata.version('paramgolf')}")
+    else:
+        _choose("command", arguments[0], commands)(list(arguments[1:]))
+
+
+def _choose(what: str, name: str, possible: dict[str, Any]) -> Any:
+    if name not in possible:
+        close = difflib.get_close_matches(name, possible, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        raise ConfigError(f"there is no {what} {name!r}{hint} Possible: {', '.join(possible)}")
+    return possible[name]
+
+
+def _run(arguments: list[str]) -> None:
+    from paramgolf.recipes import RECIPES
+
+    reporter = standard_output()
+    if arguments and arguments[0] == "--resume":
+        if len(arguments) != 2:
+            raise ConfigError("--resume takes one run's directory and no other option")
+        _resume(Path(arguments[1]), reporter)
+        return
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print(_usage())
+        print("\n`paramgolf run RECIPE --help` lists every key with the recipe's value.")
+        return
+    recipe = arguments[0]
+    _, default = _choose("recipe", recipe, RECIPES)
+    parsed = tyro.cli(
+        RunArguments,
+        prog=f"paramgolf run {recipe}",
+        args=arguments[1:],
+        default=RunArguments(config=default),
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    _start(recipe, parsed, reporter)
+
+
+def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
+    from paramgolf.pipeline import new_run, run_job
+
+    out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+    from_run = Path(parsed.from_run) if parsed.from_run else None
+    config = _with_absolute_paths(parsed.config)
+    run = new_run(recipe, config, out, from_run)
+    reporter.line(f"paramgolf run {recipe} -> {out}")
+    _print_results(run_job(run, recipe, config, reporter), out, reporter)
+
+
+def _resume(path: Path, reporter: Reporter) -> None:
+    from paramgolf.pipeline import run_job
+    from paramgolf.rundir import RunDir
+
+    run, recipe, config = RunDir.open(path)
+    reporter.line(f"paramgolf run {recipe} -> {path} (resumed)")
+    _print_results(run_job(run, recipe, config, reporter), path, reporter)
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Paths as they are seen from here, so that a run can be resumed from anywhere."""
+    data = config.data
+    source = data.source if data.source == "stdlib" else str(Path(data.source).resolve())
+    tokenizer = str(Path(data.tokenizer).resolve()) if data.tokenizer else ""
+    return dataclasses.replace(
+        config, data=dataclasses.replace(data, source=source, tokenizer=tokenizer)
+    )
+
+
+def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> None:
+    corpus = results["corpus"]
+    table = Table(title=f"{results['recipe']}, seed {results['seed']}", title_justify="left")
+    for column in ("", "BPB", "loss (nats)", "tokens", "bytes"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_column("label")
+    for stage, score in results["stages"].items():
+        table.add_row(
+            _STAGE_TITLES[stage],
+            f"{score['bpb']:.4f}",
+            f"{score['loss_nats']:.4f}",
+            f"{score['tokens']:,}",
+            f"{score['bytes']:,}",
+            score["label"],
+        )
+    table.add_row(
+        "xz -9, for scale", f"{results['xz']['bpb']:.4f}", "", "", f"{results['xz']['bytes']:,}", ""
+    )
+    reporter.line("")
+    reporter.table(table)
+    size, budget = results["bytes"]["artifact"], results["bytes"]["budget"]
+    reporter.line(f"artifact  {size:,} bytes of {budget:,} ({size / budget:.1%})")
+    reporter.line(f"corpus    {corpus['source']}, sha256 {corpus['sha256'][:16]}")
+    seconds = results["seconds"]
+    phases = Table(title="seconds by phase", title_justify="left")
+    phases.add_column("phase")
+    phases.add_column("seconds", justify="right")
+    for name, value in seconds.items():
+        phases.add_row(name, f"{value:.1f}")
+    phases.add_row("all", f"{sum(seconds.values()):.1f} ({duration(sum(seconds.values()))})")
+    reporter.table(phases)
+    reporter.line(f"everything is in {path}: results.json, model.bin, tokenizer.model, ...")
+
+
+def _score(arguments: list[str]) -> None:
+    from paramgolf.data.corpus import read_text
+    from paramgolf.scoring.predictor import load
+
+    parsed = tyro.cli(ScoreArguments, prog="paramgolf score", args=arguments)
+    if not parsed.files:
+        raise ConfigError("name at least one text file: paramgolf score ARTIFACT FILE...")
+    if parsed.stride < -1:
+        raise ConfigError(f"--stride = {parsed.stride} is not possible: it must be -1, 0 or more")
+    predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
+    table = Table()
+    table.add_column("file")
+    for column in ("BPB", "loss (nats)", "tokens", "bytes"):
+        table.add_column(column, justify="right")
+    table.add_column("label")
+    reporter = standard_output()
+    for file in parsed.files:
+        score = predictor.score(read_text(file), None if parsed.stride < 0 else parsed.stride)
+        share = score.overlap_share
+        table.add_row(
+            str(file),
+            f"{score.bpb:.4f}",
+            f"{score.loss_nats:.4f}",
+            f"{score.tokens:,}",
+            f"{score.bytes:,}",
+            score.label if share is None else f"{score.label} ({share:.1%} seen)",
+        )
+    reporter.table(table)

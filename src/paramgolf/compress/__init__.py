@@ -1,0 +1,1 @@
+"""Weights to bytes: Hessians, GPTQ, clipping, entropy coding, the container."""

@@ -1,0 +1,132 @@
+"""GPTQ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323) for batches of matrices.
+
+Pure functions on the device of the weights; all matrices of one shape are solved together.
+Shape suffixes: M matrices, R rows, C columns, N columns of a block.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from paramgolf.compress.clip import largest_integer, round_to_integers
+
+_BLOCK_COLUMNS = 128
+_DAMPING_GROWTH = 10.0
+_MOST_ATTEMPTS = 6
+
+
+class Factor(NamedTuple):
+    """The Cholesky factor of the inverse Hessian, in the order of the solve."""
+
+    upper_MCC: Tensor
+    """Upper triangular, float32: inverse(H) = upper.T @ upper, H permuted and damped."""
+    order_MC: Tensor
+    """Columns by falling diagonal of H."""
+    damping_M: Tensor
+    """Share of the mean diagonal that was added; more than asked for where H was not positive
+    definite without."""
+
+
+def factor_hessians(hessians_MCC: Tensor, damping: float) -> Factor:
+    """Damp, order and factor Hessians, in float64.
+
+    A column that calibration never excited has a diagonal of 0; damping makes it harmless.
+
+    Raises:
+        ValueError: if a Hessian cannot be factored with any damping tried, or is not finite.
+    """
+    if not bool(hessians_MCC.isfinite().all()):
+        raise ValueError("a Hessian is not finite: the model has diverged")
+    hessians = hessians_MCC.double()
+    diagonal = hessians.diagonal(dim1=-2, dim2=-1)
+    order = diagonal.argsort(dim=-1, descending=True, stable=True)
+    rows = torch.arange(len(order), device=order.device)[:, None, None]
+    hessians = hessians[rows, order[:, :, None], order[:, None, :]]
+    mean_diagonal = diagonal.mean(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    identity = torch.eye(hessians.size(-1), dtype=hessians.dtype, device=hessians.device)
+    shares = torch.full_like(mean_diagonal, damping)
+    for _ in range(_MOST_ATTEMPTS):
+        damped = hessians + (shares * mean_diagonal)[:, None, None] * identity
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not bool(failed.any()):
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not bool(failed.any()):
+            return Factor(upper.float(), order, shares)
+        shares = torch.where(failed > 0, shares * _DAMPING_GROWTH, shares)
+    raise ValueError(f"a Hessian is not positive definite even with damping {shares.max():.3g}")
+
+
+def solve(matrices_MRC: Tensor, factor: Factor, scales_MR: Tensor, bits: int) -> Tensor:
+    """Quantize column by column, feeding each column's error forward to the later ones.
+
+    Args:
+        matrices_MRC: the weights, any float dtype.
+        factor: from `factor_hessians`, for these matrices.
+        scales_MR: row scales, as stored (float16).
+        bits: of the integers.
+
+    Returns:
+        (M, R, C) int8, in the columns' original order.
+    """
+    M, R, C = matrices_MRC.shape
+    index = factor.order_MC[:, None, :].expand(M, R, C)
+    weights = matrices_MRC.float().gather(2, index)
+    scales = scales_MR.float()
+    integers = torch.empty_like(weights)
+    for begin in range(0, C, _BLOCK_COLUMNS):
+        end = min(begin + _BLOCK_COLUMNS, C)
+        block = weights[:, :, begin:end].clone()
+        errors = torch.empty_like(block)
+        upper_MNN = factor.upper_MCC[:, begin:end, begin:end]
+        for column in range(end - begin):
+            values = block[:, :, column]
+            quantized = round_to_integers(values, scales, bits)
+            integers[:, :, begin + column] = quantized
+            error = (values - quantized * scales) / upper_MNN[:, column, column, None]
+            block[:, :, column:] -= error[:, :, None] * upper_MNN[:, None, column, column:]
+            errors[:, :, column] = error
+        weights[:, :, end:] -= errors @ factor.upper_MCC[:, begin:end, end:]
+    return torch.empty_like(integers).scatter_(2, index, integers).to(torch.int8)
+
+
+class MatrixReport(NamedTuple):
+    """How one matrix took quantization."""
+
+    gptq_error: float
+    """trace(E H E^T) / trace(W H W^T), E = W - quantized W."""
+    nearest_error: float
+    """The same for rounding to nearest."""
+    clipped_share: float
+    """Share of the integers at either end of their range."""
+    entropy_bits: float
+    """Order-0 entropy of the integers, bits a weight."""
+    damping: float
+    """Share of the mean diagonal added to the Hessian."""
+
+
+def report(
+    matrix_RC: Tensor, hessian_CC: Tensor, integers_RC: Tensor, scales_R: Tensor, bits: int,
+    damping: float,
+) -> MatrixReport:  # fmt: skip
+    """Measure the quantization of one matrix against its undamped Hessian, in float64."""
+    weights, hessian = matrix_RC.double(), hessian_CC.double()
+    scales = scales_R.double()[:, None]
+
+    def energy(difference: Tensor) -> float:
+        return float(((difference @ hessian) * difference).sum())
+
+    nearest = round_to_integers(matrix_RC.float(), scales_R.float()[:, None], bits).double()
+    whole = max(energy(weights), torch.finfo(torch.float64).tiny)
+    most = largest_integer(bits)
+    counts = torch.bincount(integers_RC.flatten().long() + most, minlength=2 * most + 1)
+    shares = counts[counts > 0].double() / counts.sum()
+    return MatrixReport(
+        gptq_error=energy(weights - integers_RC.double() * scales) / whole,
+        nearest_error=energy(weights - nearest * scales) / whole,
+        clipped_share=float((integers_RC.abs() == most).double().mean()),
+        entropy_bits=float(-(shares * shares.log2()).sum()),
+        damping=damping,
+    )

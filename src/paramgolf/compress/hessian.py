@@ -1,0 +1,62 @@
+"""Calibration: H = sum of x x^T over everything that each quantized matrix multiplies.
+
+Shape suffixes: B batch, T time, C columns (inputs of a matrix).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from paramgolf.model.gpt import GPT, BlockInputs
+from paramgolf.model.order import LayerOrder
+
+EMBEDDING = "embedding"
+
+
+def input_of(matrix_name: str) -> str:
+    """The name of the Hessian of a parameter: "blocks.3.query" -> "blocks.3.attention"."""
+    if matrix_name == EMBEDDING:
+        return EMBEDDING
+    prefix, name = matrix_name.rsplit(".", 1)
+    return f"{prefix}.{'attention' if name in ('query', 'key', 'value') else name}"
+
+
+@torch.no_grad()
+def collect_hessians(
+    model: GPT,
+    order: LayerOrder,
+    batches: Iterable[Tensor],
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Sum the Hessians of all matrices over batches of tokens (B, T) on the model's device.
+
+    Returns:
+        (C, C) float32 or wider by the names of `input_of`. Query, key and value share one;
+        looped blocks add up over all their visits. The embedding's is that of the final stream,
+        which it multiplies as the output head.
+    """
+    hessians: dict[str, Tensor] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        rows = x.reshape(-1, x.size(-1))
+        if rows.dtype is torch.bfloat16 and rows.is_cuda:
+            gram = torch.mm(rows.T, rows, out_dtype=torch.float32)
+        else:
+            gram = (rows.T @ rows).to(torch.promote_types(rows.dtype, torch.float32))
+        if name in hessians:
+            hessians[name] += gram
+        else:
+            hessians[name] = gram
+
+    def observe(layer: int, inputs: BlockInputs) -> None:
+        for name, x in inputs._asdict().items():
+            add(f"blocks.{layer}.{name}", x)
+
+    for number, tokens_BT in enumerate(batches, start=1):
+        add(EMBEDDING, model(tokens_BT, order, observe))
+        if progress is not None:
+            progress(number)
+    return hessians

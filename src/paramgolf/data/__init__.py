@@ -1,0 +1,1 @@
+"""Text to tokens: corpora, tokenizer and byte table, shards, batches, provenance."""

@@ -1,0 +1,160 @@
+"""Documents: the standard library's own documentation, and JSON Lines files."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import hashlib
+import inspect
+import json
+import lzma
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from paramgolf.errors import UserError
+
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+_REPEATED_PARAGRAPH_CHARS = 60
+_SMALLEST_STDLIB_BYTES = 200_000
+_OPENERS = {".jsonl": open, ".gz": gzip.open, ".xz": lzma.open}
+
+
+class Document(NamedTuple):
+    """One text that is kept apart from the others."""
+
+    name: str
+    text: str
+
+
+def stdlib_documents() -> list[Document]:
+    """The documentation of Python's standard library, one document a topic or module.
+
+    Sources are parsed, never imported. A paragraph of more than a line that an earlier document
+    has is left out, so that a split by document has nothing to share.
+
+    Raises:
+        UserError: if this Python was installed without the sources of its library.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    documents = [*_topics(root / "pydoc_data" / "topics.py"), *_module_docstrings(root)]
+    documents = list(_without_repeated_paragraphs(documents))
+    if sum(len(document.text) for document in documents) < _SMALLEST_STDLIB_BYTES:
+        raise UserError(
+            f"{root} holds too little documentation for a corpus (this Python may be a stripped "
+            "build); use a complete Python, or your own text with --data.source FOLDER"
+        )
+    return documents
+
+
+def _topics(path: Path) -> Iterator[Document]:
+    """The help topics of `pydoc`: one dictionary literal, assigned to `topics`."""
+    if not path.is_file():
+        return
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            topics: dict[str, str] = ast.literal_eval(node.value)
+            for name, text in sorted(topics.items()):
+                yield Document(f"topic/{name}", text.strip() + "\n")
+
+
+def _module_docstrings(root: Path) -> Iterator[Document]:
+    nodes_with_docstring = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if _SKIPPED_FOLDERS.intersection(relative.parts):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # templates and deliberately broken samples
+            continue
+        texts = []
+        for node in ast.walk(tree):
+            if isinstance(node, nodes_with_docstring) and (text := ast.get_docstring(node, False)):
+                name = getattr(node, "name", None)
+                texts.append(
+                    f"{name}: {inspect.cleandoc(text)}" if name else inspect.cleandoc(text)
+                )
+        if texts:
+            yield Document(f"module/{relative.as_posix()}", "\n\n".join(texts) + "\n")
+
+
+def _without_repeated_paragraphs(documents: Iterable[Document]) -> Iterator[Document]:
+    seen: set[str] = set()
+    for name, text in documents:
+        kept = []
+        for paragraph in text.split("\n\n"):
+            if len(paragraph) >= _REPEATED_PARAGRAPH_CHARS:
+                key = " ".join(paragraph.split())
+                if key in seen:
+                    continue
+                seen.add(key)
+            kept.append(paragraph)
+        if kept:
+            yield Document(name, "\n\n".join(kept))
+
+
+def split_by_hash(
+    documents: Iterable[Document], shares: dict[str, float], rest: str
+) -> dict[str, list[Document]]:
+    """Split documents by the hash of their text, so that equal texts stay together.
+
+    Args:
+        documents: the documents; order is kept within a split.
+        shares: share of the documents for each named split.
+        rest: the split for all others.
+    """
+    splits: dict[str, list[Document]] = {rest: [], **{name: [] for name in shares}}
+    for document in documents:
+        digest = hashlib.sha256(b"split:" + document.text.encode()).digest()
+        position = int.from_bytes(digest[:8], "big") / 2**64
+        chosen = rest
+        for name, share in shares.items():
+            if position < share:
+                chosen = name
+                break
+            position -= share
+        splits[chosen].append(document)
+    return splits
+
+
+def find_jsonl(folder: Path, split: str) -> list[Path]:
+    """The JSON Lines files of a split, `SPLIT*.jsonl[.gz|.xz]`, in order of their names."""
+    patterns = (f"{split}*.jsonl", f"{split}*.jsonl.gz", f"{split}*.jsonl.xz")
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
+def read_jsonl(path: Path) -> Iterator[Document]:
+    """Documents of a JSON Lines file with a "text" and, if given, an "id" in every line.
+
+    Raises:
+        UserError: naming the line that is no such object, or a broken file.
+    """
+    number = 0
+    try:
+        opened: IO[str] = _OPENERS[path.suffix](path, "rt", encoding="utf-8")
+        with opened as file:
+            for number, line in enumerate(file, start=1):
+                value = json.loads(line)
+                yield Document(str(value.get("id", f"{path.name}:{number}")), value["text"])
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise UserError(f"cannot read {path} after line {number}: {error}") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f'{path}, line {number}: not a JSON object with a "text" ({error!r})'
+        ) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        UserError: if it cannot be read or is not UTF-8, with the offending byte's position.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error

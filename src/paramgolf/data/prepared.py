@@ -1,0 +1,62 @@
+"""The prepared text of a run: its splits as shards, its tokenizer, its shingles."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramgolf.data.shards import read_stream
+from paramgolf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split and what they hold."""
+
+    shards: list[str]
+    """Paths; relative ones start in the run's data folder."""
+    tokens: int
+    documents: int
+    text_sha256: str
+    """Of the documents' texts; of the shard files, where the source was shards."""
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """What the data stage leaves behind for all others."""
+
+    source: str
+    corpus_sha256: str
+    tokenizer_sha256: str
+    splits: dict[str, Split]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> PreparedText:
+        """The reverse of `to_json`."""
+        splits = {name: Split(**split) for name, split in values["splits"].items()}
+        return cls(values["source"], values["corpus_sha256"], values["tokenizer_sha256"], splits)
+
+    def shards(self, split: str, folder: Path) -> list[Path]:
+        """Paths of a split's shards, given the run's data folder.
+
+        Raises:
+            UserError: if the source had no such split.
+        """
+        if split not in self.splits:
+            raise UserError(
+                f"the text has no {split!r} split: set --data.val-targets below the size of the "
+                "validation text (the rest is for adaptation), or --adapt.text none"
+            )
+        return [folder / name for name in self.splits[split].shards]
+
+    def stream(self, split: str, folder: Path) -> NDArray[np.uint16]:
+        """All tokens of a split in memory, (N + 1,)."""
+        return read_stream(self.shards(split, folder))

@@ -1,0 +1,89 @@
+"""Token shards, the field's `.bin` format.
+
+256 little-endian int32 of header (magic 20240520, version 1, number of tokens, zeros), then the
+tokens as little-endian uint16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramgolf.errors import UserError
+from paramgolf.rundir import replacing
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 256 * 4
+
+
+def write_shard(path: Path, tokens: NDArray[np.uint16]) -> None:
+    """Write one shard, atomically."""
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = MAGIC, VERSION, len(tokens)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(header.tobytes())
+        file.write(tokens.astype("<u2").tobytes())
+
+
+def open_shard(path: Path) -> NDArray[np.uint16]:
+    """Map the tokens of a shard, read-only, (N,).
+
+    Raises:
+        UserError: if magic, version or size are not exactly those of a shard.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4")
+    except OSError as error:
+        raise UserError(f"cannot read the shard {path}: {error.strerror}") from error
+    if len(header) != 256 or header[0] != MAGIC:
+        raise UserError(f"{path} is not a token shard (its magic number is not {MAGIC})")
+    if header[1] != VERSION:
+        raise UserError(f"{path} is a shard of version {header[1]}; this program reads {VERSION}")
+    expected = HEADER_BYTES + 2 * int(header[2])
+    if size != expected:
+        raise UserError(
+            f"{path} is truncated or damaged: {size:,} bytes, but its header says {expected:,}; "
+            "fetch or build it again"
+        )
+    if header[2] == 0:
+        raise UserError(f"{path} holds no tokens")
+    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES)
+
+
+def check_vocabulary(path: Path, tokens: NDArray[np.uint16], vocab_size: int) -> None:
+    """Check that every token is a piece of the tokenizer.
+
+    Raises:
+        UserError: naming the shard and the token.
+    """
+    largest = int(tokens.max())
+    if largest >= vocab_size:
+        raise UserError(
+            f"{path} holds token {largest}, but the tokenizer has {vocab_size} pieces: the shard "
+            "was made with another tokenizer"
+        )
+
+
+def find_shards(folder: Path, split: str) -> list[Path]:
+    """The shards `*_SPLIT_NUMBER.bin` of a folder, in order."""
+    return sorted(folder.glob(f"*_{split}_[0-9]*.bin"))
+
+
+def read_stream(shards: Sequence[Path], limit: int | None = None) -> NDArray[np.uint16]:
+    """The first `limit` tokens of the shards one after the other (all: None), in memory."""
+    parts: list[NDArray[np.uint16]] = []
+    left = limit
+    for path in shards:
+        tokens = np.asarray(open_shard(path)[:left])
+        parts.append(tokens)
+        if left is not None:
+            left -= len(tokens)
+            if left == 0:
+                break
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)

@@ -1,0 +1,160 @@
+"""SentencePiece, with the exact number of UTF-8 bytes that each token stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from paramgolf.errors import UserError
+
+PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
+_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
+_LONGEST_SENTENCE_BYTES = 4192
+
+
+class Tokenizer:
+    """A SentencePiece model and its byte table."""
+
+    def __init__(self, model: bytes, name: str = "tokenizer") -> None:
+        """Load a serialized SentencePiece model; `name` stands for it in errors.
+
+        Raises:
+            UserError: if it is no SentencePiece model or one whose bytes cannot be counted.
+        """
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{name} is not a SentencePiece model: {error}") from error
+        self.model = model
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.vocab_size: int = self._processor.vocab_size()
+        if self.vocab_size > 65_536:
+            raise UserError(
+                f"{name} has {self.vocab_size} pieces; tokens are uint16: at most 65536"
+            )
+        if self._processor.bos_id() < 0:
+            raise UserError(f"{name} has no BOS piece, which every document begins with")
+        self.bos: int = self._processor.bos_id()
+        # A tokenizer that adds or trims a leading space decodes the first piece without it.
+        probe = self._processor.encode(" x")
+        self._keeps_leading_space = self._processor.decode(probe) == " x"
+        self._boundary = np.array([self._is_boundary(i) for i in range(self.vocab_size)])
+        self._bytes, self._bytes_at_start = self._byte_tables(name)
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read a SentencePiece model file.
+
+        Raises:
+            UserError: if there is none, or it cannot be used.
+        """
+        try:
+            return cls(path.read_bytes(), str(path))
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+
+    def _byte_tables(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Bytes of every piece: after a text token, and after a boundary token."""
+        processor = self._processor
+        if processor.is_unknown(processor.piece_to_id(_SPACE)):
+            raise UserError(f'{name} has no piece "{_SPACE}" (space); its bytes cannot be counted')
+        num_bytes = np.zeros(self.vocab_size, dtype=np.int64)
+        leading_space = np.zeros(self.vocab_size, dtype=np.int64)
+        for token in range(self.vocab_size):
+            if self._boundary[token]:
+                continue
+            piece = processor.id_to_piece(token)
+            if processor.is_byte(token):
+                num_bytes[token] = 1
+            else:
+                num_bytes[token] = len(piece.replace(_SPACE, " ").encode())
+                leading_space[token] = piece.startswith(_SPACE)
+        if self._keeps_leading_space:
+            return num_bytes, num_bytes
+        return num_bytes, num_bytes - leading_space
+
+    def _is_boundary(self, token: int) -> bool:
+        processor = self._processor
+        return (
+            processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)
+        )
+
+    def token_bytes(self, tokens: NDArray[np.uint16]) -> NDArray[np.int64]:
+        """UTF-8 bytes that each target adds to the decoded text.
+
+        Args:
+            tokens: (N + 1,) token ids; targets are tokens[1:].
+
+        Returns:
+            (N,) bytes: 0 for control, unknown and unused pieces, 1 for a byte piece, else the
+            UTF-8 length of the piece with spaces for U+2581. A leading space right after a
+            boundary counts only if the tokenizer is one that keeps it there.
+        """
+        targets, previous = tokens[1:], tokens[:-1]
+        starts = self._boundary[previous]
+        return np.where(starts, self._bytes_at_start[targets], self._bytes[targets])
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
+        """Tokens of every text, each beginning with BOS."""
+        encoded = self._processor.encode(list(texts), num_threads=1)
+        return [np.array([self.bos, *tokens], dtype=np.uint16) for tokens in encoded]
+
+    def decode_documents(self, tokens: NDArray[np.uint16]) -> list[str]:
+        """Texts of the documents in a stream, cut at every BOS (the first may lack its own)."""
+        starts = np.flatnonzero(tokens == self.bos)
+        pieces = np.split(tokens, starts[starts > 0])
+        return [self._processor.decode(piece.tolist()) for piece in pieces]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+    """Train a lossless SentencePiece BPE model: identity normalisation, byte fallback.
+
+    Newline is a piece of its own, digits are split, no space is added or trimmed. The same texts
+    give the same model.
+
+    Returns:
+        The serialized model.
+
+    Raises:
+        UserError: if the text is too small for so many pieces.
+    """
+    lines = (
+        line
+        for text in texts
+        for line in text.split("\n")
+        if 0 < len(line.encode()) < _LONGEST_SENTENCE_BYTES
+    )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            normalization_rule_name="identity",
+            character_coverage=0.9995,
+            byte_fallback=True,
+            split_digits=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            user_defined_symbols=["\n"],
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            unk_id=UNKNOWN,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"cannot train a tokenizer of {vocab_size} pieces on this text: {error}; "
+            "give more text or a smaller --model.vocab-size"
+        ) from error
+    return model.getvalue()

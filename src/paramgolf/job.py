@@ -1,0 +1,42 @@
+"""What every stage is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from paramgolf.config import RunConfig
+from paramgolf.console import Reporter
+from paramgolf.data.prepared import PreparedText
+from paramgolf.errors import UserError
+from paramgolf.ledger import Ledger
+from paramgolf.rundir import RunDir
+from paramgolf.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage's view of a run: configuration, directory, device, console, books."""
+
+    config: RunConfig
+    run: RunDir
+    runtime: Runtime
+    reporter: Reporter = field(default_factory=Reporter)
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @cached_property
+    def text(self) -> PreparedText:
+        """The prepared text.
+
+        Raises:
+            UserError: if it is not prepared yet.
+        """
+        record = self.run.record("prepare")
+        if record is None:
+            raise UserError(f"{self.run.path} has no prepared text yet")
+        return PreparedText.from_json(record["text"])
+
+    @property
+    def adapted_on(self) -> list[str]:
+        """The split that the weights are adapted on, as a list of one or none."""
+        return {"none": [], "adapt": ["adapt"], "scored": ["val"]}[self.config.adapt.text]

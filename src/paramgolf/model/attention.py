@@ -1,0 +1,65 @@
+"""Causal attention behind one function, with rotary positions and XSA.
+
+Shape suffixes: B batch, T time, H query heads, K key/value heads, d head size, r rotated pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rotary_tables(
+    length: int, dims: int, base: float, train_len: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotation angles, each (length, dims // 2).
+
+    Beyond the training length the base is scaled by (length / train_len)^(dims / (dims - 2)), so
+    that the slowest rotation keeps its range (NTK-aware scaling). The tables are float32, or
+    float64 where the model computes in float64.
+    """
+    if length > train_len:
+        base = base * (length / train_len) ** (dims / (dims - 2))
+    pair = torch.arange(dims // 2, dtype=torch.float64)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), base ** (-2 * pair / dims))
+    table_dtype = torch.promote_types(dtype, torch.float32)
+    return angles.cos().to(device, table_dtype), angles.sin().to(device, table_dtype)
+
+
+def rotate(x_BTHd: Tensor, cos_Tr: Tensor, sin_Tr: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + r) of the first 2r dimensions of every head; same shape, dtype."""
+    pairs = cos_Tr.size(-1)
+    first, second, rest = x_BTHd.split([pairs, pairs, x_BTHd.size(-1) - 2 * pairs], dim=-1)
+    cos, sin = cos_Tr[:, None, :], sin_Tr[:, None, :]
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([rotated.to(x_BTHd.dtype), rest], dim=-1)
+
+
+def causal_attention(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
+    """Softmax attention over the past with scale 1/sqrt(d); (B, T, H, d), dtype of the inputs.
+
+    Query heads share key/value heads in consecutive groups of H / K. PyTorch picks the backend:
+    on Hopper cuDNN, which reads grouped heads without repeating them.
+    """
+    y_BHTd = F.scaled_dot_product_attention(
+        q_BTHd.transpose(1, 2),
+        k_BTKd.transpose(1, 2),
+        v_BTKd.transpose(1, 2),
+        is_causal=True,
+        enable_gqa=q_BTHd.size(2) != k_BTKd.size(2),
+    )
+    return y_BHTd.transpose(1, 2)
+
+
+def exclude_self_value(y_BTHd: Tensor, v_BTKd: Tensor) -> Tensor:
+    """XSA: remove from each head's output its projection on the position's own value vector.
+
+    What a position says about itself is in the residual stream already; attention is left to
+    speak of the others (measured effect on all layers: -0.005 BPB, frontier of the challenge).
+    """
+    B, T, H, d = y_BTHd.shape
+    K = v_BTKd.size(2)
+    y = y_BTHd.reshape(B, T, K, H // K, d)
+    direction = F.normalize(v_BTKd, dim=-1).unsqueeze(3)
+    return (y - (y * direction).sum(-1, keepdim=True) * direction).reshape(B, T, H, d)

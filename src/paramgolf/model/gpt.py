@@ -1,0 +1,265 @@
+"""The GPT: one forward pass for training, adaptation, calibration, scoring and decoding.
+
+Shape suffixes: B batch, T time, D width, H query heads, K key/value heads, d head size, V
+vocabulary, N tokens.
+
+The forward pass is compiled by the block, not as a whole: all blocks of one kind share one
+compiled graph, and so do both layer orders, which keeps compilation to seconds. Between blocks
+nothing is left to fuse but the residual stream, which has to be in memory anyway.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paramgolf.config import ModelConfig
+from paramgolf.model.attention import causal_attention, exclude_self_value, rotary_tables, rotate
+from paramgolf.model.losses import target_nats
+from paramgolf.model.order import LayerOrder, num_skips
+
+MATRIX_NAMES = ("query", "key", "value", "output", "up", "down")
+"""The quantized matrices of a block, stored (outputs, inputs)."""
+
+_EMBEDDING_STD = 0.005
+_NORM_EPS = 1e-6
+_LEAKY_SLOPE = 0.5  # leaky_relu(x)^2: -0.002 to -0.003 BPB against relu(x)^2 in the challenge
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.size(-1),), eps=_NORM_EPS)
+
+
+class BlockInputs(NamedTuple):
+    """What a block's matrices multiply, each (B, T, inputs): the calibration data of GPTQ."""
+
+    attention: Tensor  # read by query, key and value
+    output: Tensor
+    up: Tensor
+    down: Tensor
+
+
+class Block(nn.Module):
+    """Attention and MLP, one after the other or, in late blocks, side by side."""
+
+    depth_scale: Tensor
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
+        """Create the block at physical index `layer`; parameters are uninitialised.
+
+        Matrices and vectors are kept in float32 (float64 where the model computes in it) and cast
+        to `dtype` when they are used.
+        """
+        super().__init__()
+        D, hidden = config.width, config.width * config.mlp_ratio
+        key_width = config.num_kv_heads * config.head_dim
+        master = torch.promote_types(dtype, torch.float32)
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, dtype=master))
+
+        self.query = parameter(D, D)
+        self.key = parameter(key_width, D)
+        self.value = parameter(key_width, D)
+        self.output = parameter(D, D)
+        self.up = parameter(hidden, D)
+        self.down = parameter(D, hidden)
+        self.stream_mix = parameter(2, D)  # rows: weight of the stream, weight of the embedding
+        self.query_gain = parameter(config.num_heads)
+        self.attention_scale = parameter(D)
+        self.mlp_scale = parameter(D)
+        # A tensor, not a float: the compiler would specialise on a float, one graph a block.
+        scale = torch.tensor((layer + 1) ** -0.5, dtype=master)
+        self.register_buffer("depth_scale", scale, persistent=False)
+        self.parallel = layer >= config.parallel_from
+        self.head_dim = config.head_dim
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        x0_BTD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        with_inputs: bool = False,
+    ) -> Tensor | tuple[Tensor, BlockInputs]:
+        """Return the new stream (B, T, D) and, on request, what the matrices multiplied."""
+        dtype = x_BTD.dtype
+        mix = self.stream_mix.to(dtype)
+        x = mix[0] * x_BTD + mix[1] * x0_BTD
+        scale = self.depth_scale.to(dtype)
+        attention_in = _norm(x) * scale
+        attended, output_in = self._attention(attention_in, cos, sin)
+        attended = self.attention_scale.to(dtype) * attended
+        if self.parallel:
+            up_in = attention_in
+        else:
+            x = x + attended
+            up_in = _norm(x) * scale
+        down_in = F.leaky_relu(F.linear(up_in, self.up.to(dtype)), _LEAKY_SLOPE).square()
+        x = x + self.mlp_scale.to(dtype) * F.linear(down_in, self.down.to(dtype))
+        if self.parallel:
+            x = x + attended
+        if with_inputs:
+            return x, BlockInputs(attention_in, output_in, up_in, down_in)
+        return x
+
+    def _attention(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        B, T, _ = x_BTD.shape
+        dtype = x_BTD.dtype
+        q, k, v = (
+            F.linear(x_BTD, weight.to(dtype)).view(B, T, -1, self.head_dim)
+            for weight in (self.query, self.key, self.value)
+        )
+        q = rotate(_norm(q), cos, sin) * self.query_gain.to(dtype)[:, None]
+        k = rotate(_norm(k), cos, sin)
+        y_BTD = exclude_self_value(causal_attention(q, k, v), v).reshape(B, T, -1)
+        return F.linear(y_BTD, self.output.to(dtype)), y_BTD
+
+
+def embed(tokens_BT: Tensor, embedding_VD: Tensor) -> Tensor:
+    """Normalised embeddings of the tokens, (B, T, D)."""
+    return _norm(F.embedding(tokens_BT, embedding_VD))
+
+
+def merge_skip(x_BTD: Tensor, skip_BTD: Tensor, weight_D: Tensor, gate_D: Tensor) -> Tensor:
+    """U-Net skip: lerp(weight * skip, x, sigmoid(gate)), learned per channel."""
+    dtype = x_BTD.dtype
+    return torch.lerp(weight_D.to(dtype) * skip_BTD, x_BTD, gate_D.sigmoid().to(dtype))
+
+
+def final_norm(x_BTD: Tensor) -> Tensor:
+    """The normalised stream that the output head multiplies."""
+    return _norm(x_BTD)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+class GPT(nn.Module):
+    """The model of section 3 of the reference: weights, and the one forward pass over them."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
+        """Create the model with uninitialised parameters that computes in `dtype`."""
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        # Stored as it is used: with 8,192 rows the cast of a float32 master would cost more than
+        # the lookup (the reference keeps it, and its Adam moments, in bfloat16 as well).
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=dtype))
+        self.blocks = nn.ModuleList(Block(config, i, dtype) for i in range(config.num_layers))
+        master = torch.promote_types(dtype, torch.float32)
+        skips = (num_skips(config), config.width)
+        self.skip_weight = nn.Parameter(torch.empty(skips, dtype=master))
+        self.skip_gate = nn.Parameter(torch.empty(skips, dtype=master))
+        self._call: Callable[..., Any] = lambda function, *args: function(*args)
+        self.compiled = False
+        self._rotary: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def compile_parts(self) -> None:
+        """From now on run blocks, skips, embedding and loss compiled (GPUs)."""
+        # Static shapes and a handful of stages, each with its own gradient mode, make more
+        # variants of the one block than PyTorch expects (8) before it gives up.
+        torch._dynamo.config.recompile_limit = 64
+        for block in self.blocks:
+            block.compile(fullgraph=True, dynamic=False)
+        self._call = lambda function, *args: _compiled(function)(*args)
+        self.compiled = True
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Initialise every parameter from a CPU generator, whatever the device."""
+
+        def fill(parameter: Tensor, values: Tensor) -> None:
+            parameter.copy_(values)
+
+        for parameter in self.parameters():
+            parameter.fill_(torch.nan)  # a parameter that is forgotten below shows at once
+        normal = torch.empty(self.embedding.shape).normal_(std=_EMBEDDING_STD, generator=generator)
+        fill(self.embedding, normal)
+        for block in self.blocks:
+            for name in MATRIX_NAMES:
+                matrix = getattr(block, name)
+                if name in ("output", "down"):  # a new block changes nothing
+                    matrix.zero_()
+                else:
+                    values = torch.empty(matrix.shape)
+                    fill(matrix, nn.init.orthogonal_(values, generator=generator))
+            fill(block.stream_mix, torch.tensor([[1.0], [0.0]]).expand(2, self.config.width))
+            block.query_gain.fill_(self.config.query_gain)
+            block.attention_scale.fill_(1)
+            block.mlp_scale.fill_(1)
+        self.skip_weight.fill_(1)
+        self.skip_gate.fill_(0)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        order: LayerOrder,
+        observe: Callable[[int, BlockInputs], None] | None = None,
+    ) -> Tensor:
+        """Return the final normalised stream (B, T, D) in the compute dtype.
+
+        Args:
+            tokens_BT: token ids, any integer dtype.
+            order: the layer order, from `layer_order`.
+            observe: called with the block's index and inputs at every visit (calibration).
+        """
+        cos, sin = self._rotary_tables(tokens_BT.size(1))
+        x0 = self._call(embed, tokens_BT.long(), self.embedding)
+        # A tensor of its own: with x and x0 the same, block 0 would be compiled apart.
+        x = x0.clone()
+        skips: list[Tensor] = []
+
+        def run_block(layer: int, x: Tensor) -> Tensor:
+            if observe is None:
+                return self.blocks[layer](x, x0, cos, sin)
+            x, inputs = self.blocks[layer](x, x0, cos, sin, with_inputs=True)
+            observe(layer, inputs)
+            return x
+
+        for layer in order.encoder:
+            x = run_block(layer, x)
+            skips.append(x)
+        for position, layer in enumerate(order.decoder):
+            if skips:
+                weight, gate = self.skip_weight[position], self.skip_gate[position]
+                x = self._call(merge_skip, x, skips.pop(), weight, gate)
+            x = run_block(layer, x)
+        return self._call(final_norm, x)
+
+    def target_nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Loss of every target in nats, float32, shape of `targets`; hidden is (..., D)."""
+        flat = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1).long()
+        nats = self._call(target_nats, flat[0], self.embedding, flat[1], self.config.logit_softcap)
+        return nats.view(targets.shape)
+
+    def mean_nats(self, tokens_BT1: Tensor, order: LayerOrder) -> Tensor:
+        """Mean loss in nats of predicting tokens 1..T from tokens 0..T-1 of (B, T + 1)."""
+        hidden = self(tokens_BT1[:, :-1], order)
+        return self.target_nats(hidden, tokens_BT1[:, 1:]).mean()
+
+    def _rotary_tables(self, length: int) -> tuple[Tensor, Tensor]:
+        key = (length, self.embedding.device)
+        if key not in self._rotary:
+            config = self.config
+            self._rotary[key] = rotary_tables(
+                length,
+                config.rotary_dims,
+                config.rotary_base,
+                config.seq_len,
+                self.embedding.device,
+                self.dtype,
+            )
+        return self._rotary[key]
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Numbers in all parameters of the model."""
+    return sum(parameter.numel() for parameter in model.parameters())

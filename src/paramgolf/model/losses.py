@@ -1,0 +1,57 @@
+"""The cross-entropy of softcapped logits, without ever holding them in float32.
+
+Shape suffixes: N tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+class SoftcappedCrossEntropy(torch.autograd.Function):
+    """Nats of each target under softmax(softcap * tanh(hidden @ weight.T / softcap)).
+
+    Only the raw products (N, V), in the compute dtype, and the log-normaliser (N,) are kept for
+    the backward pass; compiled, all float32 work stays inside one kernel in each direction.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float
+    ) -> Tensor:
+        """Return the loss of every target in nats, (N,), float32 (float64 in float64)."""
+        products_NV = hidden_ND @ weight_VD.T
+        logits_NV = _softcapped(products_NV, softcap)
+        normaliser_N = logits_NV.logsumexp(dim=-1)
+        nats_N = normaliser_N - logits_NV.gather(1, targets_N[:, None]).squeeze(1)
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, products_NV, normaliser_N)
+        ctx.softcap = softcap  # pyright: ignore[reportAttributeAccessIssue]
+        return nats_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Return the gradients of hidden (N, D) and of weight (V, D) if it is trained."""
+        hidden_ND, weight_VD, targets_N, products_NV, normaliser_N = ctx.saved_tensors
+        logits_NV = _softcapped(products_NV, ctx.softcap)
+        vocabulary = torch.arange(weight_VD.size(0), device=targets_N.device)
+        is_target_NV = vocabulary[None, :] == targets_N[:, None]
+        slope_NV = 1 - (logits_NV / ctx.softcap).square()  # of the softcap: tanh' = 1 - tanh^2
+        error_NV = (logits_NV - normaliser_N[:, None]).exp() - is_target_NV.to(logits_NV.dtype)
+        grad_NV = (grad_N[:, None] * error_NV * slope_NV).to(products_NV.dtype)
+        grad_hidden = grad_NV @ weight_VD
+        grad_weight = grad_NV.T @ hidden_ND if ctx.needs_input_grad[1] else None
+        return grad_hidden, grad_weight, None, None
+
+
+def _softcapped(products_NV: Tensor, softcap: float) -> Tensor:
+    wide = products_NV.to(torch.promote_types(products_NV.dtype, torch.float32))
+    return softcap * torch.tanh(wide / softcap)
+
+
+def target_nats(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
+    """Loss of every target in nats, (N,); see `SoftcappedCrossEntropy`."""
+    return SoftcappedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, softcap)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,1 @@
+"""Optimization: MuonEq-R, the exact cover of parameters, schedules, weight averaging."""

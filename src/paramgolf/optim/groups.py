@@ -1,0 +1,114 @@
+"""Who updates what: every parameter in exactly one group."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from paramgolf.config import TrainConfig
+from paramgolf.model.gpt import GPT, MATRIX_NAMES
+from paramgolf.optim.muon import MuonEqR
+
+
+class ParameterGroups(NamedTuple):
+    """A partition of the model's parameters."""
+
+    matrices: list[nn.Parameter]
+    embedding: list[nn.Parameter]
+    vectors: list[nn.Parameter]
+
+
+def partition(model: GPT) -> ParameterGroups:
+    """Split the parameters into block matrices, tied embedding, and scalars and vectors.
+
+    Raises:
+        RuntimeError: if a parameter would be in no group or in two (a new parameter, say, whose
+            role nobody has decided).
+    """
+    matrices = [getattr(block, name) for block in model.blocks for name in MATRIX_NAMES]
+    vectors = [
+        parameter
+        for block in model.blocks
+        for name, parameter in block.named_parameters()
+        if name not in MATRIX_NAMES
+    ]
+    vectors += [model.skip_weight, model.skip_gate]
+    groups = ParameterGroups(matrices, [model.embedding], vectors)
+    covered = [id(parameter) for group in groups for parameter in group]
+    wanted = {id(parameter): name for name, parameter in model.named_parameters()}
+    if sorted(covered) != sorted(wanted):
+        names = [name for key, name in wanted.items() if covered.count(key) != 1]
+        raise RuntimeError(f"not in exactly one optimizer group: {names or 'foreign parameters'}")
+    return groups
+
+
+class Optimizers:
+    """MuonEq-R for the matrices and AdamW for the rest, stepped together."""
+
+    def __init__(self, model: GPT, config: TrainConfig, newton_schulz_dtype: torch.dtype) -> None:
+        """Create both optimizers with empty state."""
+        groups = partition(model)
+        self._config = config
+        self._parameters = [parameter for group in groups for parameter in group]
+        self.muon = MuonEqR(groups.matrices, newton_schulz_dtype)
+        self.adamw = torch.optim.AdamW(
+            [
+                {
+                    "params": groups.embedding,
+                    "base_lr": config.embedding_lr,
+                    "weight_decay": config.embedding_weight_decay,
+                },
+                {
+                    "params": groups.vectors,
+                    "base_lr": config.vector_lr,
+                    "weight_decay": config.vector_weight_decay,
+                },
+            ],
+            lr=0.0,  # set at every step
+            betas=(0.9, 0.95),
+            eps=1e-8,
+            fused=True,
+        )
+
+    def step(self, lr_factor: float, momentum: float) -> None:
+        """Clip the gradients, update all parameters, and drop the gradients."""
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip, foreach=True)
+        for group in self.adamw.param_groups:
+            group["lr"] = group["base_lr"] * lr_factor
+        self.adamw.step()
+        self.muon.step(
+            self._config.matrix_lr * lr_factor, momentum, self._config.matrix_weight_decay
+        )
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All state as named tensors (live, not copies)."""
+        tensors = {f"muon.{i}": momentum for i, momentum in enumerate(self.muon.momentum_MRC)}
+        for index, state in self.adamw.state_dict()["state"].items():
+            tensors |= {f"adamw.{index}.{key}": value for key, value in state.items()}
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state_tensors` gave; the reverse of it on a fresh object."""
+        adamw_state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, index, *key = name.split(".")
+            if kind == "muon":
+                self.muon.momentum_MRC[int(index)].copy_(tensor)
+            else:
+                adamw_state.setdefault(int(index), {})[key[0]] = tensor
+        state_dict = self.adamw.state_dict()
+        self.adamw.load_state_dict({**state_dict, "state": adamw_state})
+
+    def reset(self) -> None:
+        """Forget all state, as if freshly made."""
+        for momentum in self.muon.momentum_MRC:
+            momentum.zero_()
+        self.adamw.state.clear()

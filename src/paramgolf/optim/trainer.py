@@ -1,0 +1,140 @@
+"""The state of training and one step of it; the train stage decides when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paramgolf.config import RunConfig
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import layer_order
+from paramgolf.optim import schedule
+from paramgolf.optim.ema import WeightAverage
+from paramgolf.optim.groups import Optimizers
+from paramgolf.runtime import Runtime, named_generator
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What the schedule says of one step: a pure function of its number and the elapsed share."""
+
+    recurrent: bool
+    lr_factor: float
+    momentum: float
+
+
+class Trainer:
+    """Model, optimizers and weight average."""
+
+    def __init__(self, config: RunConfig, runtime: Runtime) -> None:
+        """Create and initialise everything from the run's seed."""
+        self.config = config
+        self.runtime = runtime
+        self.model = GPT(config.model, runtime.dtype)
+        self.model.init_weights(named_generator(config.seed, "init"))
+        self.model.to(runtime.device)
+        if runtime.compiled:
+            self.model.compile_parts()
+        self.optimizers = Optimizers(self.model, config.train, runtime.dtype)
+        self.average = WeightAverage(self.model, config.train.ema_decay)
+        self.step = 0
+        self.micro_batch_tokens = config.train.micro_batch_tokens
+        self._orders = {on: layer_order(config.model, on) for on in (False, True)}
+
+    def plan(self, share: float) -> StepPlan:
+        """The plan of the next step when `share` of the budget has passed."""
+        train = self.config.train
+        return StepPlan(
+            recurrent=share >= train.recurrence_from,
+            lr_factor=schedule.warmdown(share, train.warmdown_share),
+            momentum=schedule.momentum(
+                self.step, train.momentum_start, train.momentum, train.momentum_warmup_steps
+            ),
+        )
+
+    def train_step(self, sequences: Tensor, plan: StepPlan) -> Tensor:
+        """One optimizer step on sequences (S, seq_len + 1) that lie on the device.
+
+        Returns:
+            The mean loss in nats, a scalar on the device (reading it waits for the step).
+        """
+        rows = self.micro_batch_tokens // self.config.model.seq_len
+        loss = torch.zeros((), dtype=torch.float32, device=self.runtime.device)
+        for micro_batch in sequences.split(rows):
+            weight = len(micro_batch) / len(sequences)
+            part = self.model.mean_nats(micro_batch, self._orders[plan.recurrent]) * weight
+            part.backward()
+            loss += part.detach()
+        self.optimizers.step(plan.lr_factor, plan.momentum)
+        self.average.update()
+        self.step += 1
+        return loss
+
+    def warm_up(self) -> None:
+        """Compile and warm up both layer orders on synthetic tokens, then undo every effect.
+
+        While a micro-batch does not fit the GPU's memory, it is halved.
+
+        Raises:
+            torch.OutOfMemoryError: if not even one sequence fits.
+        """
+        seq_len = self.config.model.seq_len
+        before = {name: tensor.clone() for name, tensor in self._weights().items()}
+        average = {name: tensor.clone() for name, tensor in self.average.average.items()}
+        devices = [self.runtime.device] if self.runtime.on_gpu else []
+        with torch.random.fork_rng(devices=devices):
+            while True:
+                try:
+                    self._synthetic_steps()
+                    break
+                except torch.OutOfMemoryError:
+                    if self.micro_batch_tokens < 2 * seq_len:
+                        raise
+                    rows = self.micro_batch_tokens // seq_len // 2
+                    self.micro_batch_tokens = rows * seq_len
+                    self.optimizers.zero_grad()
+                    torch.cuda.empty_cache()
+        with torch.no_grad():
+            for name, tensor in self._weights().items():
+                tensor.copy_(before[name])
+            for name, tensor in self.average.average.items():
+                tensor.copy_(average[name])
+        self.optimizers.reset()
+        self.step = 0
+
+    def _synthetic_steps(self) -> None:
+        train, model = self.config.train, self.config.model
+        rows = train.batch_tokens // model.seq_len
+        shape = (rows, model.seq_len + 1)
+        generator = named_generator(self.config.seed, "warm-up")
+        for _ in range(train.warmup_steps):
+            for recurrent in (True, False):  # the larger graph first: it decides what fits
+                tokens = torch.randint(model.vocab_size, shape, generator=generator)
+                tokens = tokens.to(self.runtime.device, torch.int32)
+                self.train_step(tokens, StepPlan(recurrent, lr_factor=0.1, momentum=0.9))
+        self.runtime.synchronize()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self.model.named_parameters())
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, except the step, by name."""
+        state = {f"model.{name}": tensor for name, tensor in self._weights().items()}
+        state |= {f"average.{name}": tensor for name, tensor in self.average.average.items()}
+        state |= {f"optim.{k}": tensor for k, tensor in self.optimizers.state_tensors().items()}
+        return state
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Go on from what `state_tensors` gave at `step`."""
+        for name, parameter in self._weights().items():
+            parameter.copy_(tensors[f"model.{name}"])
+        for name, average in self.average.average.items():
+            average.copy_(tensors[f"average.{name}"])
+        prefix = "optim."
+        self.optimizers.load_state_tensors(
+            {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        )
+        self.step = step

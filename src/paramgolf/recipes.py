@@ -1,0 +1,81 @@
+"""Named configurations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from paramgolf.config import (
+    AdaptConfig,
+    DataConfig,
+    ModelConfig,
+    PackConfig,
+    RunConfig,
+    ScoreConfig,
+    TrainConfig,
+)
+
+_TINY = RunConfig(
+    data=DataConfig(source="stdlib"),
+    model=ModelConfig(
+        vocab_size=1024,
+        num_layers=6,
+        width=128,
+        num_heads=4,
+        num_kv_heads=2,
+        seq_len=256,
+        loop_first=2,
+        loop_last=3,
+        loop_visits=2,
+        parallel_from=4,
+    ),
+    train=TrainConfig(
+        max_steps=280,
+        batch_tokens=4096,
+        micro_batch_tokens=4096,
+        momentum=0.95,
+        momentum_start=0.85,
+        momentum_warmup_steps=100,
+        ema_decay=0.95,
+    ),
+    adapt=AdaptConfig(text="adapt", epochs=3, chunk_tokens=4096, frozen_blocks=1),
+    pack=PackConfig(calibration_batches=16, calibration_batch_tokens=4096, budget_bytes=650_000),
+    score=ScoreConfig(stride=64, batch_tokens=8192),
+)
+
+_RECORD = RunConfig(
+    data=DataConfig(
+        source="datasets/datasets/fineweb10B_sp8192",
+        tokenizer="datasets/tokenizers/fineweb_8192_bpe.model",
+        val_targets=40_540_160,
+    ),
+    train=TrainConfig(checkpoint_seconds=0),
+    adapt=AdaptConfig(text="scored"),
+)
+
+_H200 = RunConfig(
+    data=DataConfig(source="corpus", tokenizer="corpus/sp8192.model", val_targets=2_883_584),
+    train=TrainConfig(
+        max_seconds=180,
+        reserve_seconds=0,
+        batch_tokens=196_608,
+        momentum_warmup_steps=300,
+        ema_decay=0.975,
+        checkpoint_seconds=0,
+    ),
+    adapt=AdaptConfig(text="none", epochs=6),
+    pack=PackConfig(calibration_batches=128),
+)
+
+RECIPES: dict[str, tuple[str, RunConfig]] = {
+    "tiny": ("2-core CPU, minutes: documentation of Python's own library, nothing to fetch", _TINY),
+    "record": (
+        "the reference, PR #1735: 16 MB, 8 GPUs, FineWeb, adapts on the scored text",
+        _RECORD,
+    ),
+    "h200": ("one GPU, about 10 minutes: the record's model, 180 s of training", _H200),
+    "h200-in-sample": (
+        "h200, then 6 epochs on the scored text as the reference does (labelled in-sample)",
+        replace(_H200, adapt=replace(_H200.adapt, text="scored")),
+    ),
+}
+"""What a recipe is for, and its configuration, by name."""

@@ -1,0 +1,194 @@
+"""A run's directory: everything a run writes, each file complete or absent."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from paramgolf.config import RunConfig, from_json, to_json
+from paramgolf.errors import UserError
+
+_PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors", "brotli")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that is renamed to `path` when the block ends without error.
+
+    Raises:
+        UserError: when the disk is full or the folder cannot be written; `path` is as before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: if it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], **notes: Any) -> None:
+    """Write named tensors and JSON notes to a safetensors file, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(plain, metadata={"notes": json.dumps(notes)})
+    write_bytes(path, content)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote, to the CPU.
+
+    Raises:
+        UserError: if the file is missing, truncated or foreign.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            notes = json.loads((file.metadata() or {}).get("notes", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error}") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class RunDir:
+    """Paths and records of one run.
+
+    A stage is finished when its record `stages/NAME.json` exists; the record holds what the stage
+    measured. A run that was killed goes on after its last finished stage.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.json"
+        self.results_file = path / "results.json"
+        self.quantization_file = path / "quantization.json"
+        self.data = path / "data"
+        self.tokenizer = path / "tokenizer.model"
+        self.provenance = path / "provenance.safetensors"
+        self.artifact = path / "model.bin"
+        self.trained = path / "checkpoints" / "ema.safetensors"
+        self.adapted = path / "checkpoints" / "adapted.safetensors"
+
+    @classmethod
+    def create(cls, path: Path, recipe: str, config: RunConfig) -> RunDir:
+        """Create the directory of a new run and write its configuration and environment.
+
+        Raises:
+            UserError: if the directory holds something already.
+        """
+        if path.exists() and any(path.iterdir()):
+            raise UserError(
+                f"{path} is not empty: go on with `paramgolf run --resume {path}`, or name another "
+                "folder with --out"
+            )
+        run = cls(path)
+        write_json(path / "environment.json", _environment())
+        write_json(run.config_file, {"recipe": recipe, **to_json(config)})
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunDir, str, RunConfig]:
+        """Open an existing run; gives its recipe's name and its configuration too.
+
+        Raises:
+            UserError: if there is no run at `path`.
+        """
+        run = cls(path)
+        if not run.config_file.is_file():
+            raise UserError(f"{path} holds no run (no config.json); start one: paramgolf run tiny")
+        values = read_json(run.config_file)
+        return run, values.pop("recipe", "?"), from_json(RunConfig, values)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from working on this run.
+
+        Raises:
+            UserError: if another process does so now.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.path} is in use by another paramgolf process; wait for it or stop it"
+                ) from None
+            yield
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append one line to events.jsonl."""
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
+        with (self.path / "events.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def record_file(self, stage: str) -> Path:
+        """The file whose existence says that a stage is finished."""
+        return self.path / "stages" / f"{stage}.json"
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """What a stage measured; None while it is not finished."""
+        path = self.record_file(stage)
+        return read_json(path) if path.exists() else None
+
+    def finish(self, stage: str, record: dict[str, Any]) -> None:
+        """Write a stage's record: the stage is finished, all its files are in place."""
+        write_json(self.record_file(stage), record)
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "paramgolf": metadata.version("paramgolf"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "cuda": torch.version.cuda,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cpu_threads": torch.get_num_threads(),
+    }

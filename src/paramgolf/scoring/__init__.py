@@ -1,0 +1,1 @@
+"""Scoring: windows, bits per byte, the packed predictor."""

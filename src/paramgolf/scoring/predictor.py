@@ -1,0 +1,134 @@
+"""The packed model at work: artifact and tokenizer in, scores out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramgolf.compress.artifact import Artifact, ArtifactError, decode
+from paramgolf.data.provenance import Label, Provenance
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.errors import UserError
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import layer_order
+from paramgolf.runtime import Runtime, select_runtime
+from paramgolf.scoring.bits_per_byte import Score, score_losses, window_losses
+from paramgolf.scoring.windows import plain_windows, sliding_windows
+
+_DEFAULT_BATCH_TOKENS = 8192
+
+
+class Predictor:
+    """A fixed predictor: nothing of it changes while it scores."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        tokenizer: Tokenizer,
+        provenance: Provenance | None,
+        runtime: Runtime,
+    ) -> None:
+        """Build the model from the artifact's integers; prefer `load`."""
+        self.artifact = artifact
+        self.tokenizer = tokenizer
+        self._provenance = provenance
+        self._order = layer_order(artifact.model, recurrent=True)
+        self.model = GPT(artifact.model, runtime.dtype)
+        self.model.load_state_dict(artifact.state())
+        self.model.to(runtime.device)
+        if runtime.compiled:
+            self.model.compile_parts()
+
+    def label(self, texts: Sequence[str]) -> Label:
+        """Label a text by its overlap with what shaped the artifact."""
+        if self._provenance is None:
+            return Label("unverified", None)
+        return self._provenance.label(texts)
+
+    def score(self, text: str, stride: int | None = None) -> Score:
+        """Score one document.
+
+        Args:
+            text: the document, any Unicode.
+            stride: of sliding windows; 0: consecutive windows; None: as the recipe.
+
+        Raises:
+            UserError: if the text is empty, or its tokens do not decode to it (a tokenizer that
+                normalises, a U+2581): its bytes would be counted wrong.
+        """
+        if not text:
+            raise UserError("the text is empty: there is nothing to score")
+        stream = self.tokenizer.encode([text])[0]
+        score = self.score_stream(stream, [text], stride)
+        expected = len(text.encode())
+        if score.bytes != expected:
+            raise UserError(
+                f"the tokenizer turns this text of {expected:,} bytes into tokens of "
+                f"{score.bytes:,} bytes: it is not lossless here, so there is no true score"
+            )
+        return score
+
+    def score_stream(
+        self,
+        stream: NDArray[np.uint16],
+        texts: Sequence[str],
+        stride: int | None = None,
+        batch_tokens: int = _DEFAULT_BATCH_TOKENS,
+        progress: Callable[[int], None] | None = None,
+    ) -> Score:
+        """Score a stream of (N + 1,) tokens; `texts` are its documents, for the label."""
+        seq_len, num_targets = self.artifact.model.seq_len, len(stream) - 1
+        stride = self.artifact.stride if stride is None else stride
+        windows = (
+            sliding_windows(num_targets, seq_len, stride)
+            if stride
+            else plain_windows(num_targets, seq_len)
+        )
+        losses = window_losses(self.model, self._order, stream, windows, batch_tokens, progress)
+        return score_losses(losses, stream, self.tokenizer, self.label(texts))
+
+
+def load(path: str | Path, tokenizer: str | Path | None = None, device: str = "auto") -> Predictor:
+    """Load an artifact for scoring.
+
+    Args:
+        path: the artifact file.
+        tokenizer: its SentencePiece model; by default `tokenizer.model` beside the artifact.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: if a file is missing, damaged, or does not belong to the artifact.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device = {device!r} is not possible: it must be auto, cpu or cuda")
+    return load_on(Path(path), Path(tokenizer) if tokenizer else None, select_runtime(device))
+
+
+def load_on(path: Path, tokenizer: Path | None, runtime: Runtime) -> Predictor:
+    """`load` on a runtime that exists already."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the artifact {path}: {error.strerror}") from error
+    artifact = decode(content, str(path))
+    pieces = Tokenizer.load(tokenizer or path.with_name("tokenizer.model"))
+    if pieces.sha256 != artifact.tokenizer_sha256:
+        raise ArtifactError(
+            f"{tokenizer or path.with_name('tokenizer.model')} is not the tokenizer of {path}: "
+            f"SHA-256 {pieces.sha256[:16]} instead of {artifact.tokenizer_sha256[:16]}"
+        )
+    return Predictor(artifact, pieces, _provenance(path, artifact), runtime)
+
+
+def _provenance(path: Path, artifact: Artifact) -> Provenance | None:
+    """The provenance beside the artifact, if it is there and the artifact's own."""
+    beside = path.with_name("provenance.safetensors")
+    if not beside.is_file():
+        return None
+    if hashlib.sha256(beside.read_bytes()).hexdigest() != artifact.provenance_sha256:
+        raise UserError(f"{beside} is not the provenance of {path}: its SHA-256 differs")
+    return Provenance.load(beside)

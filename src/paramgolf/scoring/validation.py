@@ -1,0 +1,41 @@
+"""The validation text of a run, scored in full precision after training and adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from paramgolf.data.provenance import Provenance
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.job import Job
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import layer_order
+from paramgolf.scoring.bits_per_byte import Score, score_losses, window_losses
+from paramgolf.scoring.windows import plain_windows
+
+
+class Validation:
+    """Scores models that are still in memory, in consecutive windows."""
+
+    def __init__(self, job: Job) -> None:
+        """Read the validation split."""
+        run = job.run
+        self._config = job.config
+        self._tokenizer = Tokenizer.load(run.tokenizer)
+        self._stream = job.text.stream("val", run.data)
+        self._texts = self._tokenizer.decode_documents(self._stream)
+        self._shingles = Provenance.load(run.data / "shingles.safetensors")
+        self._order = layer_order(job.config.model, recurrent=True)
+
+    def score(
+        self,
+        model: GPT,
+        adapted_on: Iterable[str],
+        progress: Callable[[int], None] | None = None,
+    ) -> Score:
+        """Score the model, which was trained on "train" and adapted on the named splits."""
+        shaped_by = self._shingles.of("train", *adapted_on)
+        windows = plain_windows(len(self._stream) - 1, self._config.model.seq_len)
+        losses = window_losses(
+            model, self._order, self._stream, windows, self._config.score.batch_tokens, progress
+        )
+        return score_losses(losses, self._stream, self._tokenizer, shaped_by.label(self._texts))

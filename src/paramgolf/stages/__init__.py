@@ -1,0 +1,1 @@
+"""The stages of the main job: run directory in, run directory out."""

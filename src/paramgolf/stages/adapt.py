@@ -1,0 +1,128 @@
+"""Adaptation of the full-precision weights before quantization ("pre-quant TTT", PR #1735)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paramgolf.errors import UserError
+from paramgolf.job import Job
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import layer_order
+from paramgolf.optim.federated import FederatedAdamW, chunks_of_rank
+from paramgolf.optim.schedule import cosine
+from paramgolf.rundir import read_tensors, write_tensors
+from paramgolf.scoring.bits_per_byte import Score
+from paramgolf.scoring.validation import Validation
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Adapt the trained weights, epoch by epoch; returns the stage's record."""
+    config, runtime, ledger = job.config, job.runtime, job.ledger
+    if not job.adapted_on:
+        return {"scores": {}, "epochs": []}
+    with ledger.phase("adapt: build model"):
+        adaptation = _Adaptation(job)
+        validation = Validation(job)
+    epochs: list[dict[str, Any]] = []
+    score: Score | None = None
+    progress = job.reporter.progress("adapt", config.adapt.epochs * adaptation.num_chunks, "chunks")
+    for epoch in range(config.adapt.epochs):
+        phase = "first epoch (compiles)" if epoch == 0 and runtime.compiled else "steps"
+        with ledger.phase(f"adapt: {phase}"):
+            loss = adaptation.epoch(epoch, progress.update)
+            runtime.synchronize()
+        last = epoch == config.adapt.epochs - 1
+        record: dict[str, Any] = {"epoch": epoch + 1, "train_loss_nats": loss}
+        if config.adapt.score_every_epoch or last:
+            with ledger.phase("adapt: score"):
+                score = validation.score(adaptation.model, job.adapted_on)
+            record |= {"bpb": score.bpb, "label": score.label}
+        epochs.append(record)
+        job.run.event("adapt_epoch", **record)
+        job.reporter.line(_epoch_line(record))
+    assert score is not None
+    write_tensors(job.run.adapted, dict(adaptation.model.named_parameters()))
+    seconds = ledger.seconds().get("adapt: steps", 0.0)
+    tokens = (config.adapt.epochs - 1) * adaptation.num_tokens
+    return {
+        "scores": {"adapted": dataclasses.asdict(score)},
+        "epochs": epochs,
+        "tokens_per_second": {"adapt_steps": tokens / seconds if seconds and tokens else None},
+    }
+
+
+def _epoch_line(record: dict[str, Any]) -> str:
+    scored = f"  {record['bpb']:.4f} BPB ({record['label']})" if "bpb" in record else ""
+    return f"  adapt     epoch {record['epoch']}  loss {record['train_loss_nats']:.4f}{scored}"
+
+
+class _Adaptation:
+    """The model, its optimizer, and the text cut in chunks."""
+
+    def __init__(self, job: Job) -> None:
+        config, runtime = job.config, job.runtime
+        self._config = config
+        self._order = layer_order(config.model, recurrent=True)
+        self.model = GPT(config.model, runtime.dtype)
+        weights, _ = read_tensors(job.run.trained)
+        self.model.load_state_dict(weights)
+        self.model.to(runtime.device)
+        freeze(self.model, config.adapt.frozen_blocks)
+        if runtime.compiled:
+            self.model.compile_parts()
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimizer = FederatedAdamW(trainable, config.adapt.grad_clip)
+        seq_len = config.model.seq_len
+        stream = job.text.stream(job.adapted_on[0], job.run.data)
+        num_sequences = (len(stream) - 1) // seq_len
+        if num_sequences == 0:
+            raise UserError(
+                f"the adaptation text is shorter than one sequence of {seq_len} tokens; give more "
+                "of it, or --adapt.text none"
+            )
+        tokens = torch.from_numpy(stream.astype("int32")).to(runtime.device)
+        sequences = tokens[: num_sequences * seq_len + 1].unfold(0, seq_len + 1, seq_len)
+        self._chunks = sequences.split(config.adapt.chunk_tokens // seq_len)
+        self.num_chunks = len(self._chunks)
+        self.num_tokens = num_sequences * seq_len
+
+    def epoch(self, epoch: int, progress: Any) -> float:
+        """One pass over this rank's chunks, then the average over ranks; gives the mean loss."""
+        total = torch.zeros((), device=self.model.embedding.device)
+        mine = list(chunks_of_rank(self._chunks, rank=0, world_size=1))
+        for number, (chunk, lr) in enumerate(zip(mine, self._rates(epoch, len(mine)), strict=True)):
+            loss = self.model.mean_nats(chunk, self._order)
+            loss.backward()
+            self._optimizer.step(lr)
+            total += loss.detach()
+            progress(epoch * len(mine) + number + 1)
+        self._optimizer.average_over_ranks()
+        mean = float(total) / len(mine)
+        if not math.isfinite(mean):
+            raise UserError(
+                f"the loss is {mean} in epoch {epoch + 1} of adaptation; the trained weights are "
+                "kept; lower --adapt.lr"
+            )
+        return mean
+
+    def _rates(self, epoch: int, num_chunks: int) -> Iterator[float]:
+        adapt = self._config.adapt
+        for chunk in range(num_chunks):
+            over_epochs = adapt.schedule == "cosine-over-epochs"
+            share = epoch / adapt.epochs if over_epochs else chunk / num_chunks
+            yield cosine(share, adapt.lr, adapt.final_lr)
+
+
+def freeze(model: GPT, num_blocks: int) -> None:
+    """Keep the embedding and the first blocks as they are."""
+    frozen: list[Tensor] = [model.embedding]
+    for block in list(model.blocks)[:num_blocks]:
+        frozen.extend(block.parameters())
+    for parameter in frozen:
+        parameter.requires_grad_(False)

@@ -1,0 +1,254 @@
+"""Text to shards: read documents, split, train or load the tokenizer, encode, take shingles."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramgolf.console import Reporter
+from paramgolf.data import corpus, shards
+from paramgolf.data.corpus import Document
+from paramgolf.data.prepared import PreparedText, Split
+from paramgolf.data.provenance import Provenance, Shingles, sampled_shingles, union
+from paramgolf.data.tokenizer import Tokenizer, train_tokenizer
+from paramgolf.errors import UserError
+from paramgolf.job import Job
+from paramgolf.rundir import write_bytes
+
+_BATCH_CHARS = 1 << 20
+_POOL_FROM_BATCHES = 16  # below, starting processes costs more than they save
+
+Stream = NDArray[np.uint16]
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Prepare the text; returns the stage's record, a `PreparedText`."""
+    return {"text": _prepare(job).to_json()}
+
+
+def _prepare(job: Job) -> PreparedText:
+    source = job.config.data.source
+    if source == "stdlib":
+        return _from_stdlib(job)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(f'data.source = {source!r} is no folder here; give a folder or "stdlib"')
+    if corpus.find_jsonl(folder, "train"):
+        return _from_jsonl(folder, job)
+    if shards.find_shards(folder, "train"):
+        return _from_shards(folder, job)
+    raise UserError(
+        f"{folder} holds neither train*.jsonl[.gz|.xz] nor *_train_*.bin; "
+        "see `paramgolf run --help`, data.source"
+    )
+
+
+def _from_stdlib(job: Job) -> PreparedText:
+    config, reporter, ledger = job.config, job.reporter, job.ledger
+    with ledger.phase("data: corpus"):
+        documents = corpus.stdlib_documents()
+        shares = {"val": config.data.val_share, "adapt": config.data.adapt_share}
+        splits = corpus.split_by_hash(documents, shares, rest="train")
+        digest = _text_hash(document.text for document in documents)
+    size = sum(len(document.text.encode()) for document in documents)
+    reporter.line(f"  corpus    {len(documents)} documents, {size:,} bytes, sha256 {digest[:16]}")
+    tokenizer = _tokenizer(job, splits["train"])
+    with ledger.phase("data: encode"):
+        encoded = {
+            name: _encode(parts, tokenizer, name, job.reporter)
+            for name, parts in splits.items()
+            if parts
+        }
+        return _finish(job, "stdlib", digest, tokenizer, encoded)
+
+
+def _from_jsonl(folder: Path, job: Job) -> PreparedText:
+    ledger = job.ledger
+    with ledger.phase("data: corpus"):
+        splits: dict[str, list[Document]] = {}
+        for name in ("train", "val"):
+            files = corpus.find_jsonl(folder, name)
+            if not files:
+                raise UserError(f"{folder} holds no {name}*.jsonl[.gz|.xz]")
+            splits[name] = [document for path in files for document in corpus.read_jsonl(path)]
+        digest = _text_hash(document.text for parts in splits.values() for document in parts)
+    tokenizer = _tokenizer(job, splits["train"])
+    with ledger.phase("data: encode"):
+        encoded = {
+            name: _encode(parts, tokenizer, name, job.reporter) for name, parts in splits.items()
+        }
+        _cut_validation(encoded, config.data.val_targets, tokenizer)
+        return _finish(job, str(folder), digest, tokenizer, encoded)
+
+
+def _from_shards(folder: Path, job: Job) -> PreparedText:
+    config, ledger = job.config, job.ledger
+    if not config.data.tokenizer:
+        raise UserError("shards come with a tokenizer: name its file with --data.tokenizer")
+    tokenizer = _tokenizer(job, [])
+    files = shards.find_shards(folder, "train")
+    with ledger.phase("data: check shards"):
+        progress = job.reporter.progress("shards", len(files))
+        train_hash, tokens, documents, known = hashlib.sha256(), 0, 0, []
+        for number, path in enumerate(files):
+            stream = shards.open_shard(path)
+            shards.check_vocabulary(path, stream, tokenizer.vocab_size)
+            train_hash.update(stream)
+            tokens += len(stream)
+            texts = tokenizer.decode_documents(stream)
+            documents += len(texts)
+            known.append(union(map(sampled_shingles, texts)))
+            progress.update(number + 1)
+        train = Split(
+            [str(path.resolve()) for path in files], tokens, documents, train_hash.hexdigest()
+        )
+        val_files = shards.find_shards(folder, "val")
+        if not val_files:
+            raise UserError(f"{folder} holds no *_val_*.bin")
+        val = shards.read_stream(val_files)
+        shards.check_vocabulary(val_files[0], val, tokenizer.vocab_size)
+        encoded = {"val": _described(val, tokenizer)}
+        _cut_validation(encoded, config.data.val_targets, tokenizer)
+        digest = hashlib.sha256(train_hash.digest() + hashlib.sha256(val).digest()).hexdigest()
+        return _finish(
+            job, str(folder), digest, tokenizer, encoded, {"train": (train, union(known))}
+        )
+
+
+class _Encoded(NamedTuple):
+    """One split, encoded."""
+
+    tokens: Stream
+    documents: int
+    text_sha256: str
+    shingles: Shingles
+
+
+def _finish(
+    job: Job,
+    source: str,
+    corpus_sha256: str,
+    tokenizer: Tokenizer,
+    encoded: dict[str, _Encoded],
+    existing: dict[str, tuple[Split, Shingles]] | None = None,
+) -> PreparedText:
+    """Write the shards of the encoded splits, the shingles of all, and describe everything."""
+    existing = existing or {}
+    data, shard_tokens = job.run.data, job.config.data.shard_tokens
+    splits = {name: split for name, (split, _) in existing.items()}
+    known = {name: shingles for name, (_, shingles) in existing.items()}
+    for name, part in encoded.items():
+        if len(part.tokens) < 2:
+            raise UserError(f"the {name!r} split has no text to predict; give more documents")
+        names = []
+        for number, start in enumerate(range(0, len(part.tokens), shard_tokens)):
+            names.append(f"text_{name}_{number:06d}.bin")
+            shards.write_shard(data / names[-1], part.tokens[start : start + shard_tokens])
+        splits[name] = Split(names, len(part.tokens), part.documents, part.text_sha256)
+        known[name] = part.shingles
+    hashes = {name: split.text_sha256 for name, split in splits.items()}
+    Provenance(known, text_sha256=hashes).save(data / "shingles.safetensors")
+    return PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
+
+
+def _tokenizer(job: Job, documents: list[Document]) -> Tokenizer:
+    config = job.config
+    with job.ledger.phase("data: tokenizer"):
+        if config.data.tokenizer:
+            tokenizer = Tokenizer.load(Path(config.data.tokenizer))
+        else:
+            texts = (document.text for document in documents)
+            tokenizer = Tokenizer(train_tokenizer(texts, config.model.vocab_size))
+        if tokenizer.vocab_size != config.model.vocab_size:
+            raise UserError(
+                f"{config.data.tokenizer} has {tokenizer.vocab_size} pieces, but "
+                f"model.vocab_size = {config.model.vocab_size}; set --model.vocab-size"
+            )
+        write_bytes(job.run.tokenizer, tokenizer.model)
+    return tokenizer
+
+
+def _text_hash(texts: Iterable[str]) -> str:
+    """SHA-256 over texts, each followed by a zero byte."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _described(tokens: Stream, tokenizer: Tokenizer) -> _Encoded:
+    """A stream with what its decoded text says."""
+    texts = tokenizer.decode_documents(tokens)
+    return _Encoded(tokens, len(texts), _text_hash(texts), union(map(sampled_shingles, texts)))
+
+
+def _cut_validation(encoded: dict[str, _Encoded], targets: int, tokenizer: Tokenizer) -> None:
+    """Keep the first `targets` targets for scoring; whole documents behind are for adaptation."""
+    tokens = encoded["val"].tokens
+    if not 0 < targets < len(tokens) - 1:
+        return
+    encoded["val"] = _described(tokens[: targets + 1], tokenizer)
+    starts = np.flatnonzero(tokens[targets + 1 :] == tokenizer.bos)
+    if len(starts):
+        encoded["adapt"] = _described(tokens[targets + 1 + int(starts[0]) :], tokenizer)
+
+
+_worker_tokenizer: Tokenizer
+
+
+def _start_worker(model: bytes) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = Tokenizer(model)
+
+
+def _encode_batch(texts: list[str]) -> tuple[Stream, Shingles]:
+    tokens = np.concatenate(_worker_tokenizer.encode(texts))
+    return tokens, union(map(sampled_shingles, texts))
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for document in documents:
+        batch.append(document.text)
+        size += len(document.text)
+        if size >= _BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(
+    documents: list[Document], tokenizer: Tokenizer, name: str, reporter: Reporter
+) -> _Encoded:
+    """Encode all documents, with all cores where the text is large."""
+    batches = list(_batches(documents))
+    progress = reporter.progress(f"encode {name}", len(batches), "MB")
+    parts: list[tuple[Stream, Shingles]] = []
+
+    def collect(results: Iterable[tuple[Stream, Shingles]]) -> None:
+        for result in results:
+            parts.append(result)
+            progress.update(len(parts))
+
+    if len(batches) < _POOL_FROM_BATCHES:
+        _start_worker(tokenizer.model)
+        collect(map(_encode_batch, batches))
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            os.cpu_count(), context, _start_worker, (tokenizer.model,)
+        ) as pool:
+            collect(pool.map(_encode_batch, batches))
+    tokens = np.concatenate([tokens for tokens, _ in parts])
+    digest = _text_hash(document.text for document in documents)
+    return _Encoded(tokens, len(documents), digest, union(shingles for _, shingles in parts))

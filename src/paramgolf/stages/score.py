@@ -1,0 +1,45 @@
+"""Scoring from the packed file and the tokenizer alone, in plain and in sliding windows."""
+
+from __future__ import annotations
+
+import dataclasses
+import lzma
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from paramgolf.job import Job
+from paramgolf.scoring.bits_per_byte import Score
+from paramgolf.scoring.predictor import load_on
+
+_XZ_PRESET = 9
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Score the artifact on the validation text; returns the stage's record."""
+    ledger, stride = job.ledger, job.config.score.stride
+    with ledger.phase("score: load artifact"):
+        predictor = load_on(job.run.artifact, job.run.tokenizer, job.runtime)
+        stream = job.text.stream("val", job.run.data)
+        texts = predictor.tokenizer.decode_documents(stream)
+        content = "".join(texts).encode()
+    scores: dict[str, Score] = {}
+    # For scale, on another core, what a general compressor makes of the same text.
+    with ThreadPoolExecutor(1) as pool:
+        compressed = pool.submit(lambda: len(lzma.compress(content, preset=_XZ_PRESET)))
+        for name, window_stride in (("quantized", 0), ("sliding", stride)):
+            progress = job.reporter.progress(name, len(stream) - 1, "targets")
+            with ledger.phase(f"score: {name}"):
+                scores[name] = predictor.score_stream(
+                    stream, texts, window_stride, job.config.score.batch_tokens, progress.update
+                )
+        with ledger.phase("score: xz -9, for scale"):
+            xz_bytes = compressed.result()
+    seconds = ledger.seconds()
+    return {
+        "scores": {name: dataclasses.asdict(score) for name, score in scores.items()},
+        "tokens_per_second": {
+            f"score_{name}": score.tokens / seconds[f"score: {name}"]
+            for name, score in scores.items()
+        },
+        "xz": {"bytes": xz_bytes, "bpb": 8 * xz_bytes / len(content)},
+    }

@@ -1,0 +1,251 @@
+"""Training under a budget of seconds or steps; what is kept is the average of the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paramgolf.console import Reporter
+from paramgolf.data.batches import SequenceSampler
+from paramgolf.errors import UserError
+from paramgolf.job import Job
+from paramgolf.model.gpt import num_parameters
+from paramgolf.optim.trainer import Trainer
+from paramgolf.rundir import RunDir, read_tensors, write_tensors
+from paramgolf.runtime import Runtime
+from paramgolf.scoring.validation import Validation
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train, write the averaged weights, score them; returns the stage's record."""
+    config, runtime, ledger = job.config, job.runtime, job.ledger
+    shards = job.text.shards("train", job.run.data)
+    sampler = SequenceSampler(shards, config.model.seq_len, config.seed, "train")
+    with ledger.phase("train: build model"):
+        trainer = Trainer(config, runtime)
+    job.reporter.line(
+        f"  model     {num_parameters(trainer.model):,} parameters on {runtime.device}"
+    )
+    if runtime.compiled:
+        with ledger.phase("train: compile, warm up"):
+            trainer.warm_up()
+        if trainer.micro_batch_tokens < config.train.micro_batch_tokens:
+            tokens = trainer.micro_batch_tokens
+            job.run.event("micro_batch_reduced", micro_batch_tokens=tokens)
+            job.reporter.line(f"  memory    micro-batch reduced to {tokens:,} tokens")
+        torch.cuda.reset_peak_memory_stats()
+    loop = _Loop(trainer, sampler, job.run, job.reporter)
+    loop.resume()
+    with ledger.phase("train: steps"):
+        loop.run_to_the_end()
+    trainer.average.load_into_model()
+    write_tensors(job.run.trained, trainer.average.average, step=trainer.step)
+    loop.checkpoint_file.unlink(missing_ok=True)
+    with ledger.phase("train: score"):
+        score = Validation(job).score(trainer.model, [])
+    return {
+        "scores": {"ema": dataclasses.asdict(score)},
+        "steps": trainer.step,
+        "parameters": num_parameters(trainer.model),
+        "tokens": trainer.step * config.train.batch_tokens,
+        "micro_batch_tokens": trainer.micro_batch_tokens,
+        "last_train_loss_nats": loop.last_loss,
+        "tokens_per_second": loop.clock.rates(),
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if runtime.on_gpu else None,
+    }
+
+
+class _Clock:
+    """Seconds of training, read from steps that are finished on the device.
+
+    The host runs one step ahead of the device, so that the device never waits: at the start of a
+    step the clock shows when the last but one was finished.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._last = time.monotonic()
+        self.elapsed = 0.0
+        self.step_seconds = 0.0
+        self._seconds = {False: 0.0, True: 0.0}
+        self._tokens = {False: 0, True: 0}
+
+    def start(self, elapsed: float) -> None:
+        """Start at what an interrupted run had used already."""
+        self._runtime.synchronize()
+        self.elapsed = elapsed
+        self._last = time.monotonic()
+
+    def tick(self, tokens: int, recurrent: bool) -> None:
+        """A step of `tokens` tokens is finished now."""
+        now = time.monotonic()
+        self.step_seconds = now - self._last
+        self.elapsed += self.step_seconds
+        self._seconds[recurrent] += self.step_seconds
+        self._tokens[recurrent] += tokens
+        self._last = now
+
+    def pause(self) -> None:
+        """What came between the last tick and now (a checkpoint) is none of the step's time."""
+        self.elapsed += time.monotonic() - self._last
+        self._last = time.monotonic()
+
+    def rates(self) -> dict[str, float | None]:
+        """Tokens a second with recurrence off, on, and of all steps of this process."""
+
+        def rate(*states: bool) -> float | None:
+            seconds = sum(self._seconds[state] for state in states)
+            tokens = sum(self._tokens[state] for state in states)
+            return tokens / seconds if seconds else None
+
+        return {
+            "train_recurrence_off": rate(False),
+            "train_recurrence_on": rate(True),
+            "train": rate(False, True),
+        }
+
+
+@dataclasses.dataclass
+class _InFlight:
+    """A step that the device may still be working on."""
+
+    loss: Tensor
+    """On the host; valid once `finished`."""
+    finished: torch.cuda.Event | None
+    recurrent: bool
+    lr_factor: float
+
+
+class _Loop:
+    """Runs steps until the budget is spent."""
+
+    def __init__(
+        self, trainer: Trainer, sampler: SequenceSampler, run: RunDir, reporter: Reporter
+    ) -> None:
+        self.trainer = trainer
+        self.clock = _Clock(trainer.runtime)
+        self.last_loss = math.nan
+        self.checkpoint_file = run.path / "checkpoints" / "training.safetensors"
+        self._config = trainer.config.train
+        self._sampler = sampler
+        self._run = run
+        config = self._config
+        self._budget = config.max_seconds - config.reserve_seconds
+        self._progress = (
+            reporter.progress("train", config.max_steps, "steps")
+            if config.max_steps
+            else reporter.progress("train", self._budget, "s")
+        )
+        self._last_checkpoint = time.monotonic()
+        self._start_elapsed = 0.0
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        if self.checkpoint_file.exists():
+            tensors, notes = read_tensors(self.checkpoint_file)
+            self.trainer.load_state_tensors(tensors, notes["step"])
+            self._start_elapsed = notes["elapsed_seconds"]
+            self._run.event("training_resumed", **notes)
+
+    def run_to_the_end(self) -> None:
+        """Run the remaining steps."""
+        self.clock.start(self._start_elapsed)
+        in_flight: _InFlight | None = None
+        sequences = self._next_sequences()
+        while not self._spent(in_flight is not None):
+            step = self._launch(sequences)
+            sequences = self._next_sequences()  # while the device works
+            if in_flight is not None:
+                self._complete(in_flight, self.trainer.step - 1)
+            in_flight = step
+            if self._checkpoint_due():
+                self._complete(in_flight, self.trainer.step)
+                in_flight = None
+                self._checkpoint()
+        if in_flight is not None:
+            self._complete(in_flight, self.trainer.step)
+
+    def _share(self) -> float:
+        if self._config.max_steps:
+            return self.trainer.step / self._config.max_steps
+        return self.clock.elapsed / self._budget
+
+    def _spent(self, one_in_flight: bool) -> bool:
+        if self._config.max_steps:
+            return self.trainer.step >= self._config.max_steps
+        coming = (1 + one_in_flight) * self.clock.step_seconds
+        return self.clock.elapsed + coming > self._budget
+
+    def _next_sequences(self) -> Tensor:
+        count = self._config.batch_tokens // self.trainer.config.model.seq_len
+        sequences = self._sampler.sequences(self.trainer.step * count, count)
+        if self.trainer.runtime.on_gpu:
+            return sequences.pin_memory().to(self.trainer.runtime.device, non_blocking=True)
+        return sequences
+
+    def _launch(self, sequences: Tensor) -> _InFlight:
+        plan = self.trainer.plan(min(1.0, self._share()))
+        loss = self.trainer.train_step(sequences, plan)
+        if not self.trainer.runtime.on_gpu:
+            return _InFlight(loss, None, plan.recurrent, plan.lr_factor)
+        on_host = torch.empty((), dtype=loss.dtype, pin_memory=True)
+        on_host.copy_(loss, non_blocking=True)
+        finished = torch.cuda.Event()
+        finished.record()
+        return _InFlight(on_host, finished, plan.recurrent, plan.lr_factor)
+
+    def _complete(self, step: _InFlight, number: int) -> None:
+        """Wait for a step, look at its loss, report."""
+        if step.finished is not None:
+            step.finished.synchronize()
+        self.clock.tick(self._config.batch_tokens, step.recurrent)
+        self.last_loss = step.loss.item()
+        if not math.isfinite(self.last_loss):
+            self._run.event("loss_not_finite", step=number, loss=str(self.last_loss))
+            kept = (
+                f"the last good checkpoint is kept in {self.checkpoint_file}"
+                if self.checkpoint_file.exists()
+                else "there is no checkpoint (--train.checkpoint-seconds sets how often)"
+            )
+            raise UserError(
+                f"the training loss is {self.last_loss} at step {number}; {kept}; "
+                "lower --train.matrix-lr or --train.embedding-lr, or change --seed"
+            )
+        config = self._config
+        done = number if config.max_steps else self.clock.elapsed
+        if self._progress.due() or number % 50 == 0:
+            rate = config.batch_tokens / self.clock.step_seconds
+            self._run.event(
+                "train",
+                step=number,
+                elapsed_seconds=round(self.clock.elapsed, 3),
+                loss_nats=self.last_loss,
+                tokens_per_second=round(rate),
+                lr_factor=round(step.lr_factor, 5),
+                recurrent=step.recurrent,
+            )
+            looped = "  recurrent" if step.recurrent else ""
+            self._progress.update(
+                done, f"step {number}  loss {self.last_loss:.4f}  {rate:,.0f} tokens/s{looped}"
+            )
+        else:
+            self._progress.update(done)
+
+    def _checkpoint_due(self) -> bool:
+        seconds = self._config.checkpoint_seconds
+        return seconds > 0 and time.monotonic() - self._last_checkpoint >= seconds
+
+    def _checkpoint(self) -> None:
+        write_tensors(
+            self.checkpoint_file,
+            self.trainer.state_tensors(),
+            step=self.trainer.step,
+            elapsed_seconds=self.clock.elapsed,
+        )
+        self.clock.pause()
+        self._last_checkpoint = time.monotonic()
