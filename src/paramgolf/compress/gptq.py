@@ -53,8 +53,8 @@ def factor_hessians(hessians_MCC: Tensor, damping: float) -> Factor:
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed.any()):
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not bool(failed.any()):
-            return Factor(upper.float(), order, shares)
+            if not bool(failed.any()):
+                return Factor(upper.float(), order, shares)
         shares = torch.where(failed > 0, shares * _DAMPING_GROWTH, shares)
     raise ValueError(f"a Hessian is not positive definite even with damping {shares.max():.3g}")
 

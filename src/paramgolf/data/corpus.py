@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from paramgolf.data.provenance import shingles
 from paramgolf.errors import UserError
 
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-_REPEATED_PARAGRAPH_CHARS = 60
+_REPEATED_SHARE = 0.2
 _SMALLEST_STDLIB_BYTES = 200_000
 _OPENERS = {".jsonl": open, ".gz": gzip.open, ".xz": lzma.open}
 
@@ -31,8 +32,8 @@ class Document(NamedTuple):
 def stdlib_documents() -> list[Document]:
     """The documentation of Python's standard library, one document a topic or module.
 
-    Sources are parsed, never imported. A paragraph of more than a line that an earlier document
-    has is left out, so that a split by document has nothing to share.
+    Sources are parsed, never imported. A paragraph that shares more than a fifth of its shingles
+    with earlier documents is left out, so that a split by document has next to nothing to share.
 
     Raises:
         UserError: if this Python was installed without the sources of its library.
@@ -81,16 +82,16 @@ def _module_docstrings(root: Path) -> Iterator[Document]:
 
 
 def _without_repeated_paragraphs(documents: Iterable[Document]) -> Iterator[Document]:
-    seen: set[str] = set()
+    seen: set[int] = set()
     for name, text in documents:
-        kept = []
+        kept: list[str] = []
+        fresh: set[int] = set()
         for paragraph in text.split("\n\n"):
-            if len(paragraph) >= _REPEATED_PARAGRAPH_CHARS:
-                key = " ".join(paragraph.split())
-                if key in seen:
-                    continue
-                seen.add(key)
-            kept.append(paragraph)
+            hashes = set(shingles(paragraph).tolist())
+            if len(hashes & seen) <= _REPEATED_SHARE * len(hashes):
+                kept.append(paragraph)
+                fresh |= hashes
+        seen |= fresh
         if kept:
             yield Document(name, "\n\n".join(kept))
 

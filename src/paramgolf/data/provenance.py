@@ -36,18 +36,21 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 Shingles = NDArray[np.uint64]
 
 
-def sampled_shingles(text: str) -> Shingles:
-    """Hashes of the sampled shingles of a text, sorted, each once; (S,)."""
+def shingles(text: str) -> Shingles:
+    """Hashes of all shingles of a text, in its order; (words - 12,), empty for shorter texts."""
     words = [zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())]
-    count = len(words) - SHINGLE_WORDS + 1
-    if count < 1:
-        return np.zeros(0, dtype=np.uint64)
+    count = max(0, len(words) - SHINGLE_WORDS + 1)
     values = np.array(words, dtype=np.uint64)
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(SHINGLE_WORDS):
         hashes = (hashes ^ values[offset : offset + count]) * _MULTIPLIER
         hashes ^= hashes >> np.uint64(29)
-    return np.unique(_sample(hashes, SAMPLED_BITS))
+    return hashes
+
+
+def sampled_shingles(text: str) -> Shingles:
+    """Hashes of the sampled shingles of a text, sorted, each once; (S,)."""
+    return np.unique(_sample(shingles(text), SAMPLED_BITS))
 
 
 def _sample(hashes: Shingles, bits: int) -> Shingles:

@@ -85,7 +85,7 @@ def _from_jsonl(folder: Path, job: Job) -> PreparedText:
         encoded = {
             name: _encode(parts, tokenizer, name, job.reporter) for name, parts in splits.items()
         }
-        _cut_validation(encoded, config.data.val_targets, tokenizer)
+        _cut_validation(encoded, job.config.data.val_targets, tokenizer)
         return _finish(job, str(folder), digest, tokenizer, encoded)
 
 
@@ -101,7 +101,7 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
         for number, path in enumerate(files):
             stream = shards.open_shard(path)
             shards.check_vocabulary(path, stream, tokenizer.vocab_size)
-            train_hash.update(stream)
+            train_hash.update(stream.tobytes())
             tokens += len(stream)
             texts = tokenizer.decode_documents(stream)
             documents += len(texts)
@@ -117,7 +117,9 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
         shards.check_vocabulary(val_files[0], val, tokenizer.vocab_size)
         encoded = {"val": _described(val, tokenizer)}
         _cut_validation(encoded, config.data.val_targets, tokenizer)
-        digest = hashlib.sha256(train_hash.digest() + hashlib.sha256(val).digest()).hexdigest()
+        digest = hashlib.sha256(
+            train_hash.digest() + hashlib.sha256(val.tobytes()).digest()
+        ).hexdigest()
         return _finish(
             job, str(folder), digest, tokenizer, encoded, {"train": (train, union(known))}
         )
