@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import gzip
 import hashlib
-import inspect
 import json
 import lzma
 import sysconfig
@@ -61,7 +60,6 @@ def _topics(path: Path) -> Iterator[Document]:
 
 
 def _module_docstrings(root: Path) -> Iterator[Document]:
-    nodes_with_docstring = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
         if _SKIPPED_FOLDERS.intersection(relative.parts):
@@ -72,11 +70,12 @@ def _module_docstrings(root: Path) -> Iterator[Document]:
             continue
         texts = []
         for node in ast.walk(tree):
-            if isinstance(node, nodes_with_docstring) and (text := ast.get_docstring(node, False)):
-                name = getattr(node, "name", None)
-                texts.append(
-                    f"{name}: {inspect.cleandoc(text)}" if name else inspect.cleandoc(text)
-                )
+            if not isinstance(
+                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ):
+                continue
+            if text := ast.get_docstring(node):
+                texts.append(text if isinstance(node, ast.Module) else f"{node.name}: {text}")
         if texts:
             yield Document(f"module/{relative.as_posix()}", "\n\n".join(texts) + "\n")
 

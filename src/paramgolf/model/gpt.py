@@ -162,6 +162,10 @@ class GPT(nn.Module):
         self.compiled = False
         self._rotary: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
+    def block_list(self) -> list[Block]:
+        """The physical blocks in order."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def compile_parts(self) -> None:
         """From now on run blocks, skips, embedding and loss compiled (GPUs)."""
         # Static shapes and a handful of stages, each with its own gradient mode, make more
@@ -183,7 +187,7 @@ class GPT(nn.Module):
             parameter.fill_(torch.nan)  # a parameter that is forgotten below shows at once
         normal = torch.empty(self.embedding.shape).normal_(std=_EMBEDDING_STD, generator=generator)
         fill(self.embedding, normal)
-        for block in self.blocks:
+        for block in self.block_list():
             for name in MATRIX_NAMES:
                 matrix = getattr(block, name)
                 if name in ("output", "down"):  # a new block changes nothing

@@ -33,7 +33,9 @@ class SoftcappedCrossEntropy(torch.autograd.Function):
         return nats_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_N: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None]:
         """Return the gradients of hidden (N, D) and of weight (V, D) if it is trained."""
         hidden_ND, weight_VD, targets_N, products_NV, normaliser_N = ctx.saved_tensors
         logits_NV = _softcapped(products_NV, ctx.softcap)

@@ -27,7 +27,7 @@ def partition(model: GPT) -> ParameterGroups:
         RuntimeError: if a parameter would be in no group or in two (a new parameter, say, whose
             role nobody has decided).
     """
-    matrices = [getattr(block, name) for block in model.blocks for name in MATRIX_NAMES]
+    matrices = [getattr(block, name) for block in model.block_list() for name in MATRIX_NAMES]
     vectors = [
         parameter
         for block in model.blocks

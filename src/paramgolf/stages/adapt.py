@@ -122,7 +122,7 @@ class _Adaptation:
 def freeze(model: GPT, num_blocks: int) -> None:
     """Keep the embedding and the first blocks as they are."""
     frozen: list[Tensor] = [model.embedding]
-    for block in list(model.blocks)[:num_blocks]:
+    for block in model.block_list()[:num_blocks]:
         frozen.extend(block.parameters())
     for parameter in frozen:
         parameter.requires_grad_(False)
