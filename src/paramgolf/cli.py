@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +19,7 @@ from rich.table import Table
 from paramgolf.config import RunConfig
 from paramgolf.console import Reporter, duration, standard_output
 from paramgolf.errors import ConfigError, UserError
+from paramgolf.version import __version__
 
 _STAGE_TITLES = {
     "ema": "after EMA",
@@ -110,7 +110,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_usage())
     elif arguments[0] == "--version":
-        print(f"paramgolf {metadata.version('paramgolf')}")
+        print(f"paramgolf {__version__}")
     else:
         _choose("command", arguments[0], commands)(list(arguments[1:]))
 

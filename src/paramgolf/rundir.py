@@ -21,6 +21,7 @@ from torch import Tensor
 
 from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import UserError
+from paramgolf.version import __version__
 
 _PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors", "brotli")
 
@@ -184,7 +185,7 @@ class RunDir:
 
 def _environment() -> dict[str, Any]:
     return {
-        "paramgolf": metadata.version("paramgolf"),
+        "paramgolf": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},

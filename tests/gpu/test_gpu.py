@@ -1,0 +1,136 @@
+"""What holds on a CUDA GPU: compiled bfloat16 against float64 on the CPU, memory, the whole job."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from paramgolf.compress.clip import row_scales
+from paramgolf.compress.gptq import factor_hessians, solve
+from paramgolf.config import ModelConfig, RunConfig
+from paramgolf.console import Reporter
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import layer_order
+from paramgolf.optim.trainer import Trainer
+from paramgolf.pipeline import new_run, run_job
+from paramgolf.recipes import RECIPES
+from paramgolf.runtime import select_runtime
+from paramgolf.scoring.bits_per_byte import window_losses
+from paramgolf.scoring.windows import plain_windows, sliding_windows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+SMALL = ModelConfig(vocab_size=512, num_layers=8, width=256, num_heads=4, num_kv_heads=2,
+                    seq_len=256, loop_first=2, loop_last=4, parallel_from=6)  # fmt: skip
+
+
+def pair() -> tuple[GPT, GPT]:
+    """The same random weights in compiled bfloat16 on the GPU and in float64 on the CPU."""
+    exact = GPT(SMALL, torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    exact.init_weights(generator)
+    with torch.no_grad():
+        for parameter in exact.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator).double()
+        exact.embedding.copy_(exact.embedding.bfloat16())  # stored so on the GPU
+    fast = GPT(SMALL, torch.bfloat16)
+    fast.load_state_dict(exact.state_dict())
+    fast.cuda().compile_parts()
+    return fast, exact
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_losses_and_gradients_match_float64(recurrent: bool) -> None:
+    fast, exact = pair()
+    order = layer_order(SMALL, recurrent)
+    tokens = torch.randint(512, (4, 257), generator=torch.Generator().manual_seed(2))
+    loss = fast.mean_nats(tokens.cuda(), order)
+    loss.backward()
+    expected = exact.mean_nats(tokens, order)
+    expected.backward()
+    assert abs(loss.item() - expected.item()) < 0.02 * expected.item()
+    pairs = zip(fast.named_parameters(), exact.parameters(), strict=True)
+    for (name, parameter), reference in pairs:
+        assert parameter.grad is not None
+        assert reference.grad is not None
+        got, wanted = parameter.grad.double().cpu().flatten(), reference.grad.flatten()
+        assert torch.cosine_similarity(got, wanted, dim=0) > 0.97, name
+
+
+def test_windows_match_float64() -> None:
+    fast, exact = pair()
+    tokens = np.random.default_rng(3).integers(0, 512, 1501).astype(np.uint16)
+    order = layer_order(SMALL, recurrent=True)
+    for windows in (plain_windows(1500, 256), sliding_windows(1500, 256, 64)):
+        got = window_losses(fast, order, tokens, windows, 1024).double().cpu()
+        wanted = window_losses(exact, order, tokens, windows, 1024)
+        assert not got.isnan().any()
+        assert abs(float(got.mean() - wanted.mean())) < 0.01 * float(wanted.mean())
+
+
+def test_gptq_gives_the_integers_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(4)
+    weights = torch.randn(3, 64, 256, generator=generator)
+    inputs = torch.randn(3, 512, 256, generator=generator)
+    inputs = inputs @ torch.randn(256, 256, generator=generator)
+    hessians = inputs.mT @ inputs
+    integers = []
+    for device in ("cpu", "cuda"):
+        matrices = weights.to(device)
+        factor = factor_hessians(hessians.to(device), 0.01)
+        integers.append(solve(matrices, factor, row_scales(matrices, 6, 12.85), 6).cpu())
+    assert (integers[0] != integers[1]).double().mean() < 0.002  # float32 ties
+
+
+def trainer_config(micro_batch_tokens: int) -> RunConfig:
+    config = RECIPES["tiny"][1]
+    train = dataclasses.replace(
+        config.train, batch_tokens=micro_batch_tokens, micro_batch_tokens=micro_batch_tokens
+    )
+    return dataclasses.replace(config, device="cuda", train=train)
+
+
+def test_warm_up_is_undone() -> None:
+    trainer = Trainer(trainer_config(4096), select_runtime("cuda"))
+    before = {name: tensor.clone() for name, tensor in trainer.state_tensors().items()}
+    random_state = torch.cuda.get_rng_state()
+    trainer.warm_up()
+    after = trainer.state_tensors()
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    assert torch.equal(random_state, torch.cuda.get_rng_state())
+    assert trainer.step == 0
+
+
+def test_micro_batch_is_halved_until_it_fits() -> None:
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    wanted = 1 << 20
+    trainer = Trainer(trainer_config(wanted), select_runtime("cuda"))
+    torch.cuda.set_per_process_memory_fraction(4e9 / total)
+    try:
+        trainer.warm_up()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 256 <= trainer.micro_batch_tokens < wanted
+    assert wanted % trainer.micro_batch_tokens == 0
+
+
+def test_whole_job(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        RECIPES["tiny"][1],
+        device="cuda",
+        train=dataclasses.replace(RECIPES["tiny"][1].train, max_steps=0, max_seconds=8,
+                                  reserve_seconds=1),
+    )  # fmt: skip
+    results = run_job(new_run("tiny", config, tmp_path / "run"), "tiny", config, Reporter())
+    assert results["stages"]["sliding"]["bpb"] < 2.6
+    assert 4 < results["seconds"]["train: steps"] <= 7.2
