@@ -18,10 +18,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-SMOKE = (
-    "--train.max-seconds 15 --adapt.epochs 2 --pack.calibration-batches 8 "
-    "--pack.budget-bytes 40000000 --data.val-targets 393216"
-).split()
+SMOKE = [
+    "--train.max-seconds=15",
+    "--adapt.epochs=2",
+    "--pack.calibration-batches=8",
+    "--pack.budget-bytes=40000000",
+    "--data.val-targets=393216",
+]
 
 REFERENCE = {
     "tokens/s, recurrence off": 855_000,

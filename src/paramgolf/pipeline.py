@@ -24,8 +24,8 @@ STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
 }
 """What a run does, in this order."""
 
-_TRAINED_STAGES = ("prepare", "train")
-_TRAINED_KEYS = ("seed", "data", "model", "train")
+_SHAPED_BY = {"prepare": ("seed", "data", "model"), "train": ("train",), "adapt": ("adapt",)}
+"""The keys of the configuration on which a stage's files depend, beside those of earlier stages."""
 
 
 def run_job(run: RunDir, recipe: str, config: RunConfig, reporter: Reporter) -> dict[str, Any]:
@@ -53,37 +53,49 @@ def run_job(run: RunDir, recipe: str, config: RunConfig, reporter: Reporter) -> 
     return results
 
 
-def branch(source: RunDir, trained: RunConfig, target: RunDir, config: RunConfig) -> None:
-    """Take over text and trained weights of another run, so that only the rest is run.
+def _stages_to_take(source: RunDir, made_with: RunConfig, config: RunConfig) -> list[str]:
+    """The stages of another run whose files a run of `config` can take over.
 
     Raises:
         UserError: if that run has not finished training.
-        ConfigError: if the new configuration differs in anything that shaped those weights.
+        ConfigError: if the new configuration differs in anything that shaped the trained weights.
     """
-    ours, theirs = to_json(config), to_json(trained)
-    for key in _TRAINED_KEYS:
-        if ours[key] != theirs[key]:
-            names = (
-                [n for n in ours[key] if ours[key][n] != theirs[key][n]] if key != "seed" else []
-            )
-            full = f"{key}.{names[0]}" if names else key
+    ours, theirs = to_json(config), to_json(made_with)
+    taken: list[str] = []
+    for stage, keys in _SHAPED_BY.items():
+        different = [key for key in keys if ours[key] != theirs[key]]
+        if stage == "adapt" and (different or source.record(stage) is None):
+            break
+        if different:
             raise ConfigError(
-                f"{full} differs from that of {source.path}: only adapt, pack and score may change "
-                "with --from"
+                f"{_first_difference(different[0], ours, theirs)} differs from that of "
+                f"{source.path}: only adapt, pack and score may change with --from"
             )
-    for stage in _TRAINED_STAGES:
         if source.record(stage) is None:
             raise UserError(
                 f"{source.path} has not finished the stage {stage!r}: --resume it first"
             )
+        taken.append(stage)
+    return taken
+
+
+def _take_over(stages: list[str], source: RunDir, target: RunDir) -> None:
+    """Copy the files of finished stages, then their records, which say that these are in place."""
     shutil.copytree(source.data, target.data)
-    shutil.copy2(source.tokenizer, target.tokenizer)
     target.trained.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source.tokenizer, target.tokenizer)
     shutil.copy2(source.trained, target.trained)
-    for stage in _TRAINED_STAGES:  # last: a record says that its stage's files are in place
-        record = source.record(stage)
-        assert record is not None
+    if "adapt" in stages and source.adapted.exists():
+        shutil.copy2(source.adapted, target.adapted)
+    for stage in stages:
+        record = source.record(stage) or {}
         target.finish(stage, {**record, "taken_from": str(source.path.resolve())})
+
+
+def _first_difference(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    if not isinstance(ours[key], dict):
+        return key
+    return next(f"{key}.{name}" for name in ours[key] if ours[key][name] != theirs[key][name])
 
 
 def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, Any]:
@@ -124,10 +136,15 @@ def _merged(records: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
     }
 
 
-def new_run(recipe: str, config: RunConfig, path: Path, trained_by: Path | None = None) -> RunDir:
-    """Create a run's directory, with the trained weights of another run if one is named."""
-    source = RunDir.open(trained_by) if trained_by else None
+def new_run(recipe: str, config: RunConfig, path: Path, from_run: Path | None = None) -> RunDir:
+    """Create a run's directory, with text and weights of another run if one is named.
+
+    Text and trained weights are taken over, and adapted ones where nothing about them differs.
+    """
+    if from_run is None:
+        return RunDir.create(path, recipe, config)
+    source, _, made_with = RunDir.open(from_run)
+    stages = _stages_to_take(source, made_with, config)
     run = RunDir.create(path, recipe, config)
-    if source is not None:
-        branch(source[0], source[2], run, config)
+    _take_over(stages, source, run)
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -101,8 +102,8 @@ class Tokenizer:
         return np.where(starts, self._bytes_at_start[targets], self._bytes[targets])
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
-        """Tokens of every text, each beginning with BOS."""
-        encoded = self._processor.encode(list(texts), num_threads=1)
+        """Tokens of every text, each beginning with BOS; texts are shared out over all cores."""
+        encoded = self._processor.encode(list(texts), num_threads=os.cpu_count() or 1)
         return [np.array([self.bos, *tokens], dtype=np.uint16) for tokens in encoded]
 
     def decode_documents(self, tokens: NDArray[np.uint16]) -> list[str]:

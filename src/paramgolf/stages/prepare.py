@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +20,7 @@ from paramgolf.errors import UserError
 from paramgolf.job import Job
 from paramgolf.rundir import write_bytes
 
-_BATCH_CHARS = 1 << 20
-_POOL_FROM_BATCHES = 16  # below, starting processes costs more than they save
+_BATCH_CHARS = 1 << 24
 
 Stream = NDArray[np.uint16]
 
@@ -203,19 +199,6 @@ def _cut_validation(encoded: dict[str, _Encoded], targets: int, tokenizer: Token
         encoded["adapt"] = _described(tokens[targets + 1 + int(starts[0]) :], tokenizer)
 
 
-_worker_tokenizer: Tokenizer
-
-
-def _start_worker(model: bytes) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = Tokenizer(model)
-
-
-def _encode_batch(texts: list[str]) -> tuple[Stream, Shingles]:
-    tokens = np.concatenate(_worker_tokenizer.encode(texts))
-    return tokens, union(map(sampled_shingles, texts))
-
-
 def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
@@ -232,25 +215,15 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
 def _encode(
     documents: list[Document], tokenizer: Tokenizer, name: str, reporter: Reporter
 ) -> _Encoded:
-    """Encode all documents, with all cores where the text is large."""
-    batches = list(_batches(documents))
-    progress = reporter.progress(f"encode {name}", len(batches), "MB")
-    parts: list[tuple[Stream, Shingles]] = []
-
-    def collect(results: Iterable[tuple[Stream, Shingles]]) -> None:
-        for result in results:
-            parts.append(result)
-            progress.update(len(parts))
-
-    if len(batches) < _POOL_FROM_BATCHES:
-        _start_worker(tokenizer.model)
-        collect(map(_encode_batch, batches))
-    else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            os.cpu_count(), context, _start_worker, (tokenizer.model,)
-        ) as pool:
-            collect(pool.map(_encode_batch, batches))
-    tokens = np.concatenate([tokens for tokens, _ in parts])
+    """Encode all documents; SentencePiece uses all cores."""
+    progress = reporter.progress(f"encode {name}", sum(len(text) for _, text in documents), "chars")
+    tokens: list[Stream] = []
+    known: list[Shingles] = []
+    done = 0
+    for batch in _batches(documents):
+        tokens += tokenizer.encode(batch)
+        known += map(sampled_shingles, batch)
+        done += sum(map(len, batch))
+        progress.update(done)
     digest = _text_hash(document.text for document in documents)
-    return _Encoded(tokens, len(documents), digest, union(shingles for _, shingles in parts))
+    return _Encoded(np.concatenate(tokens), len(documents), digest, union(known))
