@@ -47,7 +47,7 @@ def factor_hessians(hessians_MCC: Tensor, damping: float) -> Factor:
     hessians = hessians[rows, order[:, :, None], order[:, None, :]]
     mean_diagonal = diagonal.mean(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
     identity = torch.eye(hessians.size(-1), dtype=hessians.dtype, device=hessians.device)
-    shares = torch.full_like(mean_diagonal, damping)
+    tried = shares = torch.full_like(mean_diagonal, damping)
     for _ in range(_MOST_ATTEMPTS):
         damped = hessians + (shares * mean_diagonal)[:, None, None] * identity
         lower, failed = torch.linalg.cholesky_ex(damped)
@@ -55,8 +55,8 @@ def factor_hessians(hessians_MCC: Tensor, damping: float) -> Factor:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not bool(failed.any()):
                 return Factor(upper.float(), order, shares)
-        shares = torch.where(failed > 0, shares * _DAMPING_GROWTH, shares)
-    raise ValueError(f"a Hessian is not positive definite even with damping {shares.max():.3g}")
+        tried, shares = shares, torch.where(failed > 0, shares * _DAMPING_GROWTH, shares)
+    raise ValueError(f"a Hessian is not positive definite even with damping {tried.max():.3g}")
 
 
 def solve(matrices_MRC: Tensor, factor: Factor, scales_MR: Tensor, bits: int) -> Tensor:

@@ -26,6 +26,9 @@ from paramgolf.model.order import LayerOrder, num_skips
 MATRIX_NAMES = ("query", "key", "value", "output", "up", "down")
 """The quantized matrices of a block, stored (outputs, inputs)."""
 
+VECTOR_NAMES = ("stream_mix", "query_gain", "attention_scale", "mlp_scale")
+"""The other parameters of a block."""
+
 _EMBEDDING_STD = 0.005
 _NORM_EPS = 1e-6
 _LEAKY_SLOPE = 0.5  # leaky_relu(x)^2: -0.002 to -0.003 BPB against relu(x)^2 in the challenge
@@ -121,9 +124,9 @@ class Block(nn.Module):
         return F.linear(y_BTD, self.output.to(dtype)), y_BTD
 
 
-def embed(tokens_BT: Tensor, embedding_VD: Tensor) -> Tensor:
-    """Normalised embeddings of the tokens, (B, T, D)."""
-    return _norm(F.embedding(tokens_BT, embedding_VD))
+def embed(tokens_BT: Tensor, embedding_VD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Normalised embeddings of the tokens, (B, T, D) in `dtype`."""
+    return _norm(F.embedding(tokens_BT, embedding_VD)).to(dtype)
 
 
 def merge_skip(x_BTD: Tensor, skip_BTD: Tensor, weight_D: Tensor, gate_D: Tensor) -> Tensor:
@@ -150,11 +153,11 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
-        # Stored as it is used: with 8,192 rows the cast of a float32 master would cost more than
-        # the lookup (the reference keeps it, and its Adam moments, in bfloat16 as well).
-        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=dtype))
-        self.blocks = nn.ModuleList(Block(config, i, dtype) for i in range(config.num_layers))
         master = torch.promote_types(dtype, torch.float32)
+        # The reference keeps the embedding and its Adam moments in bfloat16. There, the small steps
+        # at the end of the warm-down round to nothing.
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=master))
+        self.blocks = nn.ModuleList(Block(config, i, dtype) for i in range(config.num_layers))
         skips = (num_skips(config), config.width)
         self.skip_weight = nn.Parameter(torch.empty(skips, dtype=master))
         self.skip_gate = nn.Parameter(torch.empty(skips, dtype=master))
@@ -216,7 +219,7 @@ class GPT(nn.Module):
             observe: called with the block's index and inputs at every visit (calibration).
         """
         cos, sin = self._rotary_tables(tokens_BT.size(1))
-        x0 = self._call(embed, tokens_BT.long(), self.embedding)
+        x0 = self._call(embed, tokens_BT.long(), self.embedding, self.dtype)
         # A tensor of its own: with x and x0 the same, block 0 would be compiled apart.
         x = x0.clone()
         skips: list[Tensor] = []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from paramgolf.config import TrainConfig
-from paramgolf.model.gpt import GPT, MATRIX_NAMES
+from paramgolf.model.gpt import GPT, MATRIX_NAMES, VECTOR_NAMES
 from paramgolf.optim.muon import MuonEqR
 
 
@@ -28,12 +28,7 @@ def partition(model: GPT) -> ParameterGroups:
             role nobody has decided).
     """
     matrices = [getattr(block, name) for block in model.block_list() for name in MATRIX_NAMES]
-    vectors = [
-        parameter
-        for block in model.blocks
-        for name, parameter in block.named_parameters()
-        if name not in MATRIX_NAMES
-    ]
+    vectors = [getattr(block, name) for block in model.block_list() for name in VECTOR_NAMES]
     vectors += [model.skip_weight, model.skip_gate]
     groups = ParameterGroups(matrices, [model.embedding], vectors)
     covered = [id(parameter) for group in groups for parameter in group]
@@ -103,7 +98,7 @@ class Optimizers:
             if kind == "muon":
                 self.muon.momentum_MRC[int(index)].copy_(tensor)
             else:
-                adamw_state.setdefault(int(index), {})[key[0]] = tensor
+                adamw_state.setdefault(int(index), {})[key[0]] = tensor.clone()
         state_dict = self.adamw.state_dict()
         self.adamw.load_state_dict({**state_dict, "state": adamw_state})
 

@@ -85,17 +85,11 @@ class Trainer:
         average = {name: tensor.clone() for name, tensor in self.average.average.items()}
         devices = [self.runtime.device] if self.runtime.on_gpu else []
         with torch.random.fork_rng(devices=devices):
-            while True:
-                try:
-                    self._synthetic_steps()
-                    break
-                except torch.OutOfMemoryError:
-                    if self.micro_batch_tokens < 2 * seq_len:
-                        raise
-                    rows = self.micro_batch_tokens // seq_len // 2
-                    self.micro_batch_tokens = rows * seq_len
-                    self.optimizers.zero_grad()
-                    torch.cuda.empty_cache()
+            while not self._fits():
+                rows = self.micro_batch_tokens // seq_len // 2
+                self.micro_batch_tokens = rows * seq_len
+                self.optimizers.zero_grad()
+                torch.cuda.empty_cache()
         with torch.no_grad():
             for name, tensor in self._weights().items():
                 tensor.copy_(before[name])
@@ -103,6 +97,16 @@ class Trainer:
                 tensor.copy_(average[name])
         self.optimizers.reset()
         self.step = 0
+
+    def _fits(self) -> bool:
+        """Try the synthetic steps; False if memory runs out and the micro-batch can be halved."""
+        try:
+            self._synthetic_steps()
+        except torch.OutOfMemoryError:
+            if self.micro_batch_tokens < 2 * self.config.model.seq_len:
+                raise
+            return False
+        return True
 
     def _synthetic_steps(self) -> None:
         train, model = self.config.train, self.config.model
