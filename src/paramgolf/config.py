@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -25,7 +26,7 @@ def _require(ok: bool, key: str, value: object, allowed: str) -> None:
 def _require_positive(section: str, config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value > 0, f"{section}.{name}", value, "greater than 0")
+        _require(0 < value < math.inf, f"{section}.{name}", value, "greater than 0 and finite")
 
 
 def _require_share(section: str, config: object, *names: str) -> None:
@@ -104,6 +105,9 @@ class ModelConfig:
             "model", self, "vocab_size", "num_layers", "width", "num_heads", "num_kv_heads",
             "mlp_ratio", "seq_len", "rotary_base", "logit_softcap", "loop_visits",
         )  # fmt: skip
+        for name, most in (("num_layers", 256), ("loop_visits", 64), ("seq_len", 1 << 20)):
+            value = getattr(self, name)
+            _require(value <= most, f"model.{name}", value, f"at most {most:,}")
         _require(
             256 < self.vocab_size <= 65_536, "model.vocab_size", self.vocab_size,
             "between 257 (every byte is a piece) and 65,536 (tokens are stored as uint16)",
@@ -340,8 +344,10 @@ def from_json(cls: type[_T], values: Any, where: str = "") -> _T:
     for key in values:
         if key not in names:
             close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"unknown key {where}{key}{hint} Possible: {', '.join(names)}")
+            hint = f" (did you mean {where}{close[0]}?)" if close else ""
+            raise ConfigError(
+                f"there is no key {where + str(key)!r}{hint}; possible: {', '.join(names)}"
+            )
     missing = [name for name in names if name not in values]
     if missing:
         raise ConfigError(f"missing key {where}{missing[0]}")
@@ -355,7 +361,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         allowed = typing.get_args(hint)
         _require(value in allowed, key, value, "one of " + ", ".join(map(str, allowed)))
         return value
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     _require(type(value) is hint, key, value, f"of type {hint.__name__}")
     return value

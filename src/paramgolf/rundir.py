@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def replacing(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -124,6 +125,8 @@ class RunDir:
         Raises:
             UserError: if the directory holds something already.
         """
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; name a folder with --out")
         if path.exists() and any(path.iterdir()):
             raise UserError(
                 f"{path} is not empty: go on with `paramgolf run --resume {path}`, or name another "
@@ -145,6 +148,8 @@ class RunDir:
         if not run.config_file.is_file():
             raise UserError(f"{path} holds no run (no config.json); start one: paramgolf run tiny")
         values = read_json(run.config_file)
+        if not isinstance(values, dict):
+            raise UserError(f"{run.config_file} holds no configuration")
         return run, values.pop("recipe", "?"), from_json(RunConfig, values)
 
     @contextmanager
@@ -154,6 +159,8 @@ class RunDir:
         Raises:
             UserError: if another process does so now.
         """
+        if not self.path.is_dir():
+            raise UserError(f"there is no run {self.path}")
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,15 +27,24 @@ from torch import Tensor
 from paramgolf.compress import entropy
 from paramgolf.compress.clip import largest_integer
 from paramgolf.config import ModelConfig, from_json
-from paramgolf.errors import ConfigError, UserError
+from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT, MATRIX_NAMES
 from paramgolf.model.order import num_skips
 
 MAGIC = b"PARAGOLF"
 VERSION = 1
+_HEADER_KEYS = {
+    "model",
+    "matrix_bits",
+    "embedding_bits",
+    "tokenizer_sha256",
+    "provenance_sha256",
+    "stride",
+    "sections",
+}
 _PREFIX = struct.Struct("<8sII32s")
 _MOST_HEADER_BYTES = 1 << 16
-_MOST_PARAMETERS = 1 << 30
+_MOST_PARAMETERS = 1 << 28
 
 
 class ArtifactError(UserError):
@@ -152,14 +161,18 @@ def decode(content: bytes, name: str = "artifact") -> Artifact:
     try:
         header = json.loads(bytes(body[:header_bytes]))
         return _decode_sections(header, body[header_bytes:])
-    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{name} is damaged: {error}") from error
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ArtifactError(f"{name} is damaged: {' '.join(str(error).split())}") from error
 
 
 def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
+    if not isinstance(header, dict) or set(header) != _HEADER_KEYS:
+        raise ValueError(f"its header does not hold exactly {', '.join(sorted(_HEADER_KEYS))}")
+    if not all(isinstance(header[key], str) for key in ("tokenizer_sha256", "provenance_sha256")):
+        raise ValueError("a hash in its header is no string")
     config = from_json(ModelConfig, header["model"], "model.")
     if _num_parameters(config) > _MOST_PARAMETERS:
-        raise ValueError("the header describes a model of more than 2^30 parameters")
+        raise ValueError("the header describes a model of more than 2^28 parameters")
     bits = {"matrix_bits": header["matrix_bits"], "embedding_bits": header["embedding_bits"]}
     if any(type(value) is not int or not 2 <= value <= 8 for value in bits.values()):
         raise ValueError(f"bits out of range: {bits}")
@@ -172,10 +185,10 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
     sizes["scales"] = 2 * sum(shape[0] for shape in matrix_shapes.values())
     sizes["vectors"] = 2 * sum(shape.numel() for shape in vector_shapes.values())
     lengths = header["sections"]
-    if list(lengths) != list(sizes) or not all(
-        type(length) is int and length >= 0 for length in lengths.values()
-    ):
+    if list(lengths) != list(sizes):
         raise ValueError(f"sections {list(lengths)} instead of {list(sizes)}")
+    if not all(type(length) is int and length >= 0 for length in lengths.values()):
+        raise ValueError("a section's length is not a count of bytes")
     if sum(lengths.values()) != len(body):
         raise ValueError("the sections' lengths do not add up to the file's")
 
@@ -195,16 +208,17 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
         if not bool(scales.isfinite().all()):
             raise ValueError(f"scales of {name} are not finite")
         matrices[name] = Quantized(integers, scales)
-    vectors = {
-        name: readers["vectors"].take(shape, np.dtype("<f2"))
-        for name, shape in vector_shapes.items()
-    }
+    vectors = {}
+    for name, shape in vector_shapes.items():
+        vectors[name] = readers["vectors"].take(shape, np.dtype("<f2"))
+        if not bool(vectors[name].isfinite().all()):
+            raise ValueError(f"{name} is not finite")
     return Artifact(
         config,
         bits["matrix_bits"],
         bits["embedding_bits"],
-        str(header["tokenizer_sha256"]),
-        str(header["provenance_sha256"]),
+        header["tokenizer_sha256"],
+        header["provenance_sha256"],
         header["stride"],
         matrices,
         vectors,

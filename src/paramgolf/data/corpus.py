@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import sysconfig
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -133,17 +134,25 @@ def read_jsonl(path: Path) -> Iterator[Document]:
     """
     number = 0
     try:
-        opened: IO[str] = _OPENERS[path.suffix](path, "rt", encoding="utf-8")
+        opened: IO[bytes] = _OPENERS[path.suffix](path, "rb")
         with opened as file:
             for number, line in enumerate(file, start=1):
-                value = json.loads(line)
-                yield Document(str(value.get("id", f"{path.name}:{number}")), value["text"])
-    except (OSError, EOFError, lzma.LZMAError) as error:
+                yield _json_document(line, f"{path.name}:{number}")
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"cannot read {path} after line {number}: {error}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f'{path}, line {number}: not a JSON object with a "text" ({error!r})'
+            f'{path}, line {number}: not a UTF-8 JSON object with a "text" string '
+            f"({type(error).__name__})"
         ) from error
+
+
+def _json_document(line: bytes, name: str) -> Document:
+    value = json.loads(line)
+    if not isinstance(value, dict) or not isinstance(value["text"], str):
+        raise TypeError
+    value["text"].encode()  # half of a surrogate pair is valid JSON, but no text
+    return Document(str(value.get("id", name)), value["text"])
 
 
 def read_text(path: Path) -> str:

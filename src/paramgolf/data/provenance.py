@@ -30,7 +30,7 @@ IN_SAMPLE_SHARE = 0.01
 """A text that shares more of its sampled shingles with the artifact's own is in-sample. Disjoint
 documents of one corpus share 0.1 to 0.3 % (quotations, boilerplate)."""
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 Shingles = NDArray[np.uint64]
@@ -123,6 +123,9 @@ class Provenance:
             with safe_open(path, framework="np") as file:
                 notes = json.loads(file.metadata()["notes"])
                 shingles = {role: file.get_tensor(role) for role in file.keys()}  # noqa: SIM118
-            return cls(shingles, notes["sampled_bits"], notes["text_sha256"])
+            bits = notes["sampled_bits"]
+            if type(bits) is not int or any(s.dtype != np.uint64 for s in shingles.values()):
+                raise ValueError("its fields have other types")
+            return cls(shingles, bits, notes["text_sha256"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"cannot read the provenance {path}: {error}") from error

@@ -38,10 +38,13 @@ def open_shard(path: Path) -> NDArray[np.uint16]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4")
+            start = file.read(HEADER_BYTES)
     except OSError as error:
         raise UserError(f"cannot read the shard {path}: {error.strerror}") from error
-    if len(header) != 256 or header[0] != MAGIC:
+    if len(start) < HEADER_BYTES:
+        raise UserError(f"{path} is not a token shard: it has only {size} bytes")
+    header = np.frombuffer(start, dtype="<i4")
+    if header[0] != MAGIC:
         raise UserError(f"{path} is not a token shard (its magic number is not {MAGIC})")
     if header[1] != VERSION:
         raise UserError(f"{path} is a shard of version {header[1]}; this program reads {VERSION}")

@@ -42,9 +42,10 @@ class Tokenizer:
         if self._processor.bos_id() < 0:
             raise UserError(f"{name} has no BOS piece, which every document begins with")
         self.bos: int = self._processor.bos_id()
-        # A tokenizer that adds or trims a leading space decodes the first piece without it.
-        probe = self._processor.encode(" x")
-        self._keeps_leading_space = self._processor.decode(probe) == " x"
+        # A tokenizer that adds a leading space, or trims it, decodes the first piece without it.
+        adds_space = self._processor.encode("x", out_type=str)[0].startswith(_SPACE)
+        keeps_space = self._processor.decode(self._processor.encode(" x")) == " x"
+        self._keeps_leading_space = keeps_space and not adds_space
         self._boundary = np.array([self._is_boundary(i) for i in range(self.vocab_size)])
         self._bytes, self._bytes_at_start = self._byte_tables(name)
 
@@ -102,8 +103,15 @@ class Tokenizer:
         return np.where(starts, self._bytes_at_start[targets], self._bytes[targets])
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
-        """Tokens of every text, each beginning with BOS; texts are shared out over all cores."""
-        encoded = self._processor.encode(list(texts), num_threads=os.cpu_count() or 1)
+        """Tokens of every text, each beginning with BOS; texts are shared out over all cores.
+
+        Raises:
+            UserError: if a text is no Unicode (it holds half of a surrogate pair).
+        """
+        try:
+            encoded = self._processor.encode(list(texts), num_threads=os.cpu_count() or 1)
+        except TypeError as error:
+            raise UserError(f"the text is not valid Unicode: {error}") from error
         return [np.array([self.bos, *tokens], dtype=np.uint16) for tokens in encoded]
 
     def decode_documents(self, tokens: NDArray[np.uint16]) -> list[str]:

@@ -56,5 +56,4 @@ def _softcapped(products_NV: Tensor, softcap: float) -> Tensor:
 
 def target_nats(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
     """Loss of every target in nats, (N,); see `SoftcappedCrossEntropy`."""
-    weight_VD = weight_VD.to(hidden_ND.dtype)
     return SoftcappedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, softcap)  # pyright: ignore[reportReturnType]

@@ -83,7 +83,7 @@ def window_losses(
     offsets = torch.arange(seq_len, device=device)
     done = 0
     for starts, scored in windows:
-        rows = min(batch, len(starts)) if not model.compiled else batch
+        rows = batch if model.compiled else max(1, min(batch, len(starts)))
         for first in range(0, len(starts), rows):
             chosen = starts[first : first + rows]
             padded = np.full(rows, num_targets)  # windows of padding score nothing

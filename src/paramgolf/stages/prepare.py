@@ -61,8 +61,9 @@ def _from_stdlib(job: Job) -> PreparedText:
         encoded = {
             name: _encode(parts, tokenizer, name, job.reporter)
             for name, parts in splits.items()
-            if parts
+            if parts or name != "adapt"
         }
+        _cut_validation(encoded, config.data.val_targets, tokenizer)
         return _finish(job, "stdlib", digest, tokenizer, encoded)
 
 
@@ -109,8 +110,9 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
         val_files = shards.find_shards(folder, "val")
         if not val_files:
             raise UserError(f"{folder} holds no *_val_*.bin")
+        for path in val_files:
+            shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
         val = shards.read_stream(val_files)
-        shards.check_vocabulary(val_files[0], val, tokenizer.vocab_size)
         encoded = {"val": _described(val, tokenizer)}
         _cut_validation(encoded, config.data.val_targets, tokenizer)
         digest = hashlib.sha256(
@@ -189,14 +191,19 @@ def _described(tokens: Stream, tokenizer: Tokenizer) -> _Encoded:
 
 
 def _cut_validation(encoded: dict[str, _Encoded], targets: int, tokenizer: Tokenizer) -> None:
-    """Keep the first `targets` targets for scoring; whole documents behind are for adaptation."""
+    """Keep the first `targets` targets for scoring.
+
+    Whole documents behind them are for adaptation, where the source has no split of its own.
+    """
     tokens = encoded["val"].tokens
     if not 0 < targets < len(tokens) - 1:
         return
     encoded["val"] = _described(tokens[: targets + 1], tokenizer)
     starts = np.flatnonzero(tokens[targets + 1 :] == tokenizer.bos)
-    if len(starts):
-        encoded["adapt"] = _described(tokens[targets + 1 + int(starts[0]) :], tokenizer)
+    if "adapt" not in encoded and len(starts):
+        rest = tokens[targets + 1 + int(starts[0]) :]
+        if len(rest) > len(starts):  # more than the BOS of empty documents
+            encoded["adapt"] = _described(rest, tokenizer)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
@@ -216,6 +223,8 @@ def _encode(
     documents: list[Document], tokenizer: Tokenizer, name: str, reporter: Reporter
 ) -> _Encoded:
     """Encode all documents; SentencePiece uses all cores."""
+    if not documents:
+        raise UserError(f"the {name!r} split has no documents; give more text")
     progress = reporter.progress(f"encode {name}", sum(len(text) for _, text in documents), "chars")
     tokens: list[Stream] = []
     known: list[Shingles] = []

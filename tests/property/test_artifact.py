@@ -1,0 +1,550 @@
+"""The packed file: what goes in comes out, and nothing else gets through."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import brotli
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from paramgolf.compress import entropy
+from paramgolf.compress.artifact import (
+    Artifact,
+    ArtifactError,
+    Quantized,
+    decode,
+    encode,
+    layout,
+    role,
+)
+from paramgolf.config import ModelConfig
+from paramgolf.data.provenance import Provenance, sampled_shingles
+from paramgolf.data.tokenizer import Tokenizer, train_tokenizer
+from paramgolf.errors import UserError
+from paramgolf.model.gpt import GPT
+from paramgolf.runtime import select_runtime
+from paramgolf.scoring.predictor import load_on
+
+# Entropy coding.
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=3000))
+@example(b"")
+@example(b"x")
+@example(bytes(100_001))
+def test_entropy_round_trip(content: bytes) -> None:
+    assert entropy.decode(entropy.encode(content), len(content)) == content
+
+
+@given(st.binary(max_size=300), st.integers(1, 5))
+def test_shuffle(content: bytes, stride: int) -> None:
+    shuffled = entropy.shuffle(content, stride)
+    order = sorted(range(len(content)), key=lambda position: (position % stride, position))
+    assert shuffled == bytes(content[position] for position in order)
+    assert entropy.unshuffle(shuffled, stride) == content
+
+
+@given(st.binary(max_size=300), st.integers(0, 400))
+def test_another_size_is_refused(content: bytes, size: int) -> None:
+    if size != len(content):
+        with pytest.raises(ValueError):
+            entropy.decode(entropy.encode(content), size)
+
+
+@given(st.binary(min_size=1, max_size=300), st.data())
+def test_a_truncated_or_extended_stream_is_refused(content: bytes, data: st.DataObject) -> None:
+    stored = entropy.encode(content)
+    cut = data.draw(st.integers(0, len(stored) - 1))
+    with pytest.raises(ValueError):
+        entropy.decode(stored[:cut], len(content))
+    with pytest.raises(ValueError):
+        entropy.decode(stored + b"more", len(content))
+
+
+@given(st.binary(max_size=200), st.integers(0, 300))
+def test_arbitrary_bytes_decode_to_the_size_or_are_refused(stored: bytes, size: int) -> None:
+    try:
+        content = entropy.decode(stored, size)
+    except ValueError:
+        return
+    assert len(content) == size
+
+
+def test_a_bomb_is_refused_with_little_memory() -> None:
+    bomb = brotli.compress(bytes(200_000_000), quality=1)
+    assert len(bomb) < 100_000
+    tracemalloc.start()
+    start = time.monotonic()
+    try:
+        with pytest.raises(ValueError):
+            entropy.decode(bomb, 1000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - start < 1
+    assert peak < 10_000_000
+
+
+# The container.
+
+CONFIG = ModelConfig(
+    vocab_size=300, num_layers=3, width=16, num_heads=2, num_kv_heads=1, mlp_ratio=2, seq_len=32,
+    rotary_dims=4, loop_first=1, loop_last=1, loop_visits=2, parallel_from=2,
+)  # fmt: skip
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ModelConfig:
+    heads = draw(st.sampled_from([1, 2, 4]))
+    layers = draw(st.integers(1, 4))
+    first = draw(st.integers(0, layers - 1))
+    return ModelConfig(
+        vocab_size=draw(st.integers(257, 400)),
+        num_layers=layers,
+        width=heads * draw(st.sampled_from([4, 8])),
+        num_heads=heads,
+        num_kv_heads=draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0])),
+        mlp_ratio=draw(st.integers(1, 3)),
+        seq_len=draw(st.integers(1, 64)),
+        rotary_dims=4,
+        rotary_base=draw(st.floats(1.0, 1e6)),
+        query_gain=draw(st.floats(-10.0, 10.0)),
+        logit_softcap=draw(st.floats(1.0, 100.0)),
+        loop_first=first,
+        loop_last=draw(st.integers(first, layers - 1)),
+        loop_visits=draw(st.integers(1, 3)),
+        parallel_from=draw(st.integers(0, layers)),
+    )
+
+
+def random_artifact(
+    config: ModelConfig, seed: int = 0, bits: tuple[int, int] = (6, 8), stride: int = 1
+) -> Artifact:
+    """An artifact with integers up to the limits of their bits and random floats."""
+    generator = torch.Generator().manual_seed(seed)
+    matrices, vectors = {}, {}
+    for name, parameter in GPT(config).named_parameters():
+        shape = parameter.shape
+        if role(name) in {"embedding", "query", "key", "value", "output", "up", "down"}:
+            most = 2 ** (bits[1 if name == "embedding" else 0] - 1) - 1
+            integers = torch.randint(-most, most + 1, shape, generator=generator, dtype=torch.int8)
+            integers[0, 0], integers[-1, -1] = -most, most
+            scales = torch.rand(shape[0], generator=generator).half()
+            matrices[name] = Quantized(integers, scales)
+        else:
+            vectors[name] = torch.randn(shape, generator=generator).half()
+    return Artifact(config, *bits, "a" * 64, "b" * 64, stride, matrices, vectors)
+
+
+def assert_same(one: Artifact, other: Artifact) -> None:
+    assert one.model == other.model
+    assert (one.matrix_bits, one.embedding_bits) == (other.matrix_bits, other.embedding_bits)
+    assert one.tokenizer_sha256 == other.tokenizer_sha256
+    assert one.provenance_sha256 == other.provenance_sha256
+    assert one.stride == other.stride
+    assert list(one.matrices) == list(other.matrices)
+    for name, matrix in one.matrices.items():
+        assert other.matrices[name].integers.dtype == torch.int8
+        assert other.matrices[name].scales.dtype == torch.float16
+        assert torch.equal(matrix.integers, other.matrices[name].integers)
+        assert torch.equal(matrix.scales, other.matrices[name].scales)
+    assert list(one.vectors) == list(other.vectors)
+    for name, vector in one.vectors.items():
+        assert other.vectors[name].dtype == torch.float16
+        assert torch.equal(vector, other.vectors[name])
+
+
+@settings(max_examples=25)
+@given(configs(), st.integers(0, 1000), st.integers(2, 8), st.integers(2, 8), st.data())
+def test_container_round_trip(
+    config: ModelConfig, seed: int, matrix_bits: int, embedding_bits: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, config.seq_len))
+    artifact = random_artifact(config, seed, (matrix_bits, embedding_bits), stride)
+    content, by_part = encode(artifact)
+    decoded = decode(content)
+    assert_same(artifact, decoded)
+    assert sum(by_part.values()) == len(content)
+    assert encode(decoded)[0] == content
+
+
+def test_parts_are_header_roles_scales_and_vectors() -> None:
+    content, by_part = encode(random_artifact(CONFIG))
+    roles = ["embedding", "query", "key", "value", "output", "up", "down"]
+    assert list(by_part) == ["header", *roles, "scales", "vectors"]
+    assert min(by_part.values()) > 0
+    assert sum(by_part.values()) == len(content)
+
+
+def test_layout_names_every_parameter_once() -> None:
+    matrices, vectors = layout(CONFIG)
+    shapes = {name: parameter.shape for name, parameter in GPT(CONFIG).named_parameters()}
+    assert matrices | vectors == shapes
+    assert len(matrices) + len(vectors) == len(shapes)
+    assert len(matrices) == 1 + 6 * CONFIG.num_layers
+
+
+def test_state_is_integers_times_scales_and_loads_into_the_model() -> None:
+    artifact = random_artifact(CONFIG)
+    state = decode(encode(artifact)[0]).state()
+    for name, matrix in artifact.matrices.items():
+        rows = zip(matrix.integers.tolist(), matrix.scales.tolist(), strict=True)
+        expected = torch.tensor([[scale * value for value in row] for row, scale in rows])
+        torch.testing.assert_close(state[name], expected, rtol=1e-6, atol=0)
+    for name, vector in artifact.vectors.items():
+        assert state[name].tolist() == vector.tolist()
+    GPT(CONFIG).load_state_dict(state)  # strict: all names, all shapes
+
+
+def test_the_file_is_as_its_description_says() -> None:
+    """Read with struct, hashlib, json and brotli alone."""
+    artifact = random_artifact(CONFIG, stride=7)
+    content, _ = encode(artifact)
+    magic, version, header_bytes, digest = struct.unpack("<8sII32s", content[:48])
+    assert (magic, version) == (b"PARAGOLF", 1)
+    assert hashlib.sha256(content[48:]).digest() == digest
+    header = json.loads(content[48 : 48 + header_bytes])
+    assert header["model"] == asdict(CONFIG)
+    assert header["stride"] == 7
+    sections, begin = {}, 48 + header_bytes
+    for name, length in header["sections"].items():
+        plain = brotli.decompress(content[begin : begin + length])
+        half = (len(plain) + 1) // 2
+        restored = bytearray(len(plain))
+        restored[0::2], restored[1::2] = plain[:half], plain[half:]
+        sections[name] = bytes(restored)
+        begin += length
+    assert begin == len(content)
+    keys = b"".join(bytes(artifact.matrices[f"blocks.{i}.key"].integers.numpy()) for i in range(3))
+    assert sections["key"] == keys
+    scales = [scale for matrix in artifact.matrices.values() for scale in matrix.scales.tolist()]
+    assert list(struct.unpack(f"<{len(scales)}e", sections["scales"])) == scales
+    vectors = [x for vector in artifact.vectors.values() for x in vector.flatten().tolist()]
+    assert list(struct.unpack(f"<{len(vectors)}e", sections["vectors"])) == vectors
+
+
+# Damage.
+
+GOOD, _ = encode(random_artifact(CONFIG, stride=8))
+HEADER_BYTES = struct.unpack_from("<I", GOOD, 12)[0]
+HEADER: dict[str, Any] = json.loads(GOOD[48 : 48 + HEADER_BYTES])
+SECTIONS = GOOD[48 + HEADER_BYTES :]
+
+
+def signed(header: Any, sections: bytes = SECTIONS) -> bytes:
+    """A file whose checksum is right; the header is JSON values or the text itself."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    body = text + sections
+    digest = hashlib.sha256(body).digest()
+    return struct.pack("<8sII32s", b"PARAGOLF", 1, len(text), digest) + body
+
+
+def assert_refused(content: bytes, *fragments: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ArtifactError) as error:
+        decode(content, "some/model.bin")
+    message = str(error.value)
+    assert time.monotonic() - start < 2
+    assert message.startswith("some/model.bin")
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_signing_again_changes_nothing() -> None:
+    """What the tests below tamper with is accepted while it is not tampered with."""
+    assert_same(decode(signed(HEADER)), decode(GOOD))
+
+
+@settings(max_examples=300)
+@given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
+def test_a_changed_byte_is_noticed(position: int, difference: int) -> None:
+    damaged = bytearray(GOOD)
+    damaged[position] ^= difference
+    assert_refused(bytes(damaged))
+
+
+@pytest.mark.parametrize("position", range(48))
+def test_a_changed_byte_of_the_prefix_is_noticed(position: int) -> None:
+    for difference in (1, 0x20, 0xFF):
+        damaged = bytearray(GOOD)
+        damaged[position] ^= difference
+        assert_refused(bytes(damaged))
+
+
+@settings(max_examples=150)
+@given(st.integers(0, len(GOOD) - 49), st.integers(1, 255))
+def test_a_changed_byte_under_a_right_checksum(position: int, difference: int) -> None:
+    """Without the checksum's help: refused, or some other artifact that is in order."""
+    body = bytearray(GOOD[48:])
+    body[position] ^= difference
+    content = signed(bytes(body[:HEADER_BYTES]), bytes(body[HEADER_BYTES:]))
+    try:
+        artifact = decode(content, "some/model.bin")
+    except ArtifactError:
+        assert_refused(content)
+        return
+    for name, matrix in artifact.matrices.items():
+        bits = artifact.embedding_bits if name == "embedding" else artifact.matrix_bits
+        assert int(matrix.integers.short().abs().max()) <= 2 ** (bits - 1) - 1
+        assert bool(matrix.scales.isfinite().all())
+    GPT(artifact.model).load_state_dict(artifact.state())
+
+
+@settings(max_examples=100)
+@given(st.integers(0, len(GOOD) - 1))
+@example(0)
+@example(47)
+@example(48)
+@example(len(GOOD) - 1)
+def test_a_truncated_file_is_refused(length: int) -> None:
+    assert_refused(GOOD[:length])
+
+
+@pytest.mark.parametrize(
+    "length", [0, 10, HEADER_BYTES - 1, HEADER_BYTES + 1, 2**16 + 1, 2**32 - 1]
+)
+def test_another_header_length_is_refused(length: int) -> None:
+    """The one field that the checksum does not cover."""
+    assert_refused(GOOD[:12] + struct.pack("<I", length) + GOOD[16:])
+
+
+def test_foreign_files_are_refused() -> None:
+    for content in (b"", b"PK\x03\x04" + bytes(100), bytes(10_000), b"PARAGOL", b"PARAGOLF"):
+        assert_refused(content, "not a paramgolf artifact")
+
+
+def test_another_version_is_refused_by_its_number() -> None:
+    assert_refused(GOOD[:8] + struct.pack("<I", 77) + GOOD[12:], "77", "version 1")
+
+
+def test_an_extended_file_is_refused() -> None:
+    assert_refused(GOOD + b"\0", "checksum")
+    assert_refused(signed(HEADER, SECTIONS + b"\0"), "add up")
+
+
+Tamper = Callable[[dict[str, Any]], Any]
+
+
+def with_model(**values: Any) -> Tamper:
+    return lambda header: header["model"].update(values)
+
+
+def with_top(**values: Any) -> Tamper:
+    return lambda header: header.update(values)
+
+
+def with_sections(**values: Any) -> Tamper:
+    return lambda header: header["sections"].update(values)
+
+
+def moved_length(header: dict[str, Any]) -> None:
+    header["sections"]["query"] += 1
+    header["sections"]["key"] -= 1
+
+
+def negative_length(header: dict[str, Any]) -> None:
+    """Lengths add up, but one is negative."""
+    header["sections"]["key"] += header["sections"]["query"] + 5
+    header["sections"]["query"] = -5
+
+
+def swapped_sections(header: dict[str, Any]) -> None:
+    sections = list(header["sections"].items())
+    header["sections"] = dict(reversed(sections))
+
+
+TAMPERS: dict[str, Tamper] = {
+    "huge vocabulary": with_model(vocab_size=10**9),
+    "huge width": with_model(width=2**40),
+    "width beyond 64 bits": with_model(width=16 * 10**30),
+    "huge mlp": with_model(mlp_ratio=10**30),
+    "more blocks than stored": with_model(num_layers=50),
+    "fewer blocks than stored": with_model(num_layers=2, parallel_from=2),
+    "negative layers": with_model(num_layers=-1),
+    "no layers": with_model(num_layers=0),
+    "zero width": with_model(width=0),
+    "zero heads": with_model(num_heads=0),
+    "zero key/value heads": with_model(num_kv_heads=0),
+    "more visits than stored": with_model(loop_visits=9),
+    "no visits": with_model(loop_visits=0),
+    "another vocabulary": with_model(vocab_size=301),
+    "another width": with_model(width=32),
+    "float where int": with_model(width=16.0),
+    "bool where int": with_model(num_kv_heads=True),
+    "string where int": with_model(width="16"),
+    "null where int": with_model(width=None),
+    "list where int": with_model(width=[16]),
+    "string where float": with_model(rotary_base="10000"),
+    "softcap that is no number": with_model(logit_softcap=math.nan),
+    "base that is no number": with_model(rotary_base=math.nan),
+    "negative base": with_model(rotary_base=-1.0),
+    "odd rotation": with_model(rotary_dims=3),
+    "extra key in the model": with_model(heads=2),
+    "missing key in the model": lambda header: header["model"].pop("width"),
+    "model is a list": with_top(model=[]),
+    "model is null": with_top(model=None),
+    "bits 99": with_top(matrix_bits=99),
+    "bits 1": with_top(embedding_bits=1),
+    "bits 9": with_top(embedding_bits=9),
+    "bits 0": with_top(matrix_bits=0),
+    "negative bits": with_top(matrix_bits=-6),
+    "float bits": with_top(matrix_bits=6.0),
+    "string bits": with_top(matrix_bits="6"),
+    "null bits": with_top(matrix_bits=None),
+    "fewer bits than the integers take": with_top(matrix_bits=5),
+    "fewer bits than the embedding takes": with_top(embedding_bits=7),
+    "stride 0": with_top(stride=0),
+    "negative stride": with_top(stride=-8),
+    "stride over the window": with_top(stride=33),
+    "float stride": with_top(stride=8.0),
+    "bool stride": with_top(stride=True),
+    "sections is a list": with_top(sections=list(HEADER["sections"])),
+    "sections is empty": with_top(sections={}),
+    "sections is a number": with_top(sections=5),
+    "extra section": with_sections(more=0),
+    "missing section": lambda header: header["sections"].pop("vectors"),
+    "sections in another order": swapped_sections,
+    "negative length": negative_length,
+    "length too large": with_sections(vectors=HEADER["sections"]["vectors"] + 1),
+    "length too small": with_sections(vectors=HEADER["sections"]["vectors"] - 1),
+    "huge length": with_sections(vectors=2**63),
+    "float length": with_sections(vectors=float(HEADER["sections"]["vectors"])),
+    "null length": with_sections(vectors=None),
+    "a byte moved to the section before": moved_length,
+    **{f"missing {key}": lambda header, key=key: header.pop(key) for key in HEADER},
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERS)
+def test_a_wrong_header_under_a_right_checksum_is_refused(tamper: str) -> None:
+    header = json.loads(json.dumps(HEADER))
+    TAMPERS[tamper](header)
+    assert json.dumps(header) != json.dumps(HEADER)
+    assert_refused(signed(header))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"5",
+        b'"text"',
+        b"{",
+        b"{}",
+        b"\xff\xfe",
+        b"[" * 50,
+        b"9" * 5000,
+        b"{}{}",
+    ],
+)
+def test_a_header_that_is_no_header_is_refused(text: bytes) -> None:
+    assert_refused(signed(text))
+
+
+def test_a_section_that_is_a_bomb_is_refused() -> None:
+    bomb = brotli.compress(bytes(200_000_000), quality=1)
+    header = json.loads(json.dumps(HEADER))
+    header["sections"]["embedding"] = len(bomb)
+    rest = SECTIONS[HEADER["sections"]["embedding"] :]
+    tracemalloc.start()
+    try:
+        assert_refused(signed(header, bomb + rest))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scales_that_are_not_finite_are_refused(value: float) -> None:
+    artifact = random_artifact(CONFIG)
+    artifact.matrices["blocks.1.up"].scales[3] = value
+    assert_refused(encode(artifact)[0], "blocks.1.up")
+
+
+def test_the_integer_minus_128_is_refused() -> None:
+    """int8 has room for it, the quantizer never writes it."""
+    artifact = random_artifact(CONFIG, bits=(8, 8))
+    artifact.matrices["embedding"].integers[5, 5] = -128
+    assert_refused(encode(artifact)[0], "embedding")
+
+
+# The file at work, next to its tokenizer and provenance.
+
+CPU = select_runtime("cpu")
+
+
+@pytest.fixture
+def packed(
+    tokenizer: Tokenizer, tokenizer_model: bytes, english: list[str], tmp_path: Path
+) -> Path:
+    """A run's artifact, tokenizer and provenance in a folder."""
+    Provenance({"train": sampled_shingles(english[0])}).save(tmp_path / "provenance.safetensors")
+    shape = {**asdict(CONFIG), "vocab_size": tokenizer.vocab_size}
+    artifact = random_artifact(ModelConfig(**shape), stride=8)
+    beside = (tmp_path / "provenance.safetensors").read_bytes()
+    hashes = tokenizer.sha256, hashlib.sha256(beside).hexdigest()
+    content, _ = encode(
+        Artifact(artifact.model, 6, 8, *hashes, 8, artifact.matrices, artifact.vectors)
+    )
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_model)
+    (tmp_path / "model.bin").write_bytes(content)
+    return tmp_path / "model.bin"
+
+
+def test_load_and_score(packed: Path, english: list[str]) -> None:
+    predictor = load_on(packed, None, CPU)
+    seen = english[0][:3000]
+    unseen = " ".join(f"caf\u00e9{i * i % 1009}" for i in range(500))
+    for text, label in ((seen, "in-sample"), (unseen, "held-out")):
+        for stride in (None, 0, 3):
+            score = predictor.score(text, stride)
+            assert score.bytes == len(text.encode())
+            assert score.label == label
+            assert score.bpb * score.bytes * math.log(2) == pytest.approx(
+                score.loss_nats * score.tokens, rel=1e-9
+            )
+    assert predictor.score(unseen) == predictor.score(unseen, 8)
+    assert predictor.score(unseen) != predictor.score(unseen, 0)
+
+
+def test_another_tokenizer_is_refused(packed: Path, english: list[str]) -> None:
+    other = packed.with_name("other.model")
+    other.write_bytes(train_tokenizer(english[:10], 450))
+    with pytest.raises(ArtifactError) as error:
+        load_on(packed, other, CPU)
+    assert str(other) in str(error.value)
+    assert "\n" not in str(error.value)
+    packed.with_name("tokenizer.model").write_bytes(other.read_bytes())
+    with pytest.raises(ArtifactError, match=re.escape(str(packed))):
+        load_on(packed, None, CPU)
+
+
+def test_missing_files_and_another_provenance_are_user_errors(packed: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.bin"):
+        load_on(packed.with_name("nothing.bin"), None, CPU)
+    Provenance({"train": sampled_shingles("")}).save(packed.with_name("provenance.safetensors"))
+    with pytest.raises(UserError, match=r"provenance\.safetensors"):
+        load_on(packed, None, CPU)
+    packed.with_name("provenance.safetensors").unlink()
+    assert load_on(packed, None, CPU).label(["any text"]).name == "unverified"
+    packed.with_name("tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.model"):
+        load_on(packed, None, CPU)

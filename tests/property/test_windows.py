@@ -1,0 +1,217 @@
+"""Windows and their losses, against loops written down from the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paramgolf.config import ModelConfig
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import LayerOrder, layer_order
+from paramgolf.scoring.bits_per_byte import window_losses
+from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
+
+LENGTH = 16
+VOCAB = 300
+
+Window = tuple[int, list[int]]
+"""The start of a window and the targets it scores."""
+
+
+def brute_plain(num_targets: int, length: int) -> list[Window]:
+    windows: list[Window] = []
+    for target in range(num_targets):
+        if target % length == 0:
+            windows.append((target, []))
+        windows[-1][1].append(target)
+    return windows
+
+
+def brute_sliding(num_targets: int, length: int, stride: int) -> list[Window]:
+    windows: list[Window] = [(0, list(range(min(length, num_targets))))]
+    start = stride
+    while start + length - stride < num_targets:
+        end = min(start + length, num_targets)
+        windows.append((start, list(range(start + length - stride, end))))
+        start += stride
+    return windows
+
+
+def listed(windows: Sequence[Windows], num_targets: int, length: int) -> list[Window]:
+    """What the package's windows say, one after the other."""
+    return [
+        (int(start), [t for t in range(start + length - scored, start + length) if t < num_targets])
+        for starts, scored in windows
+        for start in starts
+    ]
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, int, int]:
+    length = draw(st.integers(1, 40))
+    return draw(st.integers(1, 250)), length, draw(st.integers(1, length))
+
+
+@given(shapes())
+def test_plain_windows_are_those_of_the_definition(shape: tuple[int, int, int]) -> None:
+    num_targets, length, _ = shape
+    windows = listed(plain_windows(num_targets, length), num_targets, length)
+    assert windows == brute_plain(num_targets, length)
+    assert [t for _, targets in windows for t in targets] == list(range(num_targets))
+
+
+@settings(max_examples=400)
+@given(shapes())
+def test_sliding_windows_are_those_of_the_definition(shape: tuple[int, int, int]) -> None:
+    num_targets, length, stride = shape
+    windows = listed(sliding_windows(num_targets, length, stride), num_targets, length)
+    assert windows == brute_sliding(num_targets, length, stride)
+
+
+@settings(max_examples=400)
+@given(shapes())
+def test_sliding_windows_score_all_once_with_enough_context(shape: tuple[int, int, int]) -> None:
+    num_targets, length, stride = shape
+    windows = listed(sliding_windows(num_targets, length, stride), num_targets, length)
+    assert [t for _, targets in windows for t in targets] == list(range(num_targets))
+    for start, targets in windows:
+        assert targets, "a window that scores nothing is work for nothing"
+        for target in targets:
+            context = target - start + 1
+            assert context <= length
+            assert context == target + 1 or context >= length - stride + 1
+            if target >= length:
+                assert context >= length - stride + 1
+
+
+def test_stride_of_a_whole_window_is_plain() -> None:
+    for num_targets in range(1, 70):
+        sliding = listed(sliding_windows(num_targets, LENGTH, LENGTH), num_targets, LENGTH)
+        assert sliding == brute_plain(num_targets, LENGTH)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    """A small random model in float64: no parameter at its neutral start."""
+    config = ModelConfig(
+        vocab_size=VOCAB, num_layers=4, width=16, num_heads=2, num_kv_heads=1, mlp_ratio=2,
+        seq_len=LENGTH, rotary_dims=4, loop_first=1, loop_last=2, loop_visits=2, parallel_from=3,
+    )  # fmt: skip
+    model = GPT(config, torch.float64)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(0.4 * values)
+    return model
+
+
+@pytest.fixture(scope="module")
+def order(model: GPT) -> LayerOrder:
+    return layer_order(model.config, recurrent=True)
+
+
+def stream(num_targets: int, seed: int = 0) -> NDArray[np.uint16]:
+    return np.random.default_rng(seed).integers(0, VOCAB, num_targets + 1).astype(np.uint16)
+
+
+@torch.no_grad()
+def losses_one_by_one(
+    model: GPT, order: LayerOrder, tokens: NDArray[np.uint16], windows: list[Window]
+) -> Tensor:
+    """Every window alone, with the tokens that exist and no padding."""
+    ids = torch.tensor(tokens.tolist())
+    losses = []
+    for start, targets in windows:
+        inputs = ids[start : min(start + LENGTH, len(ids) - 1)]
+        logits = model(inputs[None], order)[0] @ model.embedding.T
+        softcap = model.config.logit_softcap
+        log_p = torch.log_softmax(softcap * torch.tanh(logits / softcap), dim=-1)
+        losses += [-log_p[target - start, ids[target + 1]] for target in targets]
+    return torch.stack(losses)
+
+
+BATCH_TOKENS = st.sampled_from([1, LENGTH, 3 * LENGTH, 50 * LENGTH])
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 70), BATCH_TOKENS)
+def test_plain_losses_equal_those_of_windows_alone(
+    model: GPT, order: LayerOrder, num_targets: int, batch_tokens: int
+) -> None:
+    tokens = stream(num_targets)
+    losses = window_losses(model, order, tokens, plain_windows(num_targets, LENGTH), batch_tokens)
+    expected = losses_one_by_one(model, order, tokens, brute_plain(num_targets, LENGTH))
+    assert losses.shape == (num_targets,)
+    assert losses.dtype == torch.float64
+    torch.testing.assert_close(losses, expected, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 70), st.integers(1, LENGTH), BATCH_TOKENS)
+def test_sliding_losses_equal_those_of_windows_alone(
+    model: GPT, order: LayerOrder, num_targets: int, stride: int, batch_tokens: int
+) -> None:
+    tokens = stream(num_targets)
+    windows = sliding_windows(num_targets, LENGTH, stride)
+    losses = window_losses(model, order, tokens, windows, batch_tokens)
+    expected = losses_one_by_one(model, order, tokens, brute_sliding(num_targets, LENGTH, stride))
+    assert losses.shape == (num_targets,)
+    torch.testing.assert_close(losses, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_losses_differ_between_strides(model: GPT, order: LayerOrder) -> None:
+    """The comparisons above would be empty if context made no difference."""
+    tokens = stream(80)
+    wide = window_losses(model, order, tokens, sliding_windows(80, LENGTH, 1), 64)
+    plain = window_losses(model, order, tokens, plain_windows(80, LENGTH), 64)
+    torch.testing.assert_close(wide[:LENGTH], plain[:LENGTH], rtol=1e-10, atol=1e-10)
+    assert float((wide - plain)[LENGTH:].abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("num_targets", [1, 5, 16, 17, 40, 63])
+def test_text_behind_the_last_target_does_not_matter(
+    model: GPT, order: LayerOrder, num_targets: int
+) -> None:
+    """Where one text ends in padding, a longer one has other tokens."""
+    longer = stream(3 * LENGTH + num_targets)
+    short = longer[: num_targets + 1]
+    losses = window_losses(model, order, short, plain_windows(num_targets, LENGTH), 64)
+    of_longer = window_losses(model, order, longer, plain_windows(len(longer) - 1, LENGTH), 64)
+    assert bool(losses.isfinite().all())
+    torch.testing.assert_close(losses, of_longer[:num_targets], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("num_targets", [1, 15, 16, 17, 40, 63])
+@pytest.mark.parametrize("batch_tokens", [LENGTH, 5 * LENGTH])
+def test_windows_of_padding_do_not_matter(
+    model: GPT, order: LayerOrder, num_targets: int, batch_tokens: int
+) -> None:
+    """A compiled model is given full batches; only the shape is compared here, eagerly."""
+    tokens = stream(num_targets)
+    for windows in (plain_windows(num_targets, LENGTH), sliding_windows(num_targets, LENGTH, 3)):
+        model.compiled = True
+        try:
+            padded = window_losses(model, order, tokens, windows, batch_tokens)
+        finally:
+            model.compiled = False
+        expected = losses_one_by_one(
+            model, order, tokens, listed(windows, num_targets, LENGTH)
+        )  # fmt: skip
+        torch.testing.assert_close(padded, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_progress_ends_at_the_number_of_targets(model: GPT, order: LayerOrder) -> None:
+    for windows in (plain_windows(75, LENGTH), sliding_windows(75, LENGTH, 7)):
+        seen: list[int] = []
+        window_losses(model, order, stream(75), windows, 2 * LENGTH, seen.append)
+        assert seen == sorted(seen)
+        assert seen[-1] == 75
+        assert len(seen) > 1
