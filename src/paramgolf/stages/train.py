@@ -150,6 +150,7 @@ class _Loop:
             tensors, notes = read_tensors(self.checkpoint_file)
             self.trainer.load_state_tensors(tensors, notes["step"])
             self._start_elapsed = notes["elapsed_seconds"]
+            self.last_loss = notes["loss_nats"]
             self._run.event("training_resumed", **notes)
 
     def run_to_the_end(self) -> None:
@@ -246,6 +247,7 @@ class _Loop:
             self.trainer.state_tensors(),
             step=self.trainer.step,
             elapsed_seconds=self.clock.elapsed,
+            loss_nats=self.last_loss,
         )
         self.clock.pause()
         self._last_checkpoint = time.monotonic()
