@@ -30,7 +30,9 @@ def main() -> None:
         results = json.loads((out / "results.json").read_text())
         score = results["stages"]["sliding"]
         scores.append(score["bpb"])
-        print(f"| {seed} | {score['bpb']:.4f} | {score['label']} | {results['bytes']['artifact']:,} |")
+        print(
+            f"| {seed} | {score['bpb']:.4f} | {score['label']} | {results['bytes']['artifact']:,} |"
+        )
     if len(scores) > 1:
         mean, deviation = statistics.mean(scores), statistics.stdev(scores)
         print(f"mean {mean:.4f}, std {deviation:.4f}, mean + 4 std {mean + 4 * deviation:.4f}")
