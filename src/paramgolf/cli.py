@@ -229,7 +229,9 @@ def _score(arguments: list[str]) -> None:
     table.add_column("label")
     reporter = standard_output()
     for file in parsed.files:
-        score = predictor.score(read_text(file), None if parsed.stride < 0 else parsed.stride)
+        progress = Reporter(sys.stderr).progress("score", unit="targets")
+        stride = None if parsed.stride < 0 else parsed.stride
+        score = predictor.score(read_text(file), stride, progress.update)
         share = score.overlap_share
         table.add_row(
             str(file),

@@ -9,7 +9,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-_SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_LINES = 3.0
 
 
 def duration(seconds: float) -> str:
@@ -37,8 +37,8 @@ class Reporter:
             width = None if self._stream.isatty() else 100
             Console(file=self._stream, width=width, highlight=False).print(table)
 
-    def progress(self, name: str, total: float, unit: str = "") -> Progress:
-        """Start the progress of `name`, which is done at `total` (of any unit)."""
+    def progress(self, name: str, total: float = 0, unit: str = "") -> Progress:
+        """Start the progress of `name`, which is done at `total` (or at what `update` says)."""
         return Progress(self, name, total, unit)
 
 
@@ -55,13 +55,15 @@ class Progress:
         """Whether `update` would print now: ask first where its details are dear."""
         return time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES
 
-    def update(self, done: float, details: str = "") -> None:
+    def update(self, done: float, total: float | None = None, details: str = "") -> None:
         """Report that `done` of the total is done; prints only when a line is due.
 
         The time left assumes the rate since the first call, so work done before (by a run that
         was resumed) does not count.
         """
         now = time.monotonic()
+        if total is not None:
+            self._total = total
         if self._first_done is None:
             self._first_done, self._start = done, now
         if not self.due():

@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -101,11 +102,24 @@ def layout(config: ModelConfig) -> tuple[dict[str, torch.Size], dict[str, torch.
     return matrices, {name: shape for name, shape in shapes.items() if name not in matrices}
 
 
-def encode(artifact: Artifact) -> tuple[bytes, dict[str, int]]:
-    """The file's content, and its bytes by part (they add up to its length)."""
+def encode(
+    artifact: Artifact, progress: Callable[[int, int], None] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """The file's content, and its bytes by part (they add up to its length).
+
+    Args:
+        artifact: what to store.
+        progress: called with the plain bytes coded and all.
+    """
     contents = _contents(artifact)
+    total, done = sum(map(len, contents.values())), 0
     with ThreadPoolExecutor() as pool:  # Brotli releases the interpreter lock
-        stored = dict(zip(contents, pool.map(entropy.encode, contents.values()), strict=True))
+        coding = {pool.submit(entropy.encode, plain): len(plain) for plain in contents.values()}
+        for finished in as_completed(coding):
+            done += coding[finished]
+            if progress is not None:
+                progress(done, total)
+    stored = {name: future.result() for name, future in zip(contents, coding, strict=True)}
     header = {
         "model": asdict(artifact.model),
         "matrix_bits": artifact.matrix_bits,

@@ -9,7 +9,8 @@ import json
 import lzma
 import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -19,7 +20,11 @@ from paramgolf.errors import UserError
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _REPEATED_SHARE = 0.2
 _SMALLEST_STDLIB_BYTES = 200_000
-_OPENERS = {".jsonl": open, ".gz": gzip.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[[IO[bytes]], AbstractContextManager[Iterable[bytes]]]] = {
+    ".jsonl": nullcontext,
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+}
 
 
 class Document(NamedTuple):
@@ -29,17 +34,29 @@ class Document(NamedTuple):
     text: str
 
 
-def stdlib_documents() -> list[Document]:
+def stdlib_documents(progress: Callable[[int, int], None] | None = None) -> list[Document]:
     """The documentation of Python's standard library, one document a topic or module.
 
     Sources are parsed, never imported. A paragraph that shares more than a fifth of its shingles
     with earlier documents is left out, so that a split by document has next to nothing to share.
 
+    Args:
+        progress: called with the number of source files read and of all.
+
     Raises:
         UserError: if this Python was installed without the sources of its library.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    documents = [*_topics(root / "pydoc_data" / "topics.py"), *_module_docstrings(root)]
+    sources = [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if not _SKIPPED_FOLDERS.intersection(path.relative_to(root).parts)
+    ]
+    documents = list(_topics(root / "pydoc_data" / "topics.py"))
+    for number, path in enumerate(sources, start=1):
+        documents += _module_docstrings(path, path.relative_to(root).as_posix())
+        if progress is not None:
+            progress(number, len(sources))
     documents = list(_without_repeated_paragraphs(documents))
     if sum(len(document.text) for document in documents) < _SMALLEST_STDLIB_BYTES:
         raise UserError(
@@ -60,25 +77,20 @@ def _topics(path: Path) -> Iterator[Document]:
                 yield Document(f"topic/{name}", text.strip() + "\n")
 
 
-def _module_docstrings(root: Path) -> Iterator[Document]:
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if _SKIPPED_FOLDERS.intersection(relative.parts):
+def _module_docstrings(path: Path, name: str) -> Iterator[Document]:
+    """The docstrings of one module, if it has any, as one document."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # templates and deliberately broken samples
+        return
+    texts = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # templates and deliberately broken samples
-            continue
-        texts = []
-        for node in ast.walk(tree):
-            if not isinstance(
-                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-            ):
-                continue
-            if text := ast.get_docstring(node):
-                texts.append(text if isinstance(node, ast.Module) else f"{node.name}: {text}")
-        if texts:
-            yield Document(f"module/{relative.as_posix()}", "\n\n".join(texts) + "\n")
+        if text := ast.get_docstring(node):
+            texts.append(text if isinstance(node, ast.Module) else f"{node.name}: {text}")
+    if texts:
+        yield Document(f"module/{name}", "\n\n".join(texts) + "\n")
 
 
 def _without_repeated_paragraphs(documents: Iterable[Document]) -> Iterator[Document]:
@@ -126,17 +138,25 @@ def find_jsonl(folder: Path, split: str) -> list[Path]:
     return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
 
-def read_jsonl(path: Path) -> Iterator[Document]:
+def read_jsonl(
+    path: Path, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Document]:
     """Documents of a JSON Lines file with a "text" and, if given, an "id" in every line.
+
+    Args:
+        path: the file, plain or compressed.
+        progress: called with the bytes of the file read and its size.
 
     Raises:
         UserError: naming the line that is no such object, or a broken file.
     """
     number = 0
     try:
-        opened: IO[bytes] = _OPENERS[path.suffix](path, "rb")
-        with opened as file:
+        size = path.stat().st_size
+        with path.open("rb") as stored, _OPENERS[path.suffix](stored) as file:
             for number, line in enumerate(file, start=1):
+                if progress is not None:
+                    progress(stored.tell(), size)
                 yield _json_document(line, f"{path.name}:{number}")
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"cannot read {path} after line {number}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,10 +73,13 @@ class Trainer:
         self.step += 1
         return loss
 
-    def warm_up(self) -> None:
+    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Compile and warm up both layer orders on synthetic tokens, then undo every effect.
 
         While a micro-batch does not fit the GPU's memory, it is halved.
+
+        Args:
+            progress: called with the number of synthetic steps done and of all.
 
         Raises:
             torch.OutOfMemoryError: if not even one sequence fits.
@@ -85,7 +89,7 @@ class Trainer:
         average = {name: tensor.clone() for name, tensor in self.average.average.items()}
         devices = [self.runtime.device] if self.runtime.on_gpu else []
         with torch.random.fork_rng(devices=devices):
-            while not self._fits():
+            while not self._fits(progress):
                 rows = self.micro_batch_tokens // seq_len // 2
                 self.micro_batch_tokens = rows * seq_len
                 self.optimizers.zero_grad()
@@ -98,26 +102,28 @@ class Trainer:
         self.optimizers.reset()
         self.step = 0
 
-    def _fits(self) -> bool:
+    def _fits(self, progress: Callable[[int, int], None] | None) -> bool:
         """Try the synthetic steps; False if memory runs out and the micro-batch can be halved."""
         try:
-            self._synthetic_steps()
+            self._synthetic_steps(progress)
         except torch.OutOfMemoryError:
             if self.micro_batch_tokens < 2 * self.config.model.seq_len:
                 raise
             return False
         return True
 
-    def _synthetic_steps(self) -> None:
+    def _synthetic_steps(self, progress: Callable[[int, int], None] | None) -> None:
         train, model = self.config.train, self.config.model
         rows = train.batch_tokens // model.seq_len
         shape = (rows, model.seq_len + 1)
         generator = named_generator(self.config.seed, "warm-up")
-        for _ in range(train.warmup_steps):
+        for number in range(train.warmup_steps):
             for recurrent in (True, False):  # the larger graph first: it decides what fits
                 tokens = torch.randint(model.vocab_size, shape, generator=generator)
                 tokens = tokens.to(self.runtime.device, torch.int32)
                 self.train_step(tokens, StepPlan(recurrent, lr_factor=0.1, momentum=0.9))
+                if progress is not None:
+                    progress(2 * number + 2 - recurrent, 2 * train.warmup_steps)
         self.runtime.synchronize()
 
     def _weights(self) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ def window_losses(
     tokens: NDArray[np.uint16],
     windows: Sequence[Windows],
     batch_tokens: int,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Loss of every target in nats, each scored by exactly one window; (N,), float32 or wider.
 
@@ -69,7 +69,7 @@ def window_losses(
         tokens: (N + 1,) the stream.
         windows: from `plain_windows` or `sliding_windows`.
         batch_tokens: tokens of one forward pass.
-        progress: called with the number of targets scored so far.
+        progress: called with the number of targets scored and of all.
     """
     seq_len = model.config.seq_len
     batch = max(1, batch_tokens // seq_len)
@@ -97,5 +97,5 @@ def window_losses(
             losses[targets.clamp(max=num_targets)] = nats
             done += len(chosen) * scored
             if progress is not None:
-                progress(min(done, num_targets))
+                progress(min(done, num_targets), num_targets)
     return losses[:num_targets]

@@ -49,12 +49,18 @@ class Predictor:
             return Label("unverified", None)
         return self._provenance.label(texts)
 
-    def score(self, text: str, stride: int | None = None) -> Score:
+    def score(
+        self,
+        text: str,
+        stride: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Score:
         """Score one document.
 
         Args:
             text: the document, any Unicode.
             stride: of sliding windows; 0: consecutive windows; None: as the recipe.
+            progress: called with the number of targets scored and of all.
 
         Raises:
             UserError: if the text is empty, or its tokens do not decode to it (a tokenizer that
@@ -63,7 +69,7 @@ class Predictor:
         if not text:
             raise UserError("the text is empty: there is nothing to score")
         stream = self.tokenizer.encode([text])[0]
-        score = self.score_stream(stream, [text], stride)
+        score = self.score_stream(stream, [text], stride, progress=progress)
         expected = len(text.encode())
         if score.bytes != expected:
             raise UserError(
@@ -78,7 +84,7 @@ class Predictor:
         texts: Sequence[str],
         stride: int | None = None,
         batch_tokens: int = _DEFAULT_BATCH_TOKENS,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Score:
         """Score a stream of (N + 1,) tokens; `texts` are its documents, for the label."""
         seq_len, num_targets = self.artifact.model.seq_len, len(stream) - 1

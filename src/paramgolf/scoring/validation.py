@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from paramgolf.data.provenance import Provenance
 from paramgolf.data.tokenizer import Tokenizer
@@ -24,18 +24,20 @@ class Validation:
         self._stream = job.text.stream("val", run.data)
         self._texts = self._tokenizer.decode_documents(self._stream)
         self._shingles = Provenance.load(run.data / "shingles.safetensors")
+        self._reporter = job.reporter
         self._order = layer_order(job.config.model, recurrent=True)
 
-    def score(
-        self,
-        model: GPT,
-        adapted_on: Iterable[str],
-        progress: Callable[[int], None] | None = None,
-    ) -> Score:
+    def score(self, model: GPT, adapted_on: Iterable[str]) -> Score:
         """Score the model, which was trained on "train" and adapted on the named splits."""
         shaped_by = self._shingles.of("train", *adapted_on)
+        progress = self._reporter.progress("score", unit="targets")
         windows = plain_windows(len(self._stream) - 1, self._config.model.seq_len)
         losses = window_losses(
-            model, self._order, self._stream, windows, self._config.score.batch_tokens, progress
+            model,
+            self._order,
+            self._stream,
+            windows,
+            self._config.score.batch_tokens,
+            progress.update,
         )
         return score_losses(losses, self._stream, self._tokenizer, shaped_by.label(self._texts))

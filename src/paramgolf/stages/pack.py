@@ -45,7 +45,6 @@ def run(job: Job) -> dict[str, Any]:
     with ledger.phase("pack: measure"):
         _write_reports(job, matrices, hessians, quantized, dampings)
     with ledger.phase("pack: code and write"):
-        job.reporter.line("  pack      coding the integers")
         vectors = {name: _half(name, weights[name]) for name in vector_shapes}
         by_part = _write_artifact(job, quantized, vectors)
     size = run.artifact.stat().st_size
@@ -97,7 +96,8 @@ def _write_artifact(
             stride=config.score.stride,
             matrices=quantized,
             vectors=vectors,
-        )
+        ),
+        job.reporter.progress("pack", unit="bytes").update,
     )
     write_bytes(run.artifact, content)
     return by_part

@@ -50,7 +50,7 @@ def _prepare(job: Job) -> PreparedText:
 def _from_stdlib(job: Job) -> PreparedText:
     config, reporter, ledger = job.config, job.reporter, job.ledger
     with ledger.phase("data: corpus"):
-        documents = corpus.stdlib_documents()
+        documents = corpus.stdlib_documents(reporter.progress("corpus", unit="files").update)
         shares = {"val": config.data.val_share, "adapt": config.data.adapt_share}
         splits = corpus.split_by_hash(documents, shares, rest="train")
         digest = _text_hash(document.text for document in documents)
@@ -75,7 +75,13 @@ def _from_jsonl(folder: Path, job: Job) -> PreparedText:
             files = corpus.find_jsonl(folder, name)
             if not files:
                 raise UserError(f"{folder} holds no {name}*.jsonl[.gz|.xz]")
-            splits[name] = [document for path in files for document in corpus.read_jsonl(path)]
+            splits[name] = [
+                document
+                for path in files
+                for document in corpus.read_jsonl(
+                    path, job.reporter.progress(f"read {name}", unit="bytes").update
+                )
+            ]
         digest = _text_hash(document.text for parts in splits.values() for document in parts)
     tokenizer = _tokenizer(job, splits["train"])
     with ledger.phase("data: encode"):

@@ -27,7 +27,7 @@ def run(job: Job) -> dict[str, Any]:
     with ThreadPoolExecutor(1) as pool:
         compressed = pool.submit(lambda: len(lzma.compress(content, preset=_XZ_PRESET)))
         for name, window_stride in (("quantized", 0), ("sliding", stride)):
-            progress = job.reporter.progress(name, len(stream) - 1, "targets")
+            progress = job.reporter.progress(name, unit="targets")
             with ledger.phase(f"score: {name}"):
                 scores[name] = predictor.score_stream(
                     stream, texts, window_stride, job.config.score.batch_tokens, progress.update

@@ -33,7 +33,7 @@ def run(job: Job) -> dict[str, Any]:
     )
     if runtime.compiled:
         with ledger.phase("train: compile, warm up"):
-            trainer.warm_up()
+            trainer.warm_up(job.reporter.progress("warm-up", unit="steps").update)
         if trainer.micro_batch_tokens < config.train.micro_batch_tokens:
             tokens = trainer.micro_batch_tokens
             job.run.event("micro_batch_reduced", micro_batch_tokens=tokens)
@@ -232,7 +232,8 @@ class _Loop:
             )
             looped = "  recurrent" if step.recurrent else ""
             self._progress.update(
-                done, f"step {number}  loss {self.last_loss:.4f}  {rate:,.0f} tokens/s{looped}"
+                done,
+                details=f"step {number}  loss {self.last_loss:.4f}  {rate:,.0f} tokens/s{looped}",
             )
         else:
             self._progress.update(done)
