@@ -210,8 +210,12 @@ def test_windows_of_padding_do_not_matter(
 
 def test_progress_ends_at_the_number_of_targets(model: GPT, order: LayerOrder) -> None:
     for windows in (plain_windows(75, LENGTH), sliding_windows(75, LENGTH, 7)):
-        seen: list[int] = []
-        window_losses(model, order, stream(75), windows, 2 * LENGTH, seen.append)
+        seen: list[tuple[int, int]] = []
+
+        def note(done: int, total: int, seen: list[tuple[int, int]] = seen) -> None:
+            seen.append((done, total))
+
+        window_losses(model, order, stream(75), windows, 2 * LENGTH, note)
         assert seen == sorted(seen)
-        assert seen[-1] == 75
+        assert seen[-1] == (75, 75)
         assert len(seen) > 1

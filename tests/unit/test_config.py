@@ -218,13 +218,13 @@ COMBINATIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"train.max_seconds": 12.0}, ["train.reserve_seconds = 12.0", "train.max_seconds = 12.0"]),
     (
         {"train.batch_tokens": 4097},
-        ["train.batch_tokens = 4097", "train.micro_batch_tokens = 4096"],
+        ["train.batch_tokens = 4097", "train.micro_batch_tokens = 2048"],
     ),
     (
         {"train.micro_batch_tokens": 100, "train.batch_tokens": 200},
         ["train.micro_batch_tokens = 100", "model.seq_len = 256"],
     ),
-    ({"adapt.final_lr": 0.1}, ["adapt.final_lr = 0.1", "adapt.lr = 0.0005"]),
+    ({"adapt.final_lr": 0.1}, ["adapt.final_lr = 0.1", "adapt.lr = 0.0002"]),
     ({"adapt.chunk_tokens": 300}, ["adapt.chunk_tokens = 300", "model.seq_len = 256"]),
     ({"adapt.frozen_blocks": 6}, ["adapt.frozen_blocks = 6", "model.num_layers = 6"]),
     (
