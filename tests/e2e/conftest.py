@@ -1,0 +1,62 @@
+"""Shared by the end-to-end tests: text, the command, and one finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.e2e import command
+from tests.e2e.command import Cli
+from tests.e2e.mini import mini_options, write_source
+
+
+class FinishedRun(NamedTuple):
+    """A run that nothing disturbed."""
+
+    path: Path
+    stdout: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models here are too small to share: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of train.jsonl and val.jsonl."""
+    folder = tmp_path_factory.mktemp("source")
+    write_source(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def options(source: Path) -> list[str]:
+    """The options of a mini run."""
+    return mini_options(source)
+
+
+@pytest.fixture(scope="session")
+def cli() -> Iterator[Cli]:
+    """The command, quick to start."""
+    warm = Cli()
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="session")
+def mini_run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A mini run in a fresh process; do not write to its folder."""
+    path = tmp_path_factory.mktemp("mini") / "run"
+    result = command.run("run", "tiny", *options, "--out", path)
+    assert result.code == 0, result.stderr
+    assert result.stderr == ""
+    return FinishedRun(path, result.stdout)

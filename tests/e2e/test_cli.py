@@ -1,0 +1,330 @@
+"""The command line: help, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import paramgolf.version
+from paramgolf.config import RunConfig
+from paramgolf.recipes import RECIPES
+from tests.e2e import command
+from tests.e2e.command import Cli, one_line_error
+from tests.e2e.conftest import FinishedRun
+from tests.e2e.mini import unboxed
+
+TINY = RECIPES["tiny"][1]
+
+# Help.
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"], ["run"], ["run", "-h"]])
+def test_usage(cli: Cli, arguments: list[str]) -> None:
+    result = cli(*arguments)
+    assert (result.code, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: paramgolf COMMAND")
+    for word in ("run RECIPE", "run --resume DIR", "score ARTIFACT FILE", "--version", "--debug"):
+        assert word in result.stdout
+    for recipe, (purpose, _) in RECIPES.items():
+        assert f"  {recipe} " in result.stdout
+        assert purpose in result.stdout
+
+
+def test_run_help_says_where_the_keys_are(cli: Cli) -> None:
+    assert "run RECIPE --help" in cli("run", "--help").stdout
+
+
+def _keys(config: RunConfig) -> dict[str, object]:
+    """Every option of the command line with its value."""
+    keys: dict[str, object] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not dataclasses.is_dataclass(value):
+            keys[f"--{field.name}"] = value
+            continue
+        for inner in dataclasses.fields(value):
+            name = f"--{field.name}.{inner.name}".replace("_", "-")
+            keys[name] = getattr(value, inner.name)
+    return keys
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help_of_a_recipe_lists_every_key_with_its_value(cli: Cli, recipe: str) -> None:
+    result = cli("run", recipe, "--help")
+    assert (result.code, result.stderr) == (0, "")
+    text = unboxed(result.stdout)
+    for key, value in _keys(RECIPES[recipe][1]).items():
+        assert f" {key} " in text, key
+        help_text = text.split(f" {key} ", 1)[1].split(" --", 1)[0]
+        # A long path may be broken over two lines.
+        shown = repr(value) if value == "" else str(value)
+        assert f"(default:{shown})" in help_text.replace(" ", ""), (key, help_text)
+    assert "--out" in text
+    assert "--from" in text
+
+
+def test_score_help(cli: Cli) -> None:
+    result = cli("score", "--help")
+    assert (result.code, result.stderr) == (0, "")
+    for option in ("--tokenizer", "--stride", "--device"):
+        assert option in result.stdout
+
+
+def test_version(cli: Cli) -> None:
+    result = cli("--version")
+    assert result == (0, f"paramgolf {paramgolf.version.__version__}\n", "")
+
+
+def test_module_and_console_script_are_the_same_command(cli: Cli) -> None:
+    expected = cli("--help")
+    assert command.run("--help") == expected
+    script = Path(sys.executable).with_name("paramgolf")
+    if not script.exists():
+        pytest.skip("the console script is not installed beside this Python")
+    done = subprocess.run(
+        [script, "--help"], env=command.ENVIRONMENT, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, expected.stdout, b"")
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    process = command.start("--help")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait(60)
+
+
+# Mistakes in what is asked for: exit code 2, and what is possible.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rum"], ["'rum'", "did you mean 'run'?", "run, score"]),
+        (["train"], ["'train'", "run, score"]),
+        (["--verison"], ["'--verison'", "run, score"]),
+        (["run", "tniy"], ["'tniy'", "did you mean 'tiny'?", *RECIPES]),
+        (["run", "tiny", "--train.max-step", "3"], ["--train.max-step,", "--train.max-steps INT"]),
+        (["run", "tiny", "--modle.width", "64"], ["--modle.width,", "--model.width INT"]),
+        (["run", "tiny", "--train.max-steps", "some"], ["--train.max-steps", "'some'", "int"]),
+        (["run", "tiny", "--train.max-steps"], ["'--train.max-steps'", "Missing value"]),
+        (["run", "tiny", "--adapt.text", "scord"], ["'scord'", "'none', 'adapt', 'scored'"]),
+        (["run", "tiny", "--device", "tpu"], ["'tpu'", "'auto', 'cpu', 'cuda'"]),
+        (
+            ["run", "tiny", "--score.stride", "9999"],
+            ["score.stride = 9999", f"at most model.seq_len = {TINY.model.seq_len}"],
+        ),
+        (["run", "tiny", "--score.stride", "0"], ["score.stride = 0", "greater than 0"]),
+        (
+            ["run", "tiny", "--adapt.frozen-blocks", "99"],
+            ["adapt.frozen_blocks = 99", f"below model.num_layers = {TINY.model.num_layers}"],
+        ),
+        (
+            ["run", "tiny", "--model.num-heads", "9"],
+            [f"model.width = {TINY.model.width}", "a multiple of model.num_heads = 9"],
+        ),
+        (
+            ["run", "tiny", "--train.batch-tokens", "5001"],
+            ["train.batch_tokens = 5001", "a multiple of train.micro_batch_tokens"],
+        ),
+        (["run", "tiny", "--train.matrix-lr", "nan"], ["train.matrix_lr = nan", "greater than 0"]),
+        (["run", "tiny", "--data.val-share", "0.95"], ["val_share", "adapt_share", "below 1"]),
+        (["run", "tiny", "--seed", "-1"], ["seed = -1", "between 0 and"]),
+        (["run", "tiny", "surplus"], ["surplus"]),
+        (["run", "--resume"], ["--resume takes one run's directory"]),
+        (["run", "--resume", "x", "--seed", "3"], ["--resume", "no other option"]),
+        (["score"], ["paramgolf score"]),
+        (["score", "model.bin"], ["text file", "paramgolf score ARTIFACT FILE"]),
+        (["score", "model.bin", "a.txt", "--stride", "-5"], ["--stride = -5", "-1, 0 or more"]),
+        (["score", "model.bin", "a.txt", "--stirde", "5"], ["--stirde", "--stride INT"]),
+    ],
+    ids=" ".join,
+)
+def test_misuse(cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    result = cli(*arguments, cwd=tmp_path)
+    assert result.code == 2, result
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    message = unboxed(result.stderr)
+    for word in words:
+        assert word in message
+    assert list(tmp_path.iterdir()) == []
+
+
+# Mistakes in files: exit code 1 and one line.
+
+
+def test_resume_of_nothing(cli: Cli, tmp_path: Path) -> None:
+    message = one_line_error(cli("run", "--resume", tmp_path / "nothing"))
+    assert "holds no run" in message
+    assert "paramgolf run tiny" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def folder(mini_run: FinishedRun, tmp_path: Path) -> Path:
+    """A folder with an artifact, its tokenizer and its provenance, and a text."""
+    for name in ("model.bin", "tokenizer.model", "provenance.safetensors"):
+        (tmp_path / name).write_bytes((mini_run.path / name).read_bytes())
+    (tmp_path / "text.txt").write_text("Some words to score.\n")
+    return tmp_path
+
+
+def _damage(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_score_works_before_anything_is_damaged(cli: Cli, folder: Path) -> None:
+    result = cli("score", "model.bin", "text.txt", cwd=folder)
+    assert (result.code, result.stderr) == (0, "")
+
+
+def test_score_of_a_missing_artifact(cli: Cli, folder: Path) -> None:
+    message = one_line_error(cli("score", "nothing.bin", "text.txt", cwd=folder))
+    assert "nothing.bin: No such file" in message
+
+
+def test_score_of_a_folder_as_artifact(cli: Cli, folder: Path) -> None:
+    assert "directory" in one_line_error(cli("score", folder, "text.txt", cwd=folder))
+
+
+def test_score_of_a_foreign_artifact(cli: Cli, folder: Path) -> None:
+    (folder / "model.bin").write_bytes((folder / "tokenizer.model").read_bytes())
+    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    assert "model.bin is not a paramgolf artifact" in message
+
+
+@pytest.mark.parametrize("kept", [0, 7, 40, 48, 1000, -1])
+def test_score_of_a_truncated_artifact(cli: Cli, folder: Path, kept: int) -> None:
+    content = (folder / "model.bin").read_bytes()
+    (folder / "model.bin").write_bytes(content[:kept])
+    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    assert "model.bin is" in message
+    if kept < 0 or kept >= 48:
+        assert "truncated or damaged" in message
+
+
+@pytest.mark.parametrize("position", [3, 8, 12, 20, 60, -1])
+def test_score_of_a_damaged_artifact(cli: Cli, folder: Path, position: int) -> None:
+    _damage(folder / "model.bin", position)
+    assert "model.bin" in one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+
+
+def test_score_of_an_artifact_of_a_later_version(cli: Cli, folder: Path) -> None:
+    content = (folder / "model.bin").read_bytes()
+    (folder / "model.bin").write_bytes(content[:8] + b"\2\0\0\0" + content[12:])
+    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    assert "version 2; this program reads version 1" in message
+
+
+def test_score_without_tokenizer(cli: Cli, folder: Path) -> None:
+    (folder / "tokenizer.model").rename(folder / "elsewhere.model")
+    arguments = ("score", "model.bin", "text.txt")
+    assert "tokenizer.model: No such file" in one_line_error(cli(*arguments, cwd=folder))
+    assert cli(*arguments, "--tokenizer", "elsewhere.model", cwd=folder).code == 0
+
+
+def test_score_with_a_foreign_tokenizer(cli: Cli, folder: Path) -> None:
+    (folder / "tokenizer.model").write_bytes(b"no tokenizer at all")
+    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    assert "tokenizer.model is not" in message
+
+
+def test_score_with_another_artifacts_tokenizer(cli: Cli, folder: Path) -> None:
+    from paramgolf.data.tokenizer import train_tokenizer
+
+    other = train_tokenizer(["Other words, to train on, some few of them."] * 9, 285)
+    (folder / "tokenizer.model").write_bytes(other)
+    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    assert "tokenizer.model is not the tokenizer of model.bin" in message
+
+
+def test_score_with_a_damaged_provenance(cli: Cli, folder: Path) -> None:
+    _damage(folder / "provenance.safetensors", -1)
+    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    assert "provenance.safetensors is not the provenance of model.bin" in message
+
+
+def test_score_of_a_missing_text(cli: Cli, folder: Path) -> None:
+    message = one_line_error(cli("score", "model.bin", "nothing.txt", cwd=folder))
+    assert "nothing.txt: No such file" in message
+
+
+def test_score_of_a_text_that_is_not_utf8(cli: Cli, folder: Path) -> None:
+    (folder / "latin.txt").write_bytes("Voil\u00e0 du texte".encode("latin-1"))
+    message = one_line_error(cli("score", "model.bin", "latin.txt", cwd=folder))
+    assert "latin.txt is not UTF-8 text (byte 4)" in message
+
+
+def test_score_of_an_empty_text(cli: Cli, folder: Path) -> None:
+    (folder / "empty.txt").touch()
+    assert "empty" in one_line_error(cli("score", "model.bin", "empty.txt", cwd=folder))
+
+
+def test_score_of_a_text_that_the_tokenizer_would_change(cli: Cli, folder: Path) -> None:
+    (folder / "block.txt").write_text("one\u2581two", encoding="utf-8")
+    message = one_line_error(cli("score", "model.bin", "block.txt", cwd=folder))
+    assert "not lossless" in message
+
+
+def test_one_bad_text_among_good_ones_is_named(cli: Cli, folder: Path) -> None:
+    (folder / "empty.txt").touch()
+    message = one_line_error(cli("score", "model.bin", "text.txt", "empty.txt", cwd=folder))
+    assert "empty.txt" in message
+
+
+def test_score_with_a_stride_over_the_window(cli: Cli, folder: Path) -> None:
+    """Windows that far apart would leave targets between them without a score."""
+    (folder / "text.txt").write_text("Some words to score. " * 40)
+    result = cli("score", "model.bin", "text.txt", "--stride", "65", cwd=folder)
+    assert result.code in (1, 2)
+    assert "stride" in one_line_error(result, result.code)
+    assert cli("score", "model.bin", "text.txt", "--stride", "64", cwd=folder).code == 0
+
+
+def test_score_on_a_device_that_is_not_there(cli: Cli, folder: Path) -> None:
+    result = cli("score", "model.bin", "text.txt", "--device", "quantum", cwd=folder)
+    assert "auto, cpu or cuda" in one_line_error(result, result.code)
+    assert result.code in (1, 2)
+
+
+def test_score_tells_files_with_long_names_apart(cli: Cli, folder: Path) -> None:
+    names = [f"{'a-long-name-' * 9}{number}.txt" for number in (1, 2)]
+    for name in names:
+        (folder / name).write_text("Some words to score.\n")
+    result = cli("score", "model.bin", *names, cwd=folder)
+    assert result.code == 0
+    printed = "".join(unboxed(result.stdout).split())
+    for number in (1, 2):
+        assert f"{number}.txt" in printed
+
+
+# --debug.
+
+
+def test_debug_shows_where(cli: Cli, folder: Path) -> None:
+    for arguments in (
+        ("--debug", "score", "nothing.bin", "text.txt"),
+        ("score", "nothing.bin", "text.txt", "--debug"),
+    ):
+        result = cli(*arguments, cwd=folder)
+        assert result.code == 1
+        assert result.stderr.startswith("Traceback")
+        assert "predictor.py" in result.stderr
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("paramgolf: cannot read the artifact nothing.bin")
+
+
+def test_debug_is_no_option_of_a_recipe(cli: Cli) -> None:
+    result = cli("run", "tiny", "--debug", "--help")
+    assert result.code == 0
+    assert "--debug" not in result.stdout

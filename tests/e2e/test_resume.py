@@ -1,0 +1,331 @@
+"""Runs that are killed and resumed end as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import command
+from tests.e2e.command import Cli, Result, one_line_error
+from tests.e2e.conftest import FinishedRun
+from tests.e2e.mini import events, read_results, stages_started, table_rows, without_times
+
+STAGES = ("prepare", "train", "adapt", "pack", "score")
+LONGER = [
+    "--train.max-steps", "160",
+    "--train.checkpoint-seconds", "0.2",
+    "--adapt.epochs", "6",
+    "--pack.calibration-batches", "100",
+    "--score.stride", "2",
+]  # fmt: skip
+"""Every stage of such a run lasts long enough to be hit."""
+SHAPED_FILES = ("model.bin", "provenance.safetensors", "tokenizer.model", "quantization.json")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = command.run("run", "tiny", *options, *LONGER, "--out", path)
+    assert result.code == 0, result.stderr
+    return FinishedRun(path, result.stdout)
+
+
+def check_equal(run: Path, undisturbed: FinishedRun) -> None:
+    for name in SHAPED_FILES:
+        assert (run / name).read_bytes() == (undisturbed.path / name).read_bytes(), name
+    ours, theirs = read_results(run), read_results(undisturbed.path)
+    assert without_times(ours) == without_times(theirs)
+    assert ours["seconds"].keys() == theirs["seconds"].keys()
+
+
+def start_or_resume(run: Path, options: list[str]) -> subprocess.Popen[bytes]:
+    """Go on with a run, or begin it where there is none yet."""
+    if (run / "config.json").exists():
+        return command.start("run", "--resume", run)
+    return command.start("run", "tiny", *options, *LONGER, "--out", run)
+
+
+def wait_until(
+    condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 60
+) -> None:
+    """Wait while the process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def finish(process: subprocess.Popen[bytes]) -> Result:
+    stdout, stderr = process.communicate(timeout=120)
+    return Result(process.returncode, stdout.decode(), stderr.decode())
+
+
+def started(run: Path, stage: str) -> int:
+    """How often a stage was begun."""
+    return stages_started(run).count(stage)
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage(
+    options: list[str], undisturbed: FinishedRun, tmp_path: Path
+) -> None:
+    rng = random.Random(1)
+    run = tmp_path / "run"
+    seconds = read_results(undisturbed.path)["seconds"]
+    phases = dict(zip(STAGES, ("data:", "train:", "adapt:", "pack:", "score:"), strict=True))
+    for stage in STAGES:
+        length = sum(value for name, value in seconds.items() if name.startswith(phases[stage]))
+        for number in range(4 if stage == "train" else 1):
+            process = start_or_resume(run, options)
+            wait_until(lambda: started(run, stage) > number, process)  # noqa: B023
+            time.sleep(rng.uniform(0, 0.25) * length)
+            assert process.poll() is None
+            kill(process)
+            assert not (run / "stages" / f"{stage}.json").exists(), f"{stage} was over already"
+    result = finish(start_or_resume(run, options))
+    assert (result.code, result.stderr) == (0, "")
+    assert table_rows(result.stdout)[:5] == table_rows(undisturbed.stdout)[:5]
+    for stage in STAGES:
+        assert started(run, stage) == (5 if stage == "train" else 2)
+    assert any(event["event"] == "training_resumed" for event in events(run))
+    check_equal(run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_random_moments(
+    options: list[str], undisturbed: FinishedRun, tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    run = tmp_path / "run"
+    for _ in range(40):
+        process = start_or_resume(run, options)
+        try:
+            process.wait(rng.uniform(1, 8))
+            break
+        except subprocess.TimeoutExpired:
+            kill(process)
+    result = finish(process)
+    assert (result.code, result.stderr) == (0, "")
+    check_equal(run, undisturbed)
+    steps = [event["step"] for event in events(run) if event["event"] == "training_resumed"]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.slow
+def test_killed_while_the_trained_weights_are_scored(
+    options: list[str], undisturbed: FinishedRun, tmp_path: Path
+) -> None:
+    """What took the longest is not done again."""
+    run = tmp_path / "run"
+    process = start_or_resume(run, options)
+    wait_until((run / "checkpoints" / "ema.safetensors").exists, process)
+    kill(process)
+    assert not (run / "stages" / "train.json").exists()
+    result = finish(start_or_resume(run, options))
+    assert (result.code, result.stderr) == (0, "")
+    assert (run / "model.bin").read_bytes() == (undisturbed.path / "model.bin").read_bytes()
+    seconds = [read_results(path)["seconds"] for path in (run, undisturbed.path)]
+    assert seconds[0].get("train: steps", 0) < 0.5 * seconds[1]["train: steps"]
+
+
+@pytest.mark.slow
+def test_interrupted_by_hand(options: list[str], undisturbed: FinishedRun, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    in_training = (run / "checkpoints" / "training.safetensors").exists
+    for condition in (in_training, lambda: started(run, "adapt") > 0):
+        process = start_or_resume(run, options)
+        wait_until(condition, process)
+        process.send_signal(signal.SIGINT)
+        message = one_line_error(finish(process), code=130)
+        assert "paramgolf run --resume" in message
+    result = finish(start_or_resume(run, options))
+    assert (result.code, result.stderr) == (0, "")
+    check_equal(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_resumed_from_another_folder(
+    options: list[str], undisturbed: FinishedRun, source: Path, tmp_path: Path
+) -> None:
+    """The text was named by a relative path, and the run has moved, too."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "text").symlink_to(source)
+    process = command.start(
+        "run", "tiny", *options, *LONGER, "--data.source", "text", "--out", "run",
+        cwd=tmp_path / "here",
+    )  # fmt: skip
+    wait_until(lambda: started(tmp_path / "here" / "run", "train") > 0, process)
+    kill(process)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "run").rename(tmp_path / "there" / "moved")
+    (tmp_path / "here" / "text").unlink()  # it is prepared already
+    result = command.run("run", "--resume", "moved", cwd=tmp_path / "there")
+    assert (result.code, result.stderr) == (0, "")
+    check_equal(tmp_path / "there" / "moved", undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_while_it_takes_weights_over(
+    cli: Cli, options: list[str], mini_run: FinishedRun, tmp_path: Path
+) -> None:
+    """Whatever had been copied, the end is the same."""
+    rng = random.Random(3)
+    for number in range(4):
+        run = tmp_path / f"run{number}"
+        process = command.start("run", "tiny", *options, "--from", mini_run.path, "--out", run)
+        wait_until((run / "config.json").exists, process)
+        time.sleep(rng.uniform(0, 0.004))
+        kill(process)
+        result = cli("run", "--resume", run)
+        assert (result.code, result.stderr) == (0, ""), result.stderr
+        for name in SHAPED_FILES:
+            assert (run / name).read_bytes() == (mini_run.path / name).read_bytes(), name
+
+
+def test_resume_of_a_finished_run_prints_it_again(
+    cli: Cli, mini_run: FinishedRun, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (mini_run.path / "stages").iterdir()}
+    results = (mini_run.path / "results.json").read_bytes()
+    begin = time.monotonic()
+    result = cli("run", "--resume", mini_run.path, cwd=tmp_path)
+    assert time.monotonic() - begin < 5
+    assert (result.code, result.stderr) == (0, "")
+    assert table_rows(result.stdout) == table_rows(mini_run.stdout)
+    for stage in STAGES:
+        assert f"{stage}: finished before" in result.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert (mini_run.path / "results.json").read_bytes() == results
+
+
+@pytest.fixture(scope="module")
+def half_trained(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed in training, with a checkpoint; do not write to it."""
+    run = tmp_path_factory.mktemp("half") / "run"
+    process = command.start(
+        "run", "tiny", *options, "--train.max-steps", "100000",
+        "--train.checkpoint-seconds", "0.1", "--out", run,
+    )  # fmt: skip
+    wait_until((run / "checkpoints" / "training.safetensors").exists, process)
+    kill(process)
+    return run
+
+
+@pytest.fixture
+def broken(half_trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be broken."""
+    return Path(shutil.copytree(half_trained, tmp_path / "run"))
+
+
+def test_resume_with_a_truncated_checkpoint(cli: Cli, broken: Path) -> None:
+    checkpoint = broken / "checkpoints" / "training.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+    assert f"{checkpoint}" in one_line_error(cli("run", "--resume", broken))
+    checkpoint.write_bytes(b"")
+    assert f"{checkpoint}" in one_line_error(cli("run", "--resume", broken))
+    assert checkpoint.exists()
+
+
+def test_resume_with_a_foreign_checkpoint(cli: Cli, broken: Path, mini_run: FinishedRun) -> None:
+    checkpoint = broken / "checkpoints" / "training.safetensors"
+    foreign = (mini_run.path / "checkpoints" / "ema.safetensors").read_bytes()
+    checkpoint.write_bytes(foreign)
+    assert f"{checkpoint}" in one_line_error(cli("run", "--resume", broken))
+
+
+def test_resume_without_tokenizer(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(mini_run.path, tmp_path / "run"))
+    (run / "tokenizer.model").unlink()
+    for stage in ("score", "adapt"):
+        (run / "stages" / f"{stage}.json").unlink()
+        message = one_line_error(cli("run", "--resume", run))
+        assert f"{run / 'tokenizer.model'}: No such file" in message
+
+
+def test_resume_without_shards(cli: Cli, broken: Path) -> None:
+    for shard in (broken / "data").glob("text_train_*.bin"):
+        shard.unlink()
+    assert "text_train_000000.bin: No such file" in one_line_error(cli("run", "--resume", broken))
+
+
+def test_resume_with_a_truncated_shard(cli: Cli, broken: Path) -> None:
+    (shard,) = (broken / "data").glob("text_train_*.bin")
+    shard.write_bytes(shard.read_bytes()[:-2])
+    assert "is truncated or damaged" in one_line_error(cli("run", "--resume", broken))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"recipe": "tiny"}', '{"seed": 1.5}'])
+def test_resume_with_a_damaged_configuration(cli: Cli, broken: Path, content: str) -> None:
+    (broken / "config.json").write_text(content)
+    result = cli("run", "--resume", broken)
+    assert result.code in (1, 2)
+    one_line_error(result, result.code)
+
+
+def test_resume_with_an_unknown_key(cli: Cli, broken: Path) -> None:
+    file = broken / "config.json"
+    file.write_text(file.read_text().replace('"ema_decay"', '"ema_decey"'))
+    message = one_line_error(cli("run", "--resume", broken), code=2)
+    assert "train.ema_decey" in message
+    assert "train.ema_decay" in message
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"text": {}'])
+def test_resume_with_a_damaged_record(cli: Cli, broken: Path, content: str) -> None:
+    record = broken / "stages" / "prepare.json"
+    record.write_text(content)
+    assert f"{record}" in one_line_error(cli("run", "--resume", broken))
+
+
+def test_resume_ignores_what_a_killed_write_left_behind(
+    cli: Cli, mini_run: FinishedRun, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(mini_run.path, tmp_path / "run"))
+    for name in ("pack", "score"):
+        (run / "stages" / f"{name}.json").unlink()
+    for name in SHAPED_FILES:
+        left = run / f".{name}.1.tmp"
+        left.write_bytes((run / name).read_bytes()[:100])
+        if name != "tokenizer.model":
+            (run / name).unlink()
+    (run / "results.json").unlink()
+    result = cli("run", "--resume", run)
+    assert (result.code, result.stderr) == (0, "")
+    for name in SHAPED_FILES:
+        assert (run / name).read_bytes() == (mini_run.path / name).read_bytes(), name
+    assert without_times(read_results(run)) == without_times(read_results(mini_run.path))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [[], ["environment.json"], ["environment.json", ".config.json.1.tmp"], ["config.json"]],
+    ids=lambda written: " ".join(written) or "nothing",
+)
+def test_a_run_that_was_hardly_created_is_no_dead_end(
+    cli: Cli, options: list[str], mini_run: FinishedRun, tmp_path: Path, written: list[str]
+) -> None:
+    """Killed while its first files were written, it can be started again, or resumed."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in written:
+        content = mini_run.path / name
+        (run / name).write_bytes(content.read_bytes() if content.exists() else b'{"reci')
+    again = cli("run", "tiny", *options, "--out", run)
+    if again.code != 0:
+        again = cli("run", "--resume", run)
+    assert (again.code, again.stderr) == (0, "")
+    assert (run / "model.bin").read_bytes() == (mini_run.path / "model.bin").read_bytes()

@@ -1,0 +1,739 @@
+"""Whole runs: what they leave behind, and that every number in it is true."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import lzma
+import math
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file
+
+import paramgolf
+from paramgolf.compress.artifact import Artifact, decode
+from paramgolf.config import to_json
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import layer_order
+from tests.e2e import command
+from tests.e2e.command import Cli, one_line_error
+from tests.e2e.conftest import FinishedRun
+from tests.e2e.mini import (
+    MINI,
+    events,
+    mini_config,
+    read_results,
+    stages_started,
+    table_rows,
+    texts_of,
+    without_times,
+)
+from tests.helpers import reference_forward, reference_nats
+
+TITLES = {
+    "after EMA": "ema",
+    "after adaptation": "adapted",
+    "quantized, plain": "quantized",
+    "quantized, sliding": "sliding",
+}
+NUM_TARGETS = MINI["data"]["val_targets"]
+SEQ_LEN, STRIDE = MINI["model"]["seq_len"], MINI["score"]["stride"]
+
+
+def run_tiny(cli: Cli, *arguments: str | Path, cwd: Path | None = None) -> command.Result:
+    """A run that must succeed."""
+    result = cli("run", "tiny", *arguments, cwd=cwd)
+    assert (result.code, result.stderr) == (0, ""), result.stderr
+    return result
+
+
+def labels(results: dict[str, Any]) -> dict[str, str]:
+    return {stage: score["label"] for stage, score in results["stages"].items()}
+
+
+def printed_labels(stdout: str) -> dict[str, str]:
+    return {TITLES[row[0]]: row[-1] for row in table_rows(stdout) if row[0] in TITLES}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# What a run leaves behind.
+
+
+def test_results_have_the_documented_keys(mini_run: FinishedRun, source: Path) -> None:
+    results = read_results(mini_run.path)
+    assert list(results) == [
+        "recipe", "seed", "corpus", "adapted_on", "parameters", "steps", "stages", "adaptation",
+        "bytes", "artifact_sha256", "raised_dampings", "seconds", "tokens_per_second",
+        "peak_gpu_bytes", "xz",
+    ]  # fmt: skip
+    assert (results["recipe"], results["seed"]) == ("tiny", 1337)
+    assert (results["steps"], results["adapted_on"]) == (6, "adapt")
+    assert results["corpus"]["source"] == str(source)
+    assert results["peak_gpu_bytes"] is None
+    assert list(results["stages"]) == list(TITLES.values())
+    for score in results["stages"].values():
+        assert list(score) == ["loss_nats", "bpb", "tokens", "bytes", "label", "overlap_share"]
+        assert score["tokens"] == NUM_TARGETS
+        assert 1 < score["bpb"] < 6
+        bits = score["loss_nats"] * score["tokens"] / math.log(2)
+        assert score["bpb"] == pytest.approx(bits / score["bytes"], rel=1e-12)
+        assert score["label"] == "held-out"
+    assert len({score["bytes"] for score in results["stages"].values()}) == 1
+    assert [epoch["epoch"] for epoch in results["adaptation"]] == [1, 2]
+    assert results["adaptation"][-1]["bpb"] == results["stages"]["adapted"]["bpb"]
+    assert set(results["tokens_per_second"]) == {
+        "train", "train_recurrence_off", "train_recurrence_on", "adapt_steps", "score_quantized",
+        "score_sliding",
+    }  # fmt: skip
+    assert all(rate > 0 for rate in results["tokens_per_second"].values())
+
+
+def test_every_stage_makes_the_model_better_or_hardly_worse(mini_run: FinishedRun) -> None:
+    stages = read_results(mini_run.path)["stages"]
+    assert stages["adapted"]["bpb"] < stages["ema"]["bpb"]
+    assert stages["quantized"]["bpb"] == pytest.approx(stages["adapted"]["bpb"], rel=0.01)
+    assert stages["sliding"]["bpb"] != stages["quantized"]["bpb"]
+
+
+def test_bytes_by_part_add_up_to_the_file(mini_run: FinishedRun) -> None:
+    results = read_results(mini_run.path)
+    artifact = mini_run.path / "model.bin"
+    assert results["bytes"]["artifact"] == artifact.stat().st_size
+    assert sum(results["bytes"]["by_part"].values()) == artifact.stat().st_size
+    assert results["bytes"]["budget"] == MINI["pack"]["budget_bytes"]
+    assert results["artifact_sha256"] == hashlib.sha256(artifact.read_bytes()).hexdigest()
+    model = GPT(mini_config(Path("x")).model)
+    assert results["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_seconds_by_phase_cover_the_run(mini_run: FinishedRun) -> None:
+    seconds = read_results(mini_run.path)["seconds"]
+    stages = {name.split(":")[0] for name in seconds}
+    assert stages == {"data", "train", "adapt", "pack", "score"}
+    assert all(value >= 0 for value in seconds.values())
+    lines = events(mini_run.path)
+    wall = lines[-1]["time"] - lines[0]["time"]
+    assert 0.9 * wall - 0.1 < sum(seconds.values()) < wall + 0.1
+
+
+def test_events_tell_the_story(mini_run: FinishedRun) -> None:
+    story = [(event["event"], event.get("stage", "")) for event in events(mini_run.path)]
+    stages = ["prepare", "train", "adapt", "pack", "score"]
+    bounds = [step for step in story if step[0].startswith("stage_")]
+    assert bounds == [(f"stage_{what}", s) for s in stages for what in ("started", "finished")]
+    assert story.count(("adapt_epoch", "")) == 2
+
+
+def test_printed_table_says_what_the_results_say(mini_run: FinishedRun) -> None:
+    results = read_results(mini_run.path)
+    rows = {row[0]: row[1:] for row in table_rows(mini_run.stdout)}
+    for title, stage in TITLES.items():
+        score = results["stages"][stage]
+        assert rows[title] == [
+            f"{score['bpb']:.4f}",
+            f"{score['loss_nats']:.4f}",
+            f"{score['tokens']:,}",
+            f"{score['bytes']:,}",
+            score["label"],
+        ]
+    xz = results["xz"]
+    assert rows["xz -9, for scale"] == [f"{xz['bpb']:.4f}", "", "", f"{xz['bytes']:,}", ""]
+    for phase, value in results["seconds"].items():
+        assert rows[phase] == [f"{value:.1f}"]
+    size = results["bytes"]["artifact"]
+    assert f"artifact  {size:,} bytes of {MINI['pack']['budget_bytes']:,}" in mini_run.stdout
+    assert f"sha256 {results['corpus']['sha256'][:16]}" in mini_run.stdout
+    assert str(mini_run.path) in mini_run.stdout
+
+
+def test_configuration_is_kept(mini_run: FinishedRun, source: Path) -> None:
+    kept = json.loads((mini_run.path / "config.json").read_text())
+    assert kept == {"recipe": "tiny", **to_json(mini_config(source))}
+
+
+def test_every_matrix_is_reported(mini_run: FinishedRun) -> None:
+    reports = json.loads((mini_run.path / "quantization.json").read_text())
+    assert len(reports) == 1 + 6 * MINI["model"]["num_layers"]
+    for report in reports.values():
+        assert 0 < report["gptq_error"] < report["nearest_error"] < 0.1
+        assert 0 < report["entropy_bits"] < report["bits"]
+        assert 0 <= report["clipped_share"] < 0.05
+
+
+# Scores, recomputed.
+
+
+@pytest.fixture(scope="module")
+def artifact(mini_run: FinishedRun) -> Artifact:
+    return decode((mini_run.path / "model.bin").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def weights(artifact: Artifact) -> dict[str, np.ndarray]:
+    """All parameters in float64, from integers and scales."""
+    values = {name: vector.double().numpy() for name, vector in artifact.vectors.items()}
+    for name, matrix in artifact.matrices.items():
+        scales = matrix.scales.double().numpy()[:, None]
+        values[name] = matrix.integers.double().numpy() * scales
+    return values
+
+
+@pytest.fixture(scope="module")
+def stream(mini_run: FinishedRun, source: Path) -> list[int]:
+    """All tokens of the validation file, from SentencePiece alone."""
+    processor = sentencepiece.SentencePieceProcessor(
+        model_file=str(mini_run.path / "tokenizer.model")
+    )
+    tokens: list[int] = []
+    for text in texts_of(source, "val"):
+        tokens += [processor.bos_id(), *processor.encode(text)]
+    return tokens
+
+
+def _decoded_bytes(mini_run: FinishedRun, tokens: list[int]) -> int:
+    processor = sentencepiece.SentencePieceProcessor(
+        model_file=str(mini_run.path / "tokenizer.model")
+    )
+    texts = [[]]
+    for token in tokens:
+        if token == processor.bos_id():
+            texts.append([])
+        else:
+            texts[-1].append(token)
+    return sum(len(processor.decode(text).encode()) for text in texts)
+
+
+def test_splits_are_what_they_should_be(mini_run: FinishedRun, stream: list[int]) -> None:
+    tokens = read_results(mini_run.path)["corpus"]["tokens"]
+    assert tokens["val"] == NUM_TARGETS + 1
+    next_document = stream.index(1, NUM_TARGETS + 1)  # 1 is BOS
+    assert tokens["adapt"] == len(stream) - next_document
+
+
+def test_quantized_score_from_a_second_implementation(
+    mini_run: FinishedRun, artifact: Artifact, weights: dict[str, np.ndarray], stream: list[int]
+) -> None:
+    """The model in numpy, window by window, in float64."""
+    order = layer_order(artifact.model, recurrent=True)
+    scored = stream[: NUM_TARGETS + 1]
+    total = 0.0
+    for start in range(0, NUM_TARGETS, SEQ_LEN):
+        window = torch.tensor([scored[start : start + SEQ_LEN + 1]])
+        forward = reference_forward(
+            weights, artifact.model, window[:, :-1], order.encoder, order.decoder
+        )
+        nats = reference_nats(
+            forward.stream, weights["embedding"], window[:, 1:], artifact.model.logit_softcap
+        )
+        total += float(nats.sum())
+    score = read_results(mini_run.path)["stages"]["quantized"]
+    assert score["bytes"] == _decoded_bytes(mini_run, scored)
+    assert score["loss_nats"] == pytest.approx(total / NUM_TARGETS, rel=1e-6)
+    assert score["bpb"] == pytest.approx(total / math.log(2) / score["bytes"], rel=1e-6)
+
+
+@torch.no_grad()
+def test_sliding_score_one_window_at_a_time(
+    mini_run: FinishedRun, artifact: Artifact, weights: dict[str, np.ndarray], stream: list[int]
+) -> None:
+    """Every target has its own window: as much context as its place between strides gives."""
+    model = GPT(artifact.model, torch.float64)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    order = layer_order(artifact.model, recurrent=True)
+    tokens = torch.tensor(stream[: NUM_TARGETS + 1])
+    nats = torch.full((NUM_TARGETS,), torch.nan, dtype=torch.float64)
+    for end in range(SEQ_LEN, NUM_TARGETS + STRIDE, STRIDE):
+        begin, end = end - SEQ_LEN, min(end, NUM_TARGETS)
+        losses = model.target_nats(
+            model(tokens[None, begin:end], order), tokens[None, begin + 1 : end + 1]
+        )[0]
+        new = nats[begin:end].isnan()
+        nats[begin:end][new] = losses[new]
+    score = read_results(mini_run.path)["stages"]["sliding"]
+    assert score["loss_nats"] == pytest.approx(float(nats.mean()), rel=1e-6)
+
+
+def test_xz_for_scale(mini_run: FinishedRun, stream: list[int]) -> None:
+    processor = sentencepiece.SentencePieceProcessor(
+        model_file=str(mini_run.path / "tokenizer.model")
+    )
+    text = processor.decode(stream[: NUM_TARGETS + 1]).encode()
+    results = read_results(mini_run.path)
+    expected = len(lzma.compress(text, preset=9))
+    assert results["xz"]["bytes"] == expected
+    assert results["xz"]["bpb"] == pytest.approx(8 * expected / len(text))
+
+
+# `paramgolf score`.
+
+
+def score_rows(cli: Cli, artifact: Path, *arguments: str | Path, cwd: Path) -> dict[str, list[str]]:
+    """The printed cells by file."""
+    result = cli("score", artifact, *arguments, cwd=cwd)
+    assert (result.code, result.stderr) == (0, ""), result.stderr
+    return {row[0]: row[1:] for row in table_rows(result.stdout)}
+
+
+TEXTS = {
+    "long.txt": "A generator function returns an iterator, as PEP 255 says. " * 40,
+    "short.txt": "Few words.",
+    "one.txt": "x",
+    "lines.txt": "tab\there\r\n  and  spaces \n\n\ntrailing \n",
+    "unicode.txt": "\ufeffna\u00efve \u65e5\u672c\u8a9e \U0001f600 nul \x00 and </s> <0x41>",
+    "digits.txt": "0123456789" * 3,
+}
+
+
+@pytest.mark.parametrize("stride", [None, 0, 7, 64])
+def test_score_prints_what_the_predictor_computes(
+    cli: Cli, mini_run: FinishedRun, tmp_path: Path, stride: int | None
+) -> None:
+    artifact = mini_run.path / "model.bin"
+    predictor = paramgolf.load(artifact, device="cpu")
+    for name, text in TEXTS.items():
+        (tmp_path / name).write_bytes(text.encode())
+    chosen = [] if stride is None else ["--stride", str(stride)]
+    rows = score_rows(cli, artifact, *TEXTS, *chosen, cwd=tmp_path)
+    assert list(rows) == list(TEXTS)
+    for name, text in TEXTS.items():
+        score = predictor.score(text, stride)
+        assert score.bytes == len(text.encode())
+        shown = [
+            f"{score.bpb:.4f}",
+            f"{score.loss_nats:.4f}",
+            f"{score.tokens:,}",
+            f"{score.bytes:,}",
+        ]
+        assert rows[name][:4] == shown, name
+        assert rows[name][4].startswith(score.label)
+
+
+def test_stride_matters_only_beyond_one_window(mini_run: FinishedRun) -> None:
+    predictor = paramgolf.load(mini_run.path / "model.bin", device="cpu")
+    short, long = TEXTS["short.txt"], TEXTS["long.txt"]
+    assert predictor.score(short).tokens < SEQ_LEN < predictor.score(long).tokens
+    assert predictor.score(short, 0) == predictor.score(short, 16)
+    assert predictor.score(long, 0).bpb != predictor.score(long, 16).bpb
+    assert predictor.score(long) == predictor.score(long, STRIDE)
+
+
+def test_labels_of_texts_that_shaped_the_model(
+    cli: Cli, mini_run: FinishedRun, source: Path, tmp_path: Path
+) -> None:
+    val = [text for text in texts_of(source, "val") if len(text) > 1200]
+    train = [text for text in texts_of(source, "train") if len(text) > 1200]
+    for name, text in {"val": val[0], "adapt": val[-1], "train": train[0]}.items():
+        (tmp_path / name).write_bytes(text.encode())
+    rows = score_rows(cli, mini_run.path / "model.bin", "val", "adapt", "train", cwd=tmp_path)
+    assert rows["val"][4] == "held-out (0.0% seen)"
+    assert rows["adapt"][4] == "in-sample (100.0% seen)"
+    assert rows["train"][4] == "in-sample (100.0% seen)"
+
+
+def test_score_from_artifact_and_tokenizer_alone(
+    cli: Cli, mini_run: FinishedRun, source: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("model.bin", "tokenizer.model"):
+        shutil.copy(mini_run.path / name, alone)
+    (tmp_path / "text").write_bytes(texts_of(source, "val")[0].encode())
+    in_run = score_rows(cli, mini_run.path / "model.bin", "text", cwd=tmp_path)["text"]
+    result = command.run("score", "model.bin", tmp_path / "text", cwd=alone)
+    assert (result.code, result.stderr) == (0, "")
+    (apart,) = table_rows(result.stdout)
+    assert apart[1:5] == in_run[:4]
+    assert (apart[5], in_run[4]) == ("unverified", "held-out (0.0% seen)")
+    assert sorted(path.name for path in alone.iterdir()) == ["model.bin", "tokenizer.model"]
+
+
+# Adaptation on the scored text is labelled as such, wherever its score is shown.
+
+
+@pytest.fixture(scope="module")
+def in_sample_run(
+    cli: Cli, options: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRun:
+    path = tmp_path_factory.mktemp("in-sample") / "run"
+    result = run_tiny(cli, *options, "--adapt.text", "scored", "--out", path)
+    return FinishedRun(path, result.stdout)
+
+
+def test_in_sample_labels(in_sample_run: FinishedRun, mini_run: FinishedRun) -> None:
+    results = read_results(in_sample_run.path)
+    expected = {
+        "ema": "held-out",
+        "adapted": "in-sample",
+        "quantized": "in-sample",
+        "sliding": "in-sample",
+    }
+    assert labels(results) == expected
+    assert printed_labels(in_sample_run.stdout) == expected
+    assert {epoch["label"] for epoch in results["adaptation"]} == {"in-sample"}
+    assert in_sample_run.stdout.count("BPB (in-sample)") == 2
+    assert results["adapted_on"] == "scored"
+    assert results["stages"]["ema"] == read_results(mini_run.path)["stages"]["ema"]
+
+
+def test_score_of_a_scored_document_is_in_sample_however_edited(
+    cli: Cli, in_sample_run: FinishedRun, source: Path, tmp_path: Path
+) -> None:
+    text = next(text for text in texts_of(source, "val") if len(text) > 1200)
+    edits = {
+        "as-it-was": text,
+        "double-spaced": text.replace(" ", "  "),
+        "one-line": " ".join(text.split()),
+        "a-word-a-line": "\n".join(text.split()),
+        "upper-case": text.upper(),
+        "first-half": text[: len(text) // 2],
+        "in-other-text": "Words before. " * 20 + text + "Words behind. " * 20,
+    }
+    for name, edited in edits.items():
+        (tmp_path / name).write_bytes(edited.encode())
+    rows = score_rows(cli, in_sample_run.path / "model.bin", *edits, cwd=tmp_path)
+    for name in edits:
+        assert rows[name][4].startswith("in-sample ("), name
+
+
+def test_run_without_adaptation(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    result = run_tiny(cli, *options, "--adapt.text", "none", "--out", tmp_path / "run")
+    results = read_results(tmp_path / "run")
+    assert labels(results) == dict.fromkeys(("ema", "quantized", "sliding"), "held-out")
+    assert printed_labels(result.stdout) == labels(results)
+    assert results["adaptation"] == []
+    assert not (tmp_path / "run" / "checkpoints" / "adapted.safetensors").exists()
+    assert results["stages"]["ema"] == read_results(mini_run.path)["stages"]["ema"]
+    val = texts_of(source=Path(results["corpus"]["source"]), split="val")
+    predictor = paramgolf.load(tmp_path / "run" / "model.bin", device="cpu")
+    assert predictor.score(val[-1]).label == "held-out"  # the adaptation text shaped nothing
+
+
+# Seeds, and other ways to give the same text.
+
+SHAPED_FILES = ("model.bin", "provenance.safetensors", "tokenizer.model", "quantization.json")
+
+
+def test_same_seed_same_bytes(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    result = run_tiny(cli, *options, cwd=tmp_path)
+    (again,) = (tmp_path / "runs").iterdir()  # no --out: runs/RECIPE-DATE-TIME
+    assert again.name.startswith("tiny-20")
+    assert f"runs/{again.name}" in result.stdout
+    for name in SHAPED_FILES:
+        assert (again / name).read_bytes() == (mini_run.path / name).read_bytes(), name
+    for name in ("ema", "adapted"):
+        file = Path("checkpoints", f"{name}.safetensors")
+        ours, theirs = load_file(again / file), load_file(mini_run.path / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert without_times(read_results(again)) == without_times(read_results(mini_run.path))
+
+
+def test_another_seed_differs(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    run_tiny(cli, *options, "--seed", "7", "--out", tmp_path / "run")
+    ours, theirs = read_results(tmp_path / "run"), read_results(mini_run.path)
+    assert ours["seed"] == 7
+    assert ours["corpus"] == theirs["corpus"]
+    assert ours["artifact_sha256"] != theirs["artifact_sha256"]
+    for stage in TITLES.values():
+        assert ours["stages"][stage]["bpb"] != theirs["stages"][stage]["bpb"]
+
+
+def test_compressed_text_is_the_same_text(
+    cli: Cli, mini_run: FinishedRun, source: Path, options: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "compressed"
+    folder.mkdir()
+    train, val = ((source / f"{name}.jsonl").read_bytes() for name in ("train", "val"))
+    (folder / "train.jsonl.gz").write_bytes(gzip.compress(train))
+    (folder / "val.jsonl.xz").write_bytes(lzma.compress(val))
+    run_tiny(cli, *options, "--data.source", "compressed", "--out", "run", cwd=tmp_path)
+    for name in SHAPED_FILES:
+        assert (tmp_path / "run" / name).read_bytes() == (mini_run.path / name).read_bytes()
+
+
+def test_shards_of_a_run_train_the_same_weights(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    data = mini_run.path / "data"
+    changes = ["--data.source", str(data), "--adapt.text", "none", "--data.val-targets", "0"]
+    refused = cli("run", "tiny", *options, *changes, "--out", tmp_path / "refused")
+    assert "--data.tokenizer" in one_line_error(refused)
+    tokenizer = ["--data.tokenizer", str(mini_run.path / "tokenizer.model")]
+    run_tiny(cli, *options, *changes, *tokenizer, "--out", tmp_path / "run")
+    ema = Path("checkpoints", "ema.safetensors")
+    assert (tmp_path / "run" / ema).read_bytes() == (mini_run.path / ema).read_bytes()
+    ours, theirs = read_results(tmp_path / "run"), read_results(mini_run.path)
+    assert ours["stages"]["ema"] == theirs["stages"]["ema"]
+    assert not list((tmp_path / "run" / "data").glob("text_train*"))  # used where they are
+
+
+# Training by the clock.
+
+
+def test_training_by_the_clock_stays_within_its_budget(
+    cli: Cli, options: list[str], tmp_path: Path
+) -> None:
+    clock = ["--train.max-steps", "0", "--train.max-seconds", "2", "--train.reserve-seconds", "0.5"]
+    more = ["--train.checkpoint-seconds", "0.2"]
+    run_tiny(cli, *options, *clock, *more, "--adapt.text", "none", "--out", tmp_path / "run")
+    results = read_results(tmp_path / "run")
+    assert results["steps"] > 6
+    assert 0.7 < results["seconds"]["train: steps"] < 1.7
+    rates = results["tokens_per_second"]
+    assert rates["train_recurrence_off"] > 0
+    assert rates["train_recurrence_on"] > 0
+    assert rates["train"] == pytest.approx(
+        512 * results["steps"] / results["seconds"]["train: steps"], rel=0.3
+    )
+
+
+# --from: trained weights of another run.
+
+
+def test_from_takes_trained_and_adapted_weights_over(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    before = content(mini_run.path)
+    out = tmp_path / "run"
+    coarse = ["--pack.matrix-clip", "25", "--score.stride", "32"]
+    result = run_tiny(cli, *options, *coarse, "--from", mini_run.path, "--out", out)
+    for stage in ("prepare", "train", "adapt"):
+        assert f"{stage}: finished before" in result.stdout
+    assert stages_started(out) == ["pack", "score"]
+    ours, theirs = read_results(out), read_results(mini_run.path)
+    for stage in ("ema", "adapted"):
+        assert ours["stages"][stage] == theirs["stages"][stage]
+    assert ours["seconds"]["train: steps"] == theirs["seconds"]["train: steps"]
+    assert ours["bytes"]["artifact"] < theirs["bytes"]["artifact"]  # a larger clip is coarser
+    assert ours["stages"]["quantized"]["bpb"] != theirs["stages"]["quantized"]["bpb"]
+    assert content(mini_run.path) == before
+    # The new run stands on its own.
+    moved = shutil.move(out, tmp_path / "moved")
+    assert paramgolf.load(moved / "model.bin", device="cpu").score("Some words.").bytes == 11
+
+
+def test_from_adapts_anew_where_adaptation_differs(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    more = ["--adapt.epochs", "3"]
+    result = run_tiny(cli, *options, *more, "--from", mini_run.path, "--out", out)
+    assert "train: finished before" in result.stdout
+    assert "adapt: finished before" not in result.stdout
+    assert len(read_results(out)["adaptation"]) == 3
+    run_tiny(cli, *options, *more, "--out", tmp_path / "at-once")
+    artifacts = [(path / "model.bin").read_bytes() for path in (out, tmp_path / "at-once")]
+    assert artifacts[0] == artifacts[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("--train.max-steps", "7"),
+        ("--train.ema-decay", "0.6"),
+        ("--model.query-gain", "2.5"),
+        ("--data.val-targets", "3000"),
+        ("--seed", "5"),
+    ],
+)
+def test_from_refuses_what_would_train_other_weights(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path, key: str, value: str
+) -> None:
+    out = tmp_path / "deep" / "run"
+    result = cli("run", "tiny", *options, key, value, "--from", mini_run.path, "--out", out)
+    message = one_line_error(result, code=2)
+    assert key.removeprefix("--").replace("-", "_") in message
+    assert str(mini_run.path) in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_nothing(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    result = cli("run", "tiny", *options, "--from", tmp_path / "nothing", "--out", tmp_path / "run")
+    assert "holds no run" in one_line_error(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Runs that cannot be finished.
+
+
+def test_budget_too_small(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    result = cli("run", "tiny", *options, "--pack.budget-bytes", "1000", "--out", out)
+    message = one_line_error(result)
+    size = read_results(mini_run.path)["bytes"]["artifact"]
+    assert f"{size:,} bytes" in message
+    assert "budget_bytes = 1,000" in message
+    assert f"--from {out} --pack.matrix-clip" in message
+    assert not (out / "results.json").exists()
+    for name in ("ema", "adapted"):
+        assert all(
+            tensor.isfinite().all()
+            for tensor in load_file(out / "checkpoints" / f"{name}.safetensors").values()
+        )
+    assert one_line_error(cli("run", "--resume", out)) == message
+    # What the message proposes works.
+    result = run_tiny(cli, *options, "--from", out, "--out", tmp_path / "second")
+    assert "adapt: finished before" in result.stdout
+    artifacts = [path / "model.bin" for path in (tmp_path / "second", mini_run.path)]
+    assert artifacts[0].read_bytes() == artifacts[1].read_bytes()
+
+
+def test_out_is_not_empty(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    message = one_line_error(cli("run", "tiny", *options, "--out", tmp_path))
+    assert f"{tmp_path} is not empty" in message
+    assert "--out" in message
+    assert content(tmp_path) == {"mine.txt": b"mine"}
+
+
+@pytest.mark.parametrize("out", ["mine.txt", "mine.txt/below"])
+def test_out_is_no_folder(cli: Cli, options: list[str], tmp_path: Path, out: str) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "mine.txt" in one_line_error(cli("run", "tiny", *options, "--out", tmp_path / out))
+    assert content(tmp_path) == {"mine.txt": b"mine"}
+
+
+def test_an_empty_folder_is_a_place_for_a_run(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    message = one_line_error(
+        cli("run", "tiny", *options, "--data.source", "nowhere", "--out", tmp_path)
+    )
+    assert "nowhere" in message
+
+
+def test_a_run_is_worked_on_by_one_process(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = command.start("run", "tiny", *options, "--train.max-steps", "100000", "--out", out)
+    try:
+        _wait_for(lambda: "train" in stages_started(out), first)
+        message = one_line_error(cli("run", "--resume", out))
+        assert f"{out} is in use" in message
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+    # The lock went with its process.
+    second = command.start("run", "--resume", out)
+    try:
+        _wait_for(lambda: stages_started(out).count("train") > 1, second)
+    finally:
+        second.kill()
+        second.communicate()
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ({"train.jsonl": '{"text": "a"}\n{"text"\n', "val.jsonl": "{}"}, ["train.jsonl, line 2"]),
+        ({"train.jsonl": '{"text": "a"}\n'}, ["no val*.jsonl"]),
+        ({"train.jsonl.gz": "no gzip", "val.jsonl": "{}"}, ["cannot read", "train.jsonl.gz"]),
+        ({"notes.txt": "a"}, ["holds neither train*.jsonl", "_train_*.bin"]),
+        ({"x_train_0.bin": "no shard"}, ["--data.tokenizer"]),
+    ],
+    ids=["json", "no-val", "gzip", "nothing", "shards"],
+)
+def test_text_that_cannot_be_used(
+    cli: Cli, options: list[str], tmp_path: Path, folder: dict[str, str], words: list[str]
+) -> None:
+    (tmp_path / "text").mkdir()
+    for name, text in folder.items():
+        (tmp_path / "text" / name).write_text(text)
+    result = cli("run", "tiny", *options, "--data.source", "text", "--out", "run", cwd=tmp_path)
+    message = one_line_error(result)
+    for word in words:
+        assert word in message
+
+
+def test_text_without_adaptation_split(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    result = cli("run", "tiny", *options, "--data.val-targets", "0", "--out", tmp_path / "run")
+    message = one_line_error(result)
+    assert "--data.val-targets" in message
+    assert "--adapt.text none" in message
+
+
+# Losses that are not finite.
+
+
+@pytest.mark.parametrize("key", ["matrix-lr", "embedding-lr", "vector-lr"])
+def test_training_that_diverges(cli: Cli, options: list[str], tmp_path: Path, key: str) -> None:
+    """The kept checkpoint is a good one: not one that the diverged step made."""
+    out = tmp_path / "run"
+    wild = [f"--train.{key}", "1e10", "--train.checkpoint-seconds", "0.001"]
+    result = cli("run", "tiny", *options, *wild, "--out", out)
+    message = one_line_error(result)
+    assert "training loss is nan at step" in message or "training loss is inf at step" in message
+    assert "lower --train.matrix-lr" in message
+    checkpoint = out / "checkpoints" / "training.safetensors"
+    assert f"the last good checkpoint is kept in {checkpoint}" in message
+    tensors = load_file(checkpoint)
+    assert [name for name, tensor in tensors.items() if not tensor.isfinite().all()] == []
+    (event,) = (event for event in events(out) if event["event"] == "loss_not_finite")
+    assert f"at step {event['step']};" in message
+    assert not (out / "checkpoints" / "ema.safetensors").exists()
+    refused = cli("run", "tiny", *options, *wild, "--from", out, "--out", tmp_path / "second")
+    assert "has not finished the stage 'train'" in one_line_error(refused)
+    assert not (tmp_path / "second").exists()
+
+
+def test_training_that_diverges_without_checkpoint(
+    cli: Cli, options: list[str], tmp_path: Path
+) -> None:
+    wild = ["--train.matrix-lr", "1e30", "--train.checkpoint-seconds", "0"]
+    message = one_line_error(cli("run", "tiny", *options, *wild, "--out", tmp_path / "run"))
+    assert "there is no checkpoint" in message
+
+
+@pytest.mark.parametrize("adapt", ["none", "adapt"])
+def test_training_that_diverges_in_its_last_step(
+    cli: Cli, options: list[str], tmp_path: Path, adapt: str
+) -> None:
+    """All losses are finite, the weights are not: training has failed nevertheless."""
+    out = tmp_path / "run"
+    wild = ["--train.embedding-lr", "1e5", "--adapt.text", adapt]
+    message = one_line_error(cli("run", "tiny", *options, *wild, "--out", out))
+    assert "--train.embedding-lr" in message
+    assert not (out / "stages" / "train.json").exists()
+
+
+def test_adaptation_that_diverges(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    message = one_line_error(
+        cli("run", "tiny", *options, "--adapt.lr", "1e30", "--from", mini_run.path, "--out", out)
+    )
+    assert "in epoch 1 of adaptation" in message
+    assert "lower --adapt.lr" in message
+    ema = Path("checkpoints", "ema.safetensors")
+    assert (out / ema).read_bytes() == (mini_run.path / ema).read_bytes()
+    assert not (out / "checkpoints" / "adapted.safetensors").exists()

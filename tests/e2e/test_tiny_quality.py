@@ -1,0 +1,40 @@
+"""The recipe `tiny` as it is: what a person sees who runs it on two cores."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.command import command
+from tests.e2e.mini import read_results, table_rows
+
+CEILING = 2.00  # mean of five seeds + 4 standard deviations
+MOST_SECONDS = 600
+
+
+@pytest.mark.slow
+def test_tiny_is_quick_small_and_good(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    done = subprocess.run(
+        command("run", "tiny", "--device", "cpu", "--out", tmp_path / "run"),
+        env={key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"},
+        capture_output=True,
+        timeout=2 * MOST_SECONDS,
+    )
+    seconds = time.monotonic() - begin
+    assert (done.returncode, done.stderr) == (0, b"")
+    results = read_results(tmp_path / "run")
+    stages = results["stages"]
+    assert list(stages) == ["ema", "adapted", "quantized", "sliding"]
+    assert {score["label"] for score in stages.values()} == {"held-out"}
+    assert all(row[-1] == "held-out" for row in table_rows(done.stdout.decode())[:4])
+    size = (tmp_path / "run" / "model.bin").stat().st_size
+    assert size == results["bytes"]["artifact"] <= results["bytes"]["budget"]
+    assert stages["sliding"]["bpb"] < stages["quantized"]["bpb"] < results["xz"]["bpb"]
+    assert stages["adapted"]["bpb"] < stages["ema"]["bpb"]
+    assert stages["sliding"]["bpb"] <= CEILING
+    assert seconds < MOST_SECONDS

@@ -1,0 +1,256 @@
+"""Pinned formats and numbers: what was written once is read, and computed, the same for ever.
+
+A test here fails where files made before would no longer be understood. Then either the change is
+wrong, or the format's version must rise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+import brotli
+import numpy as np
+import pytest
+import torch
+
+from paramgolf.compress import artifact
+from paramgolf.compress.artifact import Artifact, Quantized
+from paramgolf.compress.clip import largest_integer
+from paramgolf.config import ModelConfig
+from paramgolf.data.provenance import sampled_shingles, shingles
+from paramgolf.data.shards import open_shard, read_stream, write_shard
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import layer_order
+from tests.helpers import random_model, random_tokens, small_config
+
+HERE = Path(__file__).parent
+ARTIFACT_FILE = HERE / "artifact_v1.bin"
+SHARD_FILE = HERE / "shard_v1.bin"
+
+# The artifact.
+
+MODEL = ModelConfig(
+    vocab_size=300,
+    num_layers=4,
+    width=16,
+    num_heads=2,
+    num_kv_heads=1,
+    mlp_ratio=2,
+    seq_len=32,
+    rotary_dims=4,
+    rotary_base=10_000.0,
+    query_gain=5.25,
+    logit_softcap=30.0,
+    loop_first=1,
+    loop_last=2,
+    loop_visits=2,
+    parallel_from=3,
+)
+MATRIX_BITS, EMBEDDING_BITS = 5, 7
+HEADER_SHA256 = "d411957359294bf0dec7e6387ec50a297a61558ffe6973c32e19e8cb404ab6f6"
+SECTION_SHA256 = {
+    "embedding": "69cc3f657617b13635608c9e119c2e40d9f771fb972983a75164c94233713432",
+    "query": "3c8a0625b0a09584578bead802e2dc44381cf5ba566df7f8367adac013025cdb",
+    "key": "d33f7010d0f0b7302f05aebc0c629611b1c5d863dad01af05dbffeea4f88f375",
+    "value": "32d1f4df4ebec65226a3f27c7a13b21da40efc8cd5db7020eb231372beb5cedc",
+    "output": "e1670c7994fe5701f8ba063322b0c09ca70b28e24eb8b1c6afaca44afdb5a400",
+    "up": "823bf3aeb3b4e31e59254c237a7351c02a00e846e478ece8947ec1946c29e1c7",
+    "down": "f54f75846fa3654dc0b1ec03e773c22dd185c88db8da87a010f76c7f0bcc19cf",
+    "scales": "32770807edec33561caa6a8193f55d13391c9d7d854fdc592c6b281a1f44aca0",
+    "vectors": "3f82f862a277a285a3e3e7ffc0417432747c5c60152f9e5b84ed30d0de422dc0",
+}
+
+
+def fixed_artifact() -> Artifact:
+    """Every tensor from one generator, in the order of the names."""
+    generator = np.random.Generator(np.random.PCG64(20_240_520))
+    matrices, vectors = {}, {}
+    matrix_shapes, vector_shapes = artifact.layout(MODEL)
+    for name, shape in sorted(matrix_shapes.items()):
+        most = largest_integer(EMBEDDING_BITS if name == "embedding" else MATRIX_BITS)
+        integers = generator.integers(-most, most, size=tuple(shape), endpoint=True, dtype=np.int8)
+        scales = generator.integers(1, 2**10, size=shape[0]).astype(np.float16) / np.float16(2**13)
+        matrices[name] = Quantized(torch.from_numpy(integers), torch.from_numpy(scales))
+    for name, shape in sorted(vector_shapes.items()):
+        values = generator.integers(-(2**10), 2**10, size=tuple(shape)).astype(np.float16)
+        vectors[name] = torch.from_numpy(values / np.float16(2**9))
+    return Artifact(
+        model=MODEL,
+        matrix_bits=MATRIX_BITS,
+        embedding_bits=EMBEDDING_BITS,
+        tokenizer_sha256="ab" * 32,
+        provenance_sha256="cd" * 32,
+        stride=8,
+        matrices={name: matrices[name] for name in matrix_shapes},
+        vectors={name: vectors[name] for name in vector_shapes},
+    )
+
+
+def header_and_sections(content: bytes) -> tuple[dict[str, object], dict[str, bytes]]:
+    """Take an artifact apart as docs/format.md says, without the package."""
+    magic, version, header_bytes, digest = struct.unpack_from("<8sII32s", content)
+    body = content[48:]
+    assert (magic, version) == (b"PARAGOLF", 1)
+    assert hashlib.sha256(body).digest() == digest
+    header = json.loads(body[:header_bytes])
+    sections = {}
+    begin = header_bytes
+    for name, length in header["sections"].items():
+        shuffled = brotli.decompress(body[begin : begin + length])
+        half = (len(shuffled) + 1) // 2
+        plain = bytearray(len(shuffled))
+        plain[0::2], plain[1::2] = shuffled[:half], shuffled[half:]
+        sections[name] = bytes(plain)
+        begin += length
+    assert begin == len(body)
+    return header, sections
+
+
+def check_pinned(content: bytes) -> None:
+    header, sections = header_and_sections(content)
+    lengths = header.pop("sections")
+    assert isinstance(lengths, dict)
+    assert list(lengths) == list(SECTION_SHA256)
+    assert hashlib.sha256(json.dumps(header).encode()).hexdigest() == HEADER_SHA256
+    digests = {name: hashlib.sha256(plain).hexdigest() for name, plain in sections.items()}
+    assert digests == SECTION_SHA256
+
+
+def test_what_is_encoded_now_is_what_was_encoded_then() -> None:
+    """Beside Brotli's own choices, to the byte."""
+    content, by_part = artifact.encode(fixed_artifact())
+    check_pinned(content)
+    assert sum(by_part.values()) == len(content)
+    assert list(by_part) == ["header", *SECTION_SHA256]
+
+
+def test_the_file_of_then_is_pinned() -> None:
+    check_pinned(ARTIFACT_FILE.read_bytes())
+
+
+def test_the_file_of_then_decodes_to_the_same_tensors() -> None:
+    decoded, expected = artifact.decode(ARTIFACT_FILE.read_bytes()), fixed_artifact()
+    assert decoded.model == MODEL
+    assert (decoded.matrix_bits, decoded.embedding_bits) == (MATRIX_BITS, EMBEDDING_BITS)
+    assert decoded.tokenizer_sha256 == "ab" * 32
+    assert decoded.provenance_sha256 == "cd" * 32
+    assert decoded.stride == 8
+    assert list(decoded.matrices) == list(expected.matrices)
+    assert list(decoded.vectors) == list(expected.vectors)
+    for name, matrix in expected.matrices.items():
+        assert torch.equal(decoded.matrices[name].integers, matrix.integers), name
+        assert torch.equal(decoded.matrices[name].scales, matrix.scales), name
+        assert decoded.matrices[name].integers.dtype == torch.int8
+        assert decoded.matrices[name].scales.dtype == torch.float16
+    for name, vector in expected.vectors.items():
+        assert torch.equal(decoded.vectors[name], vector), name
+        assert decoded.vectors[name].dtype == torch.float16
+
+
+# Losses.
+
+ARTIFACT_NATS = [
+    27.349670198825994,
+    29.623753115907213,
+    30.50130126625617,
+    26.278784547403667,
+    27.33791278310076,
+    26.38831390514088,
+    15.275678926130059,
+    11.72896665281969,
+]
+NATS = {
+    True: [
+        4.113229311117095,
+        16.64602648910831,
+        5.177524099046307,
+        11.551586784245211,
+        5.790711050914775,
+        6.890767914924344,
+        4.624225394590067,
+        14.525728684494826,
+    ],
+    False: [
+        5.580592401752097,
+        17.036565461518144,
+        3.8795218875289263,
+        13.797967306068223,
+        4.314565571598243,
+        8.34022549734282,
+        4.696569594508509,
+        14.228681965069473,
+    ],
+}
+
+
+@torch.no_grad()
+def nats_of(model: GPT, tokens: torch.Tensor, recurrent: bool) -> list[float]:
+    order = layer_order(model.config, recurrent)
+    return model.target_nats(model(tokens[:, :-1], order), tokens[:, 1:])[0].tolist()
+
+
+def test_losses_of_the_file_of_then() -> None:
+    """From the file to the loss of each token, in float64."""
+    decoded = artifact.decode(ARTIFACT_FILE.read_bytes())
+    model = GPT(decoded.model, torch.float64)
+    model.load_state_dict({name: value.double() for name, value in decoded.state().items()})
+    tokens = torch.tensor([[1, 20, 299, 0, 257, 3, 3, 128, 64]])
+    assert nats_of(model, tokens, recurrent=True) == pytest.approx(ARTIFACT_NATS, rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_losses_of_a_random_model(recurrent: bool) -> None:
+    config = small_config()
+    model = random_model(config, seed=1, dtype=torch.float64)
+    tokens = random_tokens(config, rows=1, columns=9, seed=2)
+    assert nats_of(model, tokens, recurrent) == pytest.approx(NATS[recurrent], rel=0, abs=1e-9)
+
+
+# Shards.
+
+SHARD_TOKENS = [1, 0, 65_535, 256, 255, 20_240]
+
+
+def test_a_shard_is_written_as_then(tmp_path: Path) -> None:
+    write_shard(tmp_path / "now.bin", np.array(SHARD_TOKENS, dtype=np.uint16))
+    assert (tmp_path / "now.bin").read_bytes() == SHARD_FILE.read_bytes()
+
+
+def test_the_shard_of_then_is_what_the_field_reads() -> None:
+    """256 int32 (magic, version, count, zeros), then uint16, all little-endian."""
+    content = SHARD_FILE.read_bytes()
+    assert content[:12] == bytes.fromhex("88d83401 01000000 06000000")
+    assert content[12:1024] == bytes(1012)
+    assert content[1024:] == bytes.fromhex("0100 0000 ffff 0001 ff00 104f")
+
+
+def test_the_shard_of_then_is_read() -> None:
+    assert open_shard(SHARD_FILE).tolist() == SHARD_TOKENS
+    assert read_stream([SHARD_FILE, SHARD_FILE], limit=8).tolist() == (SHARD_TOKENS * 2)[:8]
+
+
+# Shingles: labels compare those of an artifact with those of a text, maybe years later.
+
+TEXT = """Fourscore and seven years ago our fathers brought forth, on this continent, a new nation,
+conceived in Liberty, and dedicated to the proposition that all men are created equal. Now we are
+engaged in a great civil war, testing whether that nation, or any nation so conceived and so
+dedicated, can long endure. Na\u00efve, \u00c9CLAIR: 1863!"""
+FIRST_SHINGLES = [
+    16187761805527156819,
+    489630939870265566,
+    13516505646878467478,
+]
+SAMPLED = [
+    9033847977547099120,
+]
+
+
+def test_shingles_are_hashed_as_then() -> None:
+    hashes = shingles(TEXT)
+    assert len(hashes) == 44
+    assert hashes[:2].tolist() == FIRST_SHINGLES[:2]
+    assert hashes[-1] == FIRST_SHINGLES[2]
+    assert sampled_shingles(TEXT).tolist() == SAMPLED
