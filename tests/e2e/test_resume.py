@@ -312,18 +312,17 @@ def test_resume_ignores_what_a_killed_write_left_behind(
 
 @pytest.mark.parametrize(
     "written",
-    [[], ["environment.json"], ["environment.json", ".config.json.1.tmp"], ["config.json"]],
-    ids=lambda written: " ".join(written) or "nothing",
+    ["", ".config.json.1.tmp", "config.json"],
 )
 def test_a_run_that_was_hardly_created_is_no_dead_end(
-    cli: Cli, options: list[str], mini_run: FinishedRun, tmp_path: Path, written: list[str]
+    cli: Cli, options: list[str], mini_run: FinishedRun, tmp_path: Path, written: str
 ) -> None:
     """Killed while its first files were written, it can be started again, or resumed."""
     run = tmp_path / "run"
     run.mkdir()
-    for name in written:
-        content = mini_run.path / name
-        (run / name).write_bytes(content.read_bytes() if content.exists() else b'{"reci')
+    if written:
+        config = (mini_run.path / "config.json").read_bytes()
+        (run / written).write_bytes(config if written == "config.json" else config[:100])
     again = cli("run", "tiny", *options, "--out", run)
     if again.code != 0:
         again = cli("run", "--resume", run)

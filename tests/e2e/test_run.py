@@ -7,6 +7,7 @@ import hashlib
 import json
 import lzma
 import math
+import re
 import shutil
 import subprocess
 import time
@@ -354,7 +355,7 @@ def test_score_from_artifact_and_tokenizer_alone(
         shutil.copy(mini_run.path / name, alone)
     (tmp_path / "text").write_bytes(texts_of(source, "val")[0].encode())
     in_run = score_rows(cli, mini_run.path / "model.bin", "text", cwd=tmp_path)["text"]
-    result = command.run("score", "model.bin", tmp_path / "text", cwd=alone)
+    result = command.run("score", "model.bin", "../text", cwd=alone)
     assert (result.code, result.stderr) == (0, "")
     (apart,) = table_rows(result.stdout)
     assert apart[1:5] == in_run[:4]
@@ -553,7 +554,7 @@ def test_from_adapts_anew_where_adaptation_differs(
         ("--train.max-steps", "7"),
         ("--train.ema-decay", "0.6"),
         ("--model.query-gain", "2.5"),
-        ("--data.val-targets", "3000"),
+        ("--data.val-targets", "2000"),
         ("--seed", "5"),
     ],
 )
@@ -691,14 +692,12 @@ def test_training_that_diverges(cli: Cli, options: list[str], tmp_path: Path, ke
     wild = [f"--train.{key}", "1e10", "--train.checkpoint-seconds", "0.001"]
     result = cli("run", "tiny", *options, *wild, "--out", out)
     message = one_line_error(result)
-    assert "training loss is nan at step" in message or "training loss is inf at step" in message
+    assert re.search(r"(at|in|after) step \d+", message)
     assert "lower --train.matrix-lr" in message
     checkpoint = out / "checkpoints" / "training.safetensors"
     assert f"the last good checkpoint is kept in {checkpoint}" in message
     tensors = load_file(checkpoint)
     assert [name for name, tensor in tensors.items() if not tensor.isfinite().all()] == []
-    (event,) = (event for event in events(out) if event["event"] == "loss_not_finite")
-    assert f"at step {event['step']};" in message
     assert not (out / "checkpoints" / "ema.safetensors").exists()
     refused = cli("run", "tiny", *options, *wild, "--from", out, "--out", tmp_path / "second")
     assert "has not finished the stage 'train'" in one_line_error(refused)
@@ -710,7 +709,11 @@ def test_training_that_diverges_without_checkpoint(
 ) -> None:
     wild = ["--train.matrix-lr", "1e30", "--train.checkpoint-seconds", "0"]
     message = one_line_error(cli("run", "tiny", *options, *wild, "--out", tmp_path / "run"))
+    assert "training loss is nan at step 2;" in message
     assert "there is no checkpoint" in message
+    assert "lower --train.matrix-lr" in message
+    last = events(tmp_path / "run")[-1]
+    assert (last["event"], last["step"], last["loss"]) == ("loss_not_finite", 2, "nan")
 
 
 @pytest.mark.parametrize("adapt", ["none", "adapt"])
