@@ -133,7 +133,9 @@ def stages_started(run: Path) -> list[str]:
 
 def table_rows(printed: str) -> list[list[str]]:
     """The cells of every body row of all printed tables."""
-    rows = [line[1:-1].split("\u2502") for line in printed.splitlines() if line.startswith("\u2502")]
+    rows = [
+        line[1:-1].split("\u2502") for line in printed.splitlines() if line.startswith("\u2502")
+    ]
     return [[cell.strip() for cell in row] for row in rows]
 
 
