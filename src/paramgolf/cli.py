@@ -223,7 +223,7 @@ def _score(arguments: list[str]) -> None:
         raise ConfigError(f"--stride = {parsed.stride} is not possible: it must be -1, 0 or more")
     predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
     table = Table()
-    table.add_column("file")
+    table.add_column("file", overflow="fold")
     for column in ("BPB", "loss (nats)", "tokens", "bytes"):
         table.add_column(column, justify="right")
     table.add_column("label")
@@ -231,7 +231,11 @@ def _score(arguments: list[str]) -> None:
     for file in parsed.files:
         progress = Reporter(sys.stderr).progress("score", unit="targets")
         stride = None if parsed.stride < 0 else parsed.stride
-        score = predictor.score(read_text(file), stride, progress.update)
+        text = read_text(file)
+        try:
+            score = predictor.score(text, stride, progress.update)
+        except UserError as error:
+            raise type(error)(f"{file}: {error}") from error
         share = score.overlap_share
         table.add_row(
             str(file),

@@ -127,7 +127,11 @@ class RunDir:
         """
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; name a folder with --out")
-        if path.exists() and any(path.iterdir()):
+        # What an attempt leaves that died before it wrote its configuration is no run.
+        if path.exists() and any(
+            not entry.name.startswith(".") and entry.name != "environment.json"
+            for entry in path.iterdir()
+        ):
             raise UserError(
                 f"{path} is not empty: go on with `paramgolf run --resume {path}`, or name another "
                 "folder with --out"
@@ -173,8 +177,15 @@ class RunDir:
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to events.jsonl."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
-        with (self.path / "events.jsonl").open("a") as file:
-            file.write(line + "\n")
+        path = self.path / "events.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(path, size)  # no half line
+            raise UserError(f"cannot write {path}: {error.strerror}; free space") from error
 
     def record_file(self, stage: str) -> Path:
         """The file whose existence says that a stage is finished."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from paramgolf.compress.artifact import Artifact, ArtifactError, decode
 from paramgolf.data.provenance import Label, Provenance
 from paramgolf.data.tokenizer import Tokenizer
-from paramgolf.errors import UserError
+from paramgolf.errors import ConfigError, UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.runtime import Runtime, select_runtime
@@ -89,6 +89,8 @@ class Predictor:
         """Score a stream of (N + 1,) tokens; `texts` are its documents, for the label."""
         seq_len, num_targets = self.artifact.model.seq_len, len(stream) - 1
         stride = self.artifact.stride if stride is None else stride
+        if not 0 <= stride <= seq_len:
+            raise ConfigError(f"stride = {stride} is not possible: it must be 0 to {seq_len}")
         windows = (
             sliding_windows(num_targets, seq_len, stride)
             if stride

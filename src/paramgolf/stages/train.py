@@ -43,6 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     loop.resume()
     with ledger.phase("train: steps"):
         loop.run_to_the_end()
+    loop.require_finite_weights()
     trainer.average.load_into_model()
     write_tensors(job.run.trained, trainer.average.average, step=trainer.step)
     loop.checkpoint_file.unlink(missing_ok=True)
@@ -148,9 +149,15 @@ class _Loop:
         """Go on from the last checkpoint, if there is one."""
         if self.checkpoint_file.exists():
             tensors, notes = read_tensors(self.checkpoint_file)
-            self.trainer.load_state_tensors(tensors, notes["step"])
-            self._start_elapsed = notes["elapsed_seconds"]
-            self.last_loss = notes["loss_nats"]
+            try:
+                self.trainer.load_state_tensors(tensors, notes["step"])
+                self._start_elapsed = notes["elapsed_seconds"]
+                self.last_loss = notes["loss_nats"]
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"{self.checkpoint_file} is no training checkpoint of this run; delete it to "
+                    "train from the start"
+                ) from error
             self._run.event("training_resumed", **notes)
 
     def run_to_the_end(self) -> None:
@@ -208,15 +215,7 @@ class _Loop:
         self.last_loss = step.loss.item()
         if not math.isfinite(self.last_loss):
             self._run.event("loss_not_finite", step=number, loss=str(self.last_loss))
-            kept = (
-                f"the last good checkpoint is kept in {self.checkpoint_file}"
-                if self.checkpoint_file.exists()
-                else "there is no checkpoint (--train.checkpoint-seconds sets how often)"
-            )
-            raise UserError(
-                f"the training loss is {self.last_loss} at step {number}; {kept}; "
-                "lower --train.matrix-lr or --train.embedding-lr, or change --seed"
-            )
+            raise self._diverged(f"the training loss is {self.last_loss} at step {number}")
         config = self._config
         done = number if config.max_steps else self.clock.elapsed
         if self._progress.due() or number % 50 == 0:
@@ -238,11 +237,29 @@ class _Loop:
         else:
             self._progress.update(done)
 
+    def _diverged(self, what: str) -> UserError:
+        kept = (
+            f"the last good checkpoint is kept in {self.checkpoint_file}"
+            if self.checkpoint_file.exists()
+            else "there is no checkpoint (--train.checkpoint-seconds sets how often)"
+        )
+        return UserError(
+            f"{what}; {kept}; lower --train.matrix-lr or --train.embedding-lr, or change --seed"
+        )
+
+    def require_finite_weights(self) -> None:
+        """Raise a UserError if the last step, whose loss was finite, broke the weights."""
+        step = self.trainer.step
+        if not all(bool(t.isfinite().all()) for t in self.trainer.state_tensors().values()):
+            self._run.event("weights_not_finite", step=step)
+            raise self._diverged(f"the weights are not finite after step {step}")
+
     def _checkpoint_due(self) -> bool:
         seconds = self._config.checkpoint_seconds
         return seconds > 0 and time.monotonic() - self._last_checkpoint >= seconds
 
     def _checkpoint(self) -> None:
+        self.require_finite_weights()
         write_tensors(
             self.checkpoint_file,
             self.trainer.state_tensors(),
