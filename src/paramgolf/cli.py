@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -59,23 +60,32 @@ class ScoreArguments:
 def main() -> NoReturn:
     """Entry point of the command `paramgolf`."""
     arguments = sys.argv[1:]
-    debug = "--debug" in arguments
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _: Any) -> None:
+        interrupts.append(number)  # native code may turn the exception into one of its own
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         _dispatch([argument for argument in arguments if argument != "--debug"])
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        _exit(error.exit_code, f"paramgolf: {error}")
-    except KeyboardInterrupt:
-        _exit(130, "paramgolf: interrupted; `paramgolf run --resume DIR` goes on")
     except BrokenPipeError:  # `paramgolf ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _exit(1, "")
-    except Exception as error:
-        if debug:
-            raise
-        _exit(1, f"paramgolf: unexpected {type(error).__name__}: {error} (--debug shows where)")
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        _exit(*_explained(error, bool(interrupts)))
     _exit(0, "")
+
+
+def _explained(error: BaseException, interrupted: bool) -> tuple[int, str]:
+    """The exit code and the message for an error."""
+    if interrupted:
+        return 130, "paramgolf: interrupted; `paramgolf run --resume DIR` goes on"
+    if isinstance(error, UserError):
+        return error.exit_code, f"paramgolf: {error}"
+    return 1, f"paramgolf: unexpected {type(error).__name__}: {error} (--debug shows where)"
 
 
 def _exit(code: int, message: str) -> NoReturn:

@@ -337,7 +337,7 @@ def test_weight_average_equals_the_weighted_sum(dtype: torch.dtype) -> None:
         assert value.dtype == wide
         tolerance = 1e-14 if dtype is torch.float64 else 1e-6
         torch.testing.assert_close(value.double(), expected, rtol=0, atol=tolerance)
-    average.load_into_model()
+    model.load_state_dict(average.average)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, average.average[name].to(dtype))
 

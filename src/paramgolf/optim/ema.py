@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class WeightAverage:
@@ -27,10 +27,3 @@ class WeightAverage:
             for parameter, average in zip(self._parameters.values(), averages, strict=True)
         ]
         torch._foreach_lerp_(averages, weights, 1 - self.decay)
-
-    @torch.no_grad()
-    def load_into_model(self) -> None:
-        """Replace the model's weights by the average."""
-        averages: dict[str, Tensor] = self.average
-        for name, parameter in self._parameters.items():
-            parameter.copy_(averages[name])

@@ -23,14 +23,30 @@ from paramgolf.scoring.validation import Validation
 
 def run(job: Job) -> dict[str, Any]:
     """Train, write the averaged weights, score them; returns the stage's record."""
-    config, runtime, ledger = job.config, job.runtime, job.ledger
-    shards = job.text.shards("train", job.run.data)
-    sampler = SequenceSampler(shards, config.model.seq_len, config.seed, "train")
-    with ledger.phase("train: build model"):
-        trainer = Trainer(config, runtime)
+    config = job.config
+    with job.ledger.phase("train: build model"):
+        trainer = Trainer(config, job.runtime)
     job.reporter.line(
-        f"  model     {num_parameters(trainer.model):,} parameters on {runtime.device}"
+        f"  model     {num_parameters(trainer.model):,} parameters on {job.runtime.device}"
     )
+    if not job.run.trained.exists():  # it does if the run was stopped while they were scored
+        _train(job, trainer)
+    weights, measured = read_tensors(job.run.trained)
+    trainer.model.load_state_dict(weights)
+    job.ledger.add("train: steps", measured["seconds"])
+    with job.ledger.phase("train: score"):
+        score = Validation(job).score(trainer.model, [])
+    return {
+        "scores": {"ema": dataclasses.asdict(score)},
+        "parameters": num_parameters(trainer.model),
+        "tokens": measured["steps"] * config.train.batch_tokens,
+        **measured,
+    }
+
+
+def _train(job: Job, trainer: Trainer) -> None:
+    """Train to the end; write the averaged weights and what was measured."""
+    config, runtime, ledger = job.config, job.runtime, job.ledger
     if runtime.compiled:
         with ledger.phase("train: compile, warm up"):
             trainer.warm_up(job.reporter.progress("warm-up", unit="steps").update)
@@ -39,26 +55,23 @@ def run(job: Job) -> dict[str, Any]:
             job.run.event("micro_batch_reduced", micro_batch_tokens=tokens)
             job.reporter.line(f"  memory    micro-batch reduced to {tokens:,} tokens")
         torch.cuda.reset_peak_memory_stats()
+    shards = job.text.shards("train", job.run.data)
+    sampler = SequenceSampler(shards, config.model.seq_len, config.seed, "train")
     loop = _Loop(trainer, sampler, job.run, job.reporter)
     loop.resume()
-    with ledger.phase("train: steps"):
-        loop.run_to_the_end()
+    loop.run_to_the_end()
     loop.require_finite_weights()
-    trainer.average.load_into_model()
-    write_tensors(job.run.trained, trainer.average.average, step=trainer.step)
+    write_tensors(
+        job.run.trained,
+        trainer.average.average,
+        steps=trainer.step,
+        seconds=loop.clock.elapsed,
+        micro_batch_tokens=trainer.micro_batch_tokens,
+        last_train_loss_nats=loop.last_loss,
+        tokens_per_second=loop.clock.rates(),
+        peak_gpu_bytes=torch.cuda.max_memory_allocated() if runtime.on_gpu else None,
+    )
     loop.checkpoint_file.unlink(missing_ok=True)
-    with ledger.phase("train: score"):
-        score = Validation(job).score(trainer.model, [])
-    return {
-        "scores": {"ema": dataclasses.asdict(score)},
-        "steps": trainer.step,
-        "parameters": num_parameters(trainer.model),
-        "tokens": trainer.step * config.train.batch_tokens,
-        "micro_batch_tokens": trainer.micro_batch_tokens,
-        "last_train_loss_nats": loop.last_loss,
-        "tokens_per_second": loop.clock.rates(),
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if runtime.on_gpu else None,
-    }
 
 
 class _Clock:
