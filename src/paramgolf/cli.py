@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import signal
 import sys
 import time
 import traceback
@@ -17,8 +16,9 @@ from typing import Annotated, Any, NoReturn
 import tyro
 from rich.table import Table
 
+from paramgolf import signals
 from paramgolf.config import RunConfig
-from paramgolf.console import Reporter, duration, standard_output
+from paramgolf.console import Reporter, duration, speaks, standard_output
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.version import __version__
 
@@ -60,13 +60,7 @@ class ScoreArguments:
 def main() -> NoReturn:
     """Entry point of the command `paramgolf`."""
     arguments = sys.argv[1:]
-    interrupts: list[int] = []
-
-    def interrupt(number: int, _: Any) -> None:
-        interrupts.append(number)  # native code may turn the exception into one of its own
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
+    signals.install()
     try:
         _dispatch([argument for argument in arguments if argument != "--debug"])
     except BrokenPipeError:  # `paramgolf ... | head`
@@ -75,22 +69,13 @@ def main() -> NoReturn:
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        _exit(*_explained(error, bool(interrupts)))
+        _exit(*signals.explain(error))
     _exit(0, "")
 
 
-def _explained(error: BaseException, interrupted: bool) -> tuple[int, str]:
-    """The exit code and the message for an error."""
-    if interrupted:
-        return 130, "paramgolf: interrupted; `paramgolf run --resume DIR` goes on"
-    if isinstance(error, UserError):
-        return error.exit_code, f"paramgolf: {error}"
-    return 1, f"paramgolf: unexpected {type(error).__name__}: {error} (--debug shows where)"
-
-
 def _exit(code: int, message: str) -> NoReturn:
-    if message:
-        print(" ".join(message.split()), file=sys.stderr)
+    if message and speaks():
+        print(f"paramgolf: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -143,8 +128,8 @@ def _run(arguments: list[str]) -> None:
         _resume(Path(arguments[1]), reporter)
         return
     if not arguments or arguments[0] in ("--help", "-h"):
-        print(_usage())
-        print("\n`paramgolf run RECIPE --help` lists every key with the recipe's value.")
+        reporter.line(_usage())
+        reporter.line("\n`paramgolf run RECIPE --help` lists every key with the recipe's value.")
         return
     recipe = arguments[0]
     _, default = _choose("recipe", recipe, RECIPES)
@@ -154,28 +139,38 @@ def _run(arguments: list[str]) -> None:
         args=arguments[1:],
         default=RunArguments(config=default),
         config=(tyro.conf.FlagConversionOff,),
+        console_outputs=speaks(),
     )
     _start(recipe, parsed, reporter)
 
 
 def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
     from paramgolf.pipeline import new_run, run_job
+    from paramgolf.session import session
 
     out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     from_run = Path(parsed.from_run) if parsed.from_run else None
-    config = _with_absolute_paths(parsed.config)
-    run = new_run(recipe, config, out, from_run)
-    reporter.line(f"paramgolf run {recipe} -> {out}")
-    _print_results(run_job(run, recipe, config, reporter), out, reporter)
+    with session(parsed.config.device) as (runtime, log_to):
+        config, out = runtime.ranks.from_main((_with_absolute_paths(parsed.config), out))
+        run = new_run(recipe, config, out, from_run, runtime.ranks)
+        log_to(out)
+        reporter.line(f"paramgolf run {recipe} -> {out}")
+        results = run_job(run, recipe, config, reporter, runtime)
+    _print_results(results, out, reporter)
 
 
 def _resume(path: Path, reporter: Reporter) -> None:
     from paramgolf.pipeline import run_job
     from paramgolf.rundir import RunDir
+    from paramgolf.session import session
 
-    run, recipe, config = RunDir.open(path)
-    reporter.line(f"paramgolf run {recipe} -> {path} (resumed)")
-    _print_results(run_job(run, recipe, config, reporter), path, reporter)
+    _, recipe, config = RunDir.open(path)
+    with session(config.device) as (runtime, log_to):
+        log_to(path)
+        reporter.line(f"paramgolf run {recipe} -> {path} (resumed)")
+        run = RunDir(path, keeps_events=runtime.ranks.main)
+        results = run_job(run, recipe, config, reporter, runtime)
+    _print_results(results, path, reporter)
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -226,6 +221,8 @@ def _score(arguments: list[str]) -> None:
     from paramgolf.data.corpus import read_text
     from paramgolf.scoring.predictor import load
 
+    if not speaks():
+        return  # one process scores
     parsed = tyro.cli(ScoreArguments, prog="paramgolf score", args=arguments)
     if not parsed.files:
         raise ConfigError("name at least one text file: paramgolf score ARTIFACT FILE...")

@@ -325,6 +325,21 @@ class RunConfig:
             self.adapt.frozen_blocks, f"below model.num_layers = {self.model.num_layers}",
         )  # fmt: skip
 
+    def require_work_for(self, num_ranks: int) -> None:
+        """Check that every one of several ranks gets work.
+
+        Raises:
+            ConfigError: if there are more ranks than sequences in a batch, or calibration batches.
+        """
+        for key, value, tokens in (
+            ("train.batch_tokens", self.train.batch_tokens, self.model.seq_len),
+            ("pack.calibration_batches", self.pack.calibration_batches, 1),
+        ):
+            _require(
+                value >= num_ranks * tokens, key, value,
+                f"at least {num_ranks * tokens}, for {num_ranks} ranks",
+            )  # fmt: skip
+
 
 def to_json(config: Any) -> dict[str, Any]:
     """The configuration as plain JSON values; `from_json` reads it back equal."""

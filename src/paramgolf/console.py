@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TextIO
@@ -76,6 +77,11 @@ class Progress:
         self._reporter.line("  " + "  ".join(part for part in parts if part))
 
 
+def speaks() -> bool:
+    """Whether this process prints: of several ranks, rank 0 does; known before they have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def standard_output() -> Reporter:
-    """A reporter on standard output."""
-    return Reporter(sys.stdout)
+    """A reporter on standard output, for all ranks."""
+    return Reporter(sys.stdout if speaks() else None)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from paramgolf.config import RunConfig, to_json
 from paramgolf.console import Reporter, duration
+from paramgolf.distributed import Ranks
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.job import Job
 from paramgolf.rundir import RunDir, write_json
-from paramgolf.runtime import select_runtime
+from paramgolf.runtime import Runtime
 from paramgolf.stages import adapt, pack, prepare, score, train
 
 STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
@@ -28,16 +30,21 @@ _SHAPED_BY = {"prepare": ("seed", "data", "model"), "train": ("train",), "adapt"
 """The keys of the configuration on which a stage's files depend, beside those of earlier stages."""
 
 
-def run_job(run: RunDir, recipe: str, config: RunConfig, reporter: Reporter) -> dict[str, Any]:
+def run_job(
+    run: RunDir, recipe: str, config: RunConfig, reporter: Reporter, runtime: Runtime
+) -> dict[str, Any]:
     """Run all stages that are not finished yet; returns what `results.json` holds.
+
+    All ranks call this; rank 0 writes what there is to write.
 
     Raises:
         UserError: what a stage could not do; everything finished before is kept.
     """
-    runtime = select_runtime(config.device)
-    with run.locked():
+    ranks = runtime.ranks
+    config.require_work_for(ranks.size)
+    with run.locked() if ranks.main else nullcontext():
         for name, stage in STAGES.items():
-            if run.record(name) is not None:
+            if ranks.from_main(run.record(name) is not None):
                 reporter.line(f"{name}: finished before")
                 continue
             reporter.line(name)
@@ -45,11 +52,14 @@ def run_job(run: RunDir, recipe: str, config: RunConfig, reporter: Reporter) -> 
             job = Job(config, run, runtime, reporter)
             record = stage(job)
             seconds = job.ledger.seconds()
-            run.finish(name, {**record, "seconds": seconds})
+            if ranks.main:
+                run.finish(name, {**record, "seconds": seconds})
             run.event("stage_finished", stage=name, seconds=sum(seconds.values()))
             reporter.line(f"  done in {duration(sum(seconds.values()))}")
-        results = collect_results(run, recipe, config)
-        write_json(run.results_file, results)
+            ranks.barrier()
+        results = collect_results(run, recipe, config, ranks.size)
+        if ranks.main:
+            write_json(run.results_file, results)
     return results
 
 
@@ -98,7 +108,7 @@ def _first_difference(key: str, ours: dict[str, Any], theirs: dict[str, Any]) ->
     return next(f"{key}.{name}" for name in ours[key] if ours[key][name] != theirs[key][name])
 
 
-def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, Any]:
+def collect_results(run: RunDir, recipe: str, config: RunConfig, num_ranks: int) -> dict[str, Any]:
     """Put the records of all stages together; the keys are documented in docs/results.md."""
     records = {name: run.record(name) or {} for name in STAGES}
     prepared, packed = records["prepare"]["text"], records["pack"]
@@ -111,6 +121,7 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, An
             "tokenizer_sha256": prepared["tokenizer_sha256"],
             "tokens": {name: split["tokens"] for name, split in prepared["splits"].items()},
         },
+        "num_ranks": num_ranks,
         "adapted_on": config.adapt.text,
         "parameters": records["train"]["parameters"],
         "steps": records["train"]["steps"],
@@ -136,15 +147,30 @@ def _merged(records: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
     }
 
 
-def new_run(recipe: str, config: RunConfig, path: Path, from_run: Path | None = None) -> RunDir:
+def new_run(
+    recipe: str,
+    config: RunConfig,
+    path: Path,
+    from_run: Path | None = None,
+    ranks: Ranks | None = None,
+) -> RunDir:
     """Create a run's directory, with text and weights of another run if one is named.
 
     Text and trained weights are taken over, and adapted ones where nothing about them differs.
+    Rank 0 creates it; the others need to see it.
+
+    Raises:
+        UserError: if there is something at `path`, or a rank's machine does not share the folder.
     """
-    if from_run is None:
-        return RunDir.create(path, recipe, config)
-    source, _, made_with = RunDir.open(from_run)
-    stages = _stages_to_take(source, made_with, config)
-    run = RunDir.create(path, recipe, config)
-    _take_over(stages, source, run)
+    ranks = ranks or Ranks()
+    if ranks.main and from_run is None:
+        RunDir.create(path, recipe, config)
+    elif ranks.main and from_run is not None:
+        source, _, made_with = RunDir.open(from_run)
+        stages = _stages_to_take(source, made_with, config)
+        _take_over(stages, source, RunDir.create(path, recipe, config))
+    ranks.barrier()
+    run = RunDir(path, keeps_events=ranks.main)
+    if not run.config_file.exists():
+        raise UserError(f"{path} is not on this machine: the ranks need one folder that all share")
     return run

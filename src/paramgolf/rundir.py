@@ -106,8 +106,10 @@ class RunDir:
     measured. A run that was killed goes on after its last finished stage.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keeps_events: bool = True) -> None:
+        """A run at `path`; of several ranks, one keeps the events."""
         self.path = path
+        self._keeps_events = keeps_events
         self.config_file = path / "config.json"
         self.results_file = path / "results.json"
         self.quantization_file = path / "quantization.json"
@@ -176,6 +178,8 @@ class RunDir:
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to events.jsonl."""
+        if not self._keeps_events:
+            return
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
         path = self.path / "events.jsonl"
         size = path.stat().st_size if path.exists() else 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from paramgolf.distributed import Ranks
 from paramgolf.errors import UserError
 
 
@@ -20,6 +20,7 @@ class Runtime:
     dtype: torch.dtype
     """Of activations; weights are kept in float32 (see `model.gpt`)."""
     compiled: bool
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def on_gpu(self) -> bool:
@@ -32,22 +33,29 @@ class Runtime:
             torch.cuda.synchronize(self.device)
 
 
-def select_runtime(device: Literal["auto", "cpu", "cuda"]) -> Runtime:
-    """CPUs compute eagerly in float32, GPUs compiled in bfloat16.
+def wants_gpu(device: Literal["auto", "cpu", "cuda"]) -> bool:
+    """Whether to compute on a GPU.
 
     Raises:
-        UserError: if CUDA is asked for and missing, or if several ranks were started.
+        UserError: if CUDA is asked for and missing.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "this version runs one process: start it with `paramgolf run`, without torchrun"
-        )
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise UserError("device = 'cuda', but PyTorch sees no CUDA GPU; use --device cpu or auto")
-    if device == "cpu" or not has_gpu:
-        return Runtime(torch.device("cpu"), torch.float32, compiled=False)
-    return Runtime(torch.device("cuda", torch.cuda.current_device()), torch.bfloat16, compiled=True)
+    return device != "cpu" and has_gpu
+
+
+def select_runtime(device: Literal["auto", "cpu", "cuda"], ranks: Ranks | None = None) -> Runtime:
+    """CPUs compute eagerly in float32, GPUs compiled in bfloat16.
+
+    Raises:
+        UserError: if CUDA is asked for and missing.
+    """
+    ranks = ranks or Ranks()
+    if not wants_gpu(device):
+        return Runtime(torch.device("cpu"), torch.float32, compiled=False, ranks=ranks)
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    return Runtime(gpu, torch.bfloat16, compiled=True, ranks=ranks)
 
 
 def named_seed(seed: int, name: str) -> int:

@@ -131,6 +131,7 @@ def test_whole_job(tmp_path: Path) -> None:
         train=dataclasses.replace(RECIPES["tiny"][1].train, max_steps=0, max_seconds=8,
                                   reserve_seconds=1),
     )  # fmt: skip
-    results = run_job(new_run("tiny", config, tmp_path / "run"), "tiny", config, Reporter())
+    run = new_run("tiny", config, tmp_path / "run")
+    results = run_job(run, "tiny", config, Reporter(), select_runtime("cuda"))
     assert results["stages"]["sliding"]["bpb"] < 2.6
     assert 4 < results["seconds"]["train: steps"] <= 7.2

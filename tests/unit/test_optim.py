@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from paramgolf.config import RunConfig, TrainConfig
+from paramgolf.distributed import Ranks
 from paramgolf.model.gpt import GPT, MATRIX_NAMES
 from paramgolf.model.order import layer_order
 from paramgolf.optim.ema import WeightAverage
-from paramgolf.optim.federated import FederatedAdamW, chunks_of_rank
+from paramgolf.optim.federated import FederatedAdamW
 from paramgolf.optim.groups import Optimizers, partition
 from paramgolf.optim.muon import MuonEqR, orthogonalize
 from paramgolf.optim.schedule import cosine, momentum, warmdown
@@ -421,7 +419,8 @@ def test_warm_up_leaves_no_trace() -> None:
 
     trainer.model.mean_nats = counted
     trainer.warm_up()
-    assert steps == config.train.warmup_steps * 2 * 2  # orders, micro-batches: it did train
+    # Two to see whether a micro-batch fits, then orders and micro-batches: it did train.
+    assert steps == 2 + config.train.warmup_steps * 2 * 2
     assert torch.equal(torch.get_rng_state(), rng)
     assert trainer.micro_batch_tokens == config.train.micro_batch_tokens
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
@@ -549,11 +548,11 @@ def serial_epochs(
     return models
 
 
-def federated_epochs(rank: int, world_size: int, num_chunks: int, epochs: int) -> nn.Module:
+def federated_epochs(num_chunks: int, epochs: int) -> nn.Module:
     model = regression()
     optimizer = FederatedAdamW(list(model.parameters()), grad_clip=1.0)
     for epoch in range(epochs):
-        for chunk in chunks_of_rank(regression_chunks(num_chunks), rank, world_size):
+        for chunk in regression_chunks(num_chunks):
             regression_loss(model, chunk).backward()
             optimizer.step(0.01 / (epoch + 1))
         optimizer.average_over_ranks()
@@ -561,7 +560,7 @@ def federated_epochs(rank: int, world_size: int, num_chunks: int, epochs: int) -
 
 
 def test_federated_adamw_of_one_rank_is_sequential_training_bit_for_bit() -> None:
-    model = federated_epochs(rank=0, world_size=1, num_chunks=5, epochs=3)
+    model = federated_epochs(num_chunks=5, epochs=3)
     (expected,) = serial_epochs([regression_chunks(5)], epochs=3, fused=True)
     assert_equal_parameters(model, expected)
     # And up to rounding AdamW as it is written down, without the fused kernel.
@@ -580,7 +579,7 @@ def test_federated_adamw_of_one_rank_is_sequential_training_bit_for_bit() -> Non
 def test_chunks_of_ranks_partition_the_text(world_size: int) -> None:
     for count in range(8):
         chunks = [f"chunk {i}" for i in range(count)]
-        shares = [list(chunks_of_rank(chunks, rank, world_size)) for rank in range(world_size)]
+        shares = [Ranks(rank, world_size).mine(chunks) for rank in range(world_size)]
         assert sorted(chunk for share in shares for chunk in share) == chunks
         lengths = [len(share) for share in shares]
         assert max(lengths) - min(lengths) <= 1
@@ -599,34 +598,3 @@ def test_freezing_for_adaptation_keeps_embedding_and_first_blocks() -> None:
     for name, parameter in model.named_parameters():
         frozen = name.startswith(("embedding", "blocks.0.", "blocks.1."))
         assert torch.equal(parameter, before.get_parameter(name)) == frozen, name
-
-
-def _one_rank(rank: int, world_size: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
-    )
-    try:
-        model = federated_epochs(rank, world_size, num_chunks=5, epochs=3)
-        torch.save(model.state_dict(), f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_ranks_equal_the_mean_of_two_serial_runs(tmp_path: Path) -> None:
-    """Three epochs over 5 chunks: unequal shares, and moments that stay with their rank."""
-    mp.spawn(_one_rank, args=(2, str(tmp_path)), nprocs=2)
-    chunks = regression_chunks(5)
-    expected, _ = serial_epochs([chunks[0::2], chunks[1::2]], epochs=3, fused=True)
-    for rank in range(2):
-        weights = torch.load(tmp_path / f"rank{rank}.pt")
-        for name, parameter in expected.named_parameters():
-            torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-14)
-
-
-@pytest.fixture(autouse=True)
-def _no_process_group() -> Iterator[None]:
-    """The one-rank tests mean something only where no other test left a process group."""
-    assert not dist.is_initialized()
-    yield
-    assert not dist.is_initialized()

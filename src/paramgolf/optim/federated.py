@@ -5,26 +5,22 @@ McMahan et al. 2017 (https://arxiv.org/abs/1602.05629), with local AdamW moments
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-_T = TypeVar("_T")
-
-
-def chunks_of_rank(chunks: Sequence[_T], rank: int, world_size: int) -> Iterator[_T]:
-    """Chunks rank, rank + world_size, ...: interleaved, so that ranks see all of the text."""
-    return iter(chunks[rank::world_size])
+from paramgolf.distributed import Ranks
 
 
 class FederatedAdamW:
     """AdamW (betas 0.9 and 0.999, no weight decay) on one rank, and the average over ranks."""
 
-    def __init__(self, parameters: Sequence[Tensor], grad_clip: float) -> None:
+    def __init__(
+        self, parameters: Sequence[Tensor], grad_clip: float, ranks: Ranks | None = None
+    ) -> None:
         """Take the trainable parameters, in the same order on every rank."""
+        self._ranks = ranks or Ranks()
         self._parameters = list(parameters)
         self._grad_clip = grad_clip
         self._adamw = torch.optim.AdamW(
@@ -41,15 +37,14 @@ class FederatedAdamW:
 
     @torch.no_grad()
     def average_over_ranks(self) -> None:
-        """Replace every weight by its mean over the ranks, in one flattened all-reduce.
+        """Replace every weight by its mean over the ranks, in one flattened exchange.
 
-        Moments stay local. Without a process group there is one rank and nothing to do.
+        Moments stay local.
         """
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        if self._ranks.size == 1:
             return
         flat = torch.cat([parameter.flatten() for parameter in self._parameters])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
+        flat = self._ranks.mean_in_order(flat)
         sizes = [parameter.numel() for parameter in self._parameters]
         for parameter, mean in zip(self._parameters, flat.split(sizes), strict=True):
             parameter.copy_(mean.view_as(parameter))

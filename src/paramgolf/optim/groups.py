@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from paramgolf.config import TrainConfig
+from paramgolf.distributed import Ranks
 from paramgolf.model.gpt import GPT, MATRIX_NAMES, VECTOR_NAMES
 from paramgolf.optim.muon import MuonEqR
 
@@ -42,12 +43,18 @@ def partition(model: GPT) -> ParameterGroups:
 class Optimizers:
     """MuonEq-R for the matrices and AdamW for the rest, stepped together."""
 
-    def __init__(self, model: GPT, config: TrainConfig, newton_schulz_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        config: TrainConfig,
+        newton_schulz_dtype: torch.dtype,
+        ranks: Ranks | None = None,
+    ) -> None:
         """Create both optimizers with empty state."""
         groups = partition(model)
         self._config = config
         self._parameters = [parameter for group in groups for parameter in group]
-        self.muon = MuonEqR(groups.matrices, newton_schulz_dtype)
+        self.muon = MuonEqR(groups.matrices, newton_schulz_dtype, ranks)
         self.adamw = torch.optim.AdamW(
             [
                 {

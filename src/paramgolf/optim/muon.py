@@ -12,7 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from paramgolf.distributed import Ranks, wait
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a*s + b*s^3 + c*s^5 that one iteration applies to every singular value."""
@@ -44,8 +47,13 @@ def normalize_rows(matrices_MRC: Tensor) -> Tensor:
 class MuonEqR:
     """The optimizer of the block matrices; matrices of one shape are updated in one batch."""
 
-    def __init__(self, matrices: Iterable[Tensor], dtype: torch.dtype) -> None:
+    def __init__(
+        self, matrices: Iterable[Tensor], dtype: torch.dtype, ranks: Ranks | None = None
+    ) -> None:
         """Take the matrices (2-D); `dtype` is that of the Newton-Schulz iteration.
+
+        Every rank keeps all momentum (its update is cheap, and a checkpoint then needs one rank
+        only) and orthogonalises its share of each shape.
 
         Raises:
             ValueError: for a parameter that is no matrix.
@@ -57,6 +65,7 @@ class MuonEqR:
             by_shape[matrix.shape].append(matrix)
         self._groups = list(by_shape.values())
         self._dtype = dtype
+        self._ranks = ranks or Ranks()
         self.momentum_MRC = [torch.zeros_like(torch.stack(group)) for group in self._groups]
 
     @torch.no_grad()
@@ -64,17 +73,29 @@ class MuonEqR:
         """Update every matrix from its gradient.
 
         Nesterov momentum; rows normalised; orthogonalised; times sqrt(max(1, R / C)); decoupled
-        weight decay.
+        weight decay. The shares of one shape travel while the next shape is computed.
         """
-        for matrices, momentum_MRC in zip(self._groups, self.momentum_MRC, strict=True):
-            grads_MRC = torch.stack([_gradient(matrix) for matrix in matrices])
-            momentum_MRC.lerp_(grads_MRC, 1 - momentum)
-            update = normalize_rows(grads_MRC.lerp_(momentum_MRC, momentum))
-            update = orthogonalize(update.to(self._dtype)).to(momentum_MRC.dtype)
+        shares = [
+            self._ranks.start_gather(self._share(matrices, momentum_MRC, momentum))
+            for matrices, momentum_MRC in zip(self._groups, self.momentum_MRC, strict=True)
+        ]
+        for matrices, (gathered, work) in zip(self._groups, shares, strict=True):
+            wait(work)
+            # Matrix i is number i // ranks of rank i % ranks; what is left over is padding.
+            update = gathered.transpose(0, 1).flatten(0, 1)[: len(matrices)].to(matrices[0].dtype)
             rows, columns = update.shape[-2:]
             step_size = lr * max(1.0, rows / columns) ** 0.5
             torch._foreach_mul_(matrices, 1 - lr * weight_decay)
             torch._foreach_add_(matrices, list(update.unbind()), alpha=-step_size)
+
+    def _share(self, matrices: list[Tensor], momentum_MRC: Tensor, momentum: float) -> Tensor:
+        """The orthogonalised updates of this rank's matrices, padded to the largest share."""
+        grads_MRC = torch.stack([_gradient(matrix) for matrix in matrices])
+        momentum_MRC.lerp_(grads_MRC, 1 - momentum)
+        update = self._ranks.mine(grads_MRC).lerp(self._ranks.mine(momentum_MRC), momentum)
+        padding = -(-len(matrices) // self._ranks.size) - len(update)
+        update = orthogonalize(normalize_rows(update).to(self._dtype))
+        return F.pad(update, (0, 0, 0, 0, 0, padding)) if padding else update
 
 
 def _gradient(matrix: Tensor) -> Tensor:

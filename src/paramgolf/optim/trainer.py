@@ -13,6 +13,7 @@ from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.optim import schedule
 from paramgolf.optim.ema import WeightAverage
+from paramgolf.optim.exchange import GradientExchange, buckets_of
 from paramgolf.optim.groups import Optimizers
 from paramgolf.runtime import Runtime, named_generator
 
@@ -38,10 +39,13 @@ class Trainer:
         self.model.to(runtime.device)
         if runtime.compiled:
             self.model.compile_parts()
-        self.optimizers = Optimizers(self.model, config.train, runtime.dtype)
+        self.optimizers = Optimizers(self.model, config.train, runtime.dtype, runtime.ranks)
+        self._exchange = GradientExchange(buckets_of(self.model), runtime.ranks)
         self.average = WeightAverage(self.model, config.train.ema_decay)
         self.step = 0
         self.micro_batch_tokens = config.train.micro_batch_tokens
+        self.batch_sequences = config.train.batch_tokens // config.model.seq_len
+        self.share_of_batch = runtime.ranks.span(self.batch_sequences)
         self._orders = {on: layer_order(config.model, on) for on in (False, True)}
 
     def plan(self, share: float) -> StepPlan:
@@ -56,18 +60,28 @@ class Trainer:
         )
 
     def train_step(self, sequences: Tensor, plan: StepPlan) -> Tensor:
-        """One optimizer step on sequences (S, seq_len + 1) that lie on the device.
+        """One optimizer step on this rank's share of a batch.
+
+        Args:
+            sequences: (S, seq_len + 1) on the device: the numbers `share_of_batch` of the batch.
+            plan: the same on all ranks.
 
         Returns:
-            The mean loss in nats, a scalar on the device (reading it waits for the step).
+            The mean loss of the whole batch in nats, a scalar on the device (reading it waits for
+            the step).
         """
         rows = self.micro_batch_tokens // self.config.model.seq_len
         loss = torch.zeros((), dtype=torch.float32, device=self.runtime.device)
-        for micro_batch in sequences.split(rows):
-            weight = len(micro_batch) / len(sequences)
+        micro_batches = sequences.split(rows)
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            weight = len(micro_batch) / self.batch_sequences
             part = self.model.mean_nats(micro_batch, self._orders[plan.recurrent]) * weight
+            if number == len(micro_batches):
+                self._exchange.arm()
             part.backward()
             loss += part.detach()
+        self._exchange.finish()
+        self.runtime.ranks.sum_(loss)
         self.optimizers.step(plan.lr_factor, plan.momentum)
         self.average.update()
         self.step += 1
@@ -76,7 +90,7 @@ class Trainer:
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Compile and warm up both layer orders on synthetic tokens, then undo every effect.
 
-        While a micro-batch does not fit the GPU's memory, it is halved.
+        While a micro-batch does not fit the memory of every GPU, it is halved.
 
         Args:
             progress: called with the number of synthetic steps done and of all.
@@ -84,16 +98,12 @@ class Trainer:
         Raises:
             torch.OutOfMemoryError: if not even one sequence fits.
         """
-        seq_len = self.config.model.seq_len
         before = {name: tensor.clone() for name, tensor in self._weights().items()}
         average = {name: tensor.clone() for name, tensor in self.average.average.items()}
         devices = [self.runtime.device] if self.runtime.on_gpu else []
         with torch.random.fork_rng(devices=devices):
-            while not self._fits(progress):
-                rows = self.micro_batch_tokens // seq_len // 2
-                self.micro_batch_tokens = rows * seq_len
-                self.optimizers.zero_grad()
-                torch.cuda.empty_cache()
+            self._find_micro_batch()
+            self._synthetic_steps(progress)
         with torch.no_grad():
             for name, tensor in self._weights().items():
                 tensor.copy_(before[name])
@@ -102,29 +112,43 @@ class Trainer:
         self.optimizers.reset()
         self.step = 0
 
-    def _fits(self, progress: Callable[[int, int], None] | None) -> bool:
-        """Try the synthetic steps; False if memory runs out and the micro-batch can be halved."""
+    def _find_micro_batch(self) -> None:
+        seq_len, ranks = self.config.model.seq_len, self.runtime.ranks
+        while sum(ranks.agree(not self._fits())):
+            if self.micro_batch_tokens < 2 * seq_len:
+                raise torch.OutOfMemoryError("not even one sequence fits the GPU's memory")
+            rows = self.micro_batch_tokens // seq_len // 2
+            self.micro_batch_tokens = rows * seq_len
+            torch.cuda.empty_cache()
+
+    def _fits(self) -> bool:
+        """Try a micro-batch on this rank alone, twice: the second finds gradients in memory."""
+        rows = min(self.micro_batch_tokens // self.config.model.seq_len, len(self.share_of_batch))
         try:
-            self._synthetic_steps(progress)
+            for _ in range(2):
+                # The larger graph: what it leaves free is enough for the other.
+                self.model.mean_nats(self._synthetic(rows), self._orders[True]).backward()
         except torch.OutOfMemoryError:
-            if self.micro_batch_tokens < 2 * self.config.model.seq_len:
-                raise
             return False
+        finally:
+            self.optimizers.zero_grad()
         return True
 
     def _synthetic_steps(self, progress: Callable[[int, int], None] | None) -> None:
-        train, model = self.config.train, self.config.model
-        rows = train.batch_tokens // model.seq_len
-        shape = (rows, model.seq_len + 1)
-        generator = named_generator(self.config.seed, "warm-up")
-        for number in range(train.warmup_steps):
-            for recurrent in (True, False):  # the larger graph first: it decides what fits
-                tokens = torch.randint(model.vocab_size, shape, generator=generator)
-                tokens = tokens.to(self.runtime.device, torch.int32)
+        steps = self.config.train.warmup_steps
+        for number in range(steps):
+            for recurrent in (True, False):
+                tokens = self._synthetic(len(self.share_of_batch))
                 self.train_step(tokens, StepPlan(recurrent, lr_factor=0.1, momentum=0.9))
                 if progress is not None:
-                    progress(2 * number + 2 - recurrent, 2 * train.warmup_steps)
+                    progress(2 * number + 2 - recurrent, 2 * steps)
         self.runtime.synchronize()
+
+    def _synthetic(self, rows: int) -> Tensor:
+        model = self.config.model
+        shape = (rows, model.seq_len + 1)
+        tokens = torch.randint(model.vocab_size, shape, dtype=torch.int32)
+        return tokens.to(self.runtime.device)
 
     def _weights(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters())

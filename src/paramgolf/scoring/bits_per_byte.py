@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paramgolf.data.provenance import Label
 from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.distributed import Ranks
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
 from paramgolf.scoring.windows import Windows
@@ -56,6 +57,7 @@ def window_losses(
     windows: Sequence[Windows],
     batch_tokens: int,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Loss of every target in nats, each scored by exactly one window; (N,), float32 or wider.
 
@@ -70,7 +72,12 @@ def window_losses(
         windows: from `plain_windows` or `sliding_windows`.
         batch_tokens: tokens of one forward pass.
         progress: called with the number of targets scored and of all.
+        ranks: share the batches out; all get all losses.
+
+    Raises:
+        RuntimeError: if the windows do not score every target exactly once.
     """
+    ranks = ranks or Ranks()
     seq_len = model.config.seq_len
     batch = max(1, batch_tokens // seq_len)
     device = model.embedding.device
@@ -79,12 +86,13 @@ def window_losses(
     stream[: num_targets + 1] = torch.from_numpy(tokens.astype(np.int32))
     wide = torch.promote_types(model.dtype, torch.float32)
     # One slot more than targets: padded positions write there.
-    losses = torch.full((num_targets + 1,), torch.nan, dtype=wide, device=device)
+    losses = torch.zeros(num_targets + 1, dtype=wide, device=device)
+    times_scored = torch.zeros(num_targets + 1, dtype=torch.int32, device=device)
     offsets = torch.arange(seq_len, device=device)
     done = 0
     for starts, scored in windows:
         rows = batch if model.compiled else max(1, min(batch, len(starts)))
-        for first in range(0, len(starts), rows):
+        for first in ranks.mine(range(0, len(starts), rows)):
             chosen = starts[first : first + rows]
             padded = np.full(rows, num_targets)  # windows of padding score nothing
             padded[: len(chosen)] = chosen
@@ -94,8 +102,14 @@ def window_losses(
             targets = positions[:, seq_len - scored :]
             next_tokens = stream[(targets + 1).clamp(max=len(stream) - 1)]
             nats = model.target_nats(hidden[:, seq_len - scored :], next_tokens)
-            losses[targets.clamp(max=num_targets)] = nats
-            done += len(chosen) * scored
+            slots = targets.clamp(max=num_targets)
+            losses[slots] = nats
+            times_scored.index_add_(0, slots.flatten(), torch.ones_like(slots).flatten().int())
+            done += len(chosen) * scored * ranks.size
             if progress is not None:
                 progress(min(done, num_targets), num_targets)
-    return losses[:num_targets]
+    # Where another rank scored, this one has 0.
+    losses, times_scored = ranks.sum_(losses[:-1]), ranks.sum_(times_scored[:-1])
+    if not bool((times_scored == 1).all()):
+        raise RuntimeError("the windows do not score every target exactly once")
+    return losses

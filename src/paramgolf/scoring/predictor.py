@@ -37,6 +37,7 @@ class Predictor:
         self.tokenizer = tokenizer
         self._provenance = provenance
         self._order = layer_order(artifact.model, recurrent=True)
+        self._ranks = runtime.ranks
         self.model = GPT(artifact.model, runtime.dtype)
         self.model.load_state_dict(artifact.state())
         self.model.to(runtime.device)
@@ -96,7 +97,9 @@ class Predictor:
             if stride
             else plain_windows(num_targets, seq_len)
         )
-        losses = window_losses(self.model, self._order, stream, windows, batch_tokens, progress)
+        losses = window_losses(
+            self.model, self._order, stream, windows, batch_tokens, progress, self._ranks
+        )
         return score_losses(losses, stream, self.tokenizer, self.label(texts))
 
 

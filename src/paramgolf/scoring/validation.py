@@ -25,6 +25,7 @@ class Validation:
         self._texts = self._tokenizer.decode_documents(self._stream)
         self._shingles = Provenance.load(run.data / "shingles.safetensors")
         self._reporter = job.reporter
+        self._ranks = job.runtime.ranks
         self._order = layer_order(job.config.model, recurrent=True)
 
     def score(self, model: GPT, adapted_on: Iterable[str]) -> Score:
@@ -39,5 +40,6 @@ class Validation:
             windows,
             self._config.score.batch_tokens,
             progress.update,
+            self._ranks,
         )
         return score_losses(losses, self._stream, self._tokenizer, shaped_by.label(self._texts))

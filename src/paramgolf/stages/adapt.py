@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paramgolf.console import Progress
 from paramgolf.errors import UserError
 from paramgolf.job import Job
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
-from paramgolf.optim.federated import FederatedAdamW, chunks_of_rank
+from paramgolf.optim.federated import FederatedAdamW
 from paramgolf.optim.schedule import cosine
 from paramgolf.rundir import read_tensors, write_tensors
 from paramgolf.scoring.bits_per_byte import Score
@@ -31,11 +32,12 @@ def run(job: Job) -> dict[str, Any]:
         validation = Validation(job)
     epochs: list[dict[str, Any]] = []
     score: Score | None = None
-    progress = job.reporter.progress("adapt", config.adapt.epochs * adaptation.num_chunks, "chunks")
+    chunks = config.adapt.epochs * len(adaptation.chunks)
+    progress = job.reporter.progress("adapt", chunks, "chunks")
     for epoch in range(config.adapt.epochs):
         phase = "first epoch (compiles)" if epoch == 0 and runtime.compiled else "steps"
         with ledger.phase(f"adapt: {phase}"):
-            loss = adaptation.epoch(epoch, progress.update)
+            loss = adaptation.epoch(epoch, progress)
             runtime.synchronize()
         last = epoch == config.adapt.epochs - 1
         record: dict[str, Any] = {"epoch": epoch + 1, "train_loss_nats": loss}
@@ -47,7 +49,8 @@ def run(job: Job) -> dict[str, Any]:
         job.run.event("adapt_epoch", **record)
         job.reporter.line(_epoch_line(record))
     assert score is not None
-    write_tensors(job.run.adapted, dict(adaptation.model.named_parameters()))
+    if runtime.ranks.main:
+        write_tensors(job.run.adapted, dict(adaptation.model.named_parameters()))
     seconds = ledger.seconds().get("adapt: steps", 0.0)
     tokens = (config.adapt.epochs - 1) * adaptation.num_tokens
     return {
@@ -77,7 +80,8 @@ class _Adaptation:
         if runtime.compiled:
             self.model.compile_parts()
         trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self._optimizer = FederatedAdamW(trainable, config.adapt.grad_clip)
+        self._ranks = runtime.ranks
+        self._optimizer = FederatedAdamW(trainable, config.adapt.grad_clip, self._ranks)
         seq_len = config.model.seq_len
         stream = job.text.stream(job.adapted_on[0], job.run.data)
         num_sequences = (len(stream) - 1) // seq_len
@@ -88,22 +92,33 @@ class _Adaptation:
             )
         tokens = torch.from_numpy(stream.astype("int32")).to(runtime.device)
         sequences = tokens[: num_sequences * seq_len + 1].unfold(0, seq_len + 1, seq_len)
-        self._chunks = sequences.split(config.adapt.chunk_tokens // seq_len)
-        self.num_chunks = len(self._chunks)
+        chunks = sequences.split(config.adapt.chunk_tokens // seq_len)
+        if len(chunks) < self._ranks.size:
+            raise UserError(
+                f"the adaptation text has {len(chunks)} chunks of adapt.chunk_tokens = "
+                f"{config.adapt.chunk_tokens:,}, fewer than the {self._ranks.size} ranks"
+            )
+        self.chunks = self._ranks.mine(chunks)
+        """Of this rank: every W-th, so that each sees all parts of the text."""
         self.num_tokens = num_sequences * seq_len
 
-    def epoch(self, epoch: int, progress: Any) -> float:
-        """One pass over this rank's chunks, then the average over ranks; gives the mean loss."""
+    def epoch(self, epoch: int, progress: Progress) -> float:
+        """One pass over this rank's chunks, then the average over ranks.
+
+        Returns:
+            The mean loss of the chunks of all ranks in nats.
+        """
         total = torch.zeros((), device=self.model.embedding.device)
-        mine = list(chunks_of_rank(self._chunks, rank=0, world_size=1))
-        for number, (chunk, lr) in enumerate(zip(mine, self._rates(epoch, len(mine)), strict=True)):
+        rates = self._rates(epoch, len(self.chunks))
+        for number, (chunk, lr) in enumerate(zip(self.chunks, rates, strict=True), start=1):
             loss = self.model.mean_nats(chunk, self._order)
             loss.backward()
             self._optimizer.step(lr)
             total += loss.detach()
-            progress(epoch * len(mine) + number + 1)
+            progress.update(epoch * len(self.chunks) + number)
         self._optimizer.average_over_ranks()
-        mean = float(total) / len(mine)
+        sums, counts = self._ranks.agree(float(total), len(self.chunks))
+        mean = sums / counts
         if not math.isfinite(mean):
             raise UserError(
                 f"the loss is {mean} in epoch {epoch + 1} of adaptation; the trained weights are "

@@ -17,6 +17,7 @@ from paramgolf.compress.hessian import EMBEDDING, collect_hessians, input_of
 from paramgolf.config import PackConfig
 from paramgolf.data.batches import SequenceSampler
 from paramgolf.data.provenance import Provenance
+from paramgolf.distributed import Ranks, wait
 from paramgolf.errors import UserError
 from paramgolf.job import Job
 from paramgolf.model.gpt import GPT
@@ -26,7 +27,7 @@ from paramgolf.rundir import read_tensors, sha256_of_file, write_bytes, write_js
 
 def run(job: Job) -> dict[str, Any]:
     """Quantize the final weights and write artifact and provenance; returns the stage's record."""
-    pack, run, ledger = job.config.pack, job.run, job.ledger
+    pack, run, ledger, ranks = job.config.pack, job.run, job.ledger, job.runtime.ranks
     with ledger.phase("pack: Hessians"):
         weights, _ = read_tensors(run.adapted if job.adapted_on else run.trained)
         hessians = _hessians(job, weights)
@@ -35,10 +36,12 @@ def run(job: Job) -> dict[str, Any]:
         matrix_shapes, vector_shapes = artifact.layout(job.config.model)
         matrices = {name: weights[name].to(job.runtime.device) for name in matrix_shapes}
         try:
-            quantized, dampings = quantize(matrices, hessians, pack)
+            quantized, dampings = quantize(matrices, hessians, pack, ranks)
         except ValueError as error:
             raise UserError(f"cannot quantize: {error}; see the training loss") from error
         job.runtime.synchronize()
+    if not ranks.main:
+        return {}
     raised = {name: damping for name, damping in dampings.items() if damping > pack.damping}
     for name, damping in raised.items():
         run.event("damping_raised", matrix=name, damping=damping)
@@ -73,7 +76,8 @@ def _write_reports(
     reports = {}
     for name, matrix in matrices.items():
         bits, clip = _precision(name, job.config.pack)
-        integers, scales = quantized[name].integers, quantized[name].scales
+        integers = quantized[name].integers.to(matrix.device)
+        scales = quantized[name].scales.to(matrix.device)
         measured = report(matrix, hessians[input_of(name)], integers, scales, bits, dampings[name])
         reports[name] = {"bits": bits, "clip": clip, **measured._asdict()}
     write_json(job.run.quantization_file, reports)
@@ -118,7 +122,10 @@ def _half(name: str, vector: Tensor) -> Tensor:
 
 
 def _hessians(job: Job, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Hessians over batches of training text, drawn in an order of their own."""
+    """Hessians over batches of training text, drawn in an order of their own.
+
+    Every rank sees its share of the batches; then all have the sum.
+    """
     config, runtime = job.config, job.runtime
     seq_len = config.model.seq_len
     model = GPT(config.model, runtime.dtype)
@@ -130,30 +137,46 @@ def _hessians(job: Job, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     sampler = SequenceSampler(shards, seq_len, config.seed, "calibration")
     rows = config.pack.calibration_batch_tokens // seq_len
 
+    numbers = runtime.ranks.mine(range(config.pack.calibration_batches))
+
     def batches() -> Iterator[Tensor]:
-        for number in range(config.pack.calibration_batches):
+        for number in numbers:
             sequences = sampler.sequences(number * rows, rows)[:, :-1]
             yield sequences.to(runtime.device, non_blocking=True)
 
-    progress = job.reporter.progress("hessians", config.pack.calibration_batches, "batches")
+    progress = job.reporter.progress("hessians", len(numbers), "batches")
     order = layer_order(config.model, recurrent=True)
-    return collect_hessians(model, order, batches(), progress.update)
+    hessians = collect_hessians(model, order, batches(), progress.update)
+    sums = [runtime.ranks.start_sum_(hessian) for hessian in hessians.values()]
+    for work in sums:
+        wait(work)
+    return hessians
 
 
 def quantize(
-    matrices: dict[str, Tensor], hessians: dict[str, Tensor], config: PackConfig
+    matrices: dict[str, Tensor],
+    hessians: dict[str, Tensor],
+    config: PackConfig,
+    ranks: Ranks | None = None,
 ) -> tuple[dict[str, Quantized], dict[str, float]]:
     """GPTQ with SDClip of all matrices, those of one shape and precision in one batch.
 
+    Of several ranks, each takes every W-th matrix of a batch.
+
     Returns:
-        Integers and scales, and the damping that each Hessian took, by name in the order given.
+        Integers and scales on the CPU, and the damping that each Hessian took, by name in the order
+        given; of all matrices on rank 0, of none elsewhere.
     """
+    ranks = ranks or Ranks()
     groups: dict[Any, list[str]] = defaultdict(list)
     for name, matrix in matrices.items():
         groups[matrix.shape, _precision(name, config)].append(name)
     quantized: dict[str, Quantized] = {}
     dampings: dict[str, float] = {}
-    for (_, (bits, clip)), names in groups.items():
+    for (_, (bits, clip)), group in groups.items():
+        names = ranks.mine(group)
+        if not names:
+            continue
         stacked = torch.stack([matrices[name] for name in names])
         factor = factor_hessians(
             torch.stack([hessians[input_of(name)] for name in names]), config.damping
@@ -163,5 +186,10 @@ def quantize(
         for name, q, s, damping in zip(
             names, integers, scales, factor.damping_M.tolist(), strict=True
         ):
-            quantized[name], dampings[name] = Quantized(q, s), damping
+            quantized[name] = Quantized(q.cpu(), s.cpu())
+            dampings[name] = damping
+    for theirs, their_dampings in ranks.gather_to_main((quantized, dampings)):
+        quantized, dampings = quantized | theirs, dampings | their_dampings
+    if not ranks.main:
+        return {}, {}
     return {name: quantized[name] for name in matrices}, dampings

@@ -26,7 +26,9 @@ Stream = NDArray[np.uint16]
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Prepare the text; returns the stage's record, a `PreparedText`."""
+    """Prepare the text, on rank 0; returns the stage's record, a `PreparedText`."""
+    if not job.runtime.ranks.main:
+        return {}
     return {"text": _prepare(job).to_json()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,18 +20,21 @@ from paramgolf.optim.trainer import Trainer
 from paramgolf.rundir import RunDir, read_tensors, write_tensors
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.validation import Validation
+from paramgolf.signals import Preempted, deferred_termination
 
 
 def run(job: Job) -> dict[str, Any]:
     """Train, write the averaged weights, score them; returns the stage's record."""
-    config = job.config
+    config, ranks = job.config, job.runtime.ranks
     with job.ledger.phase("train: build model"):
         trainer = Trainer(config, job.runtime)
     job.reporter.line(
         f"  model     {num_parameters(trainer.model):,} parameters on {job.runtime.device}"
     )
-    if not job.run.trained.exists():  # it does if the run was stopped while they were scored
+    # They exist if the run was stopped while they were scored.
+    if not ranks.from_main(job.run.trained.exists()):
         _train(job, trainer)
+        ranks.barrier()
     weights, measured = read_tensors(job.run.trained)
     trainer.model.load_state_dict(weights)
     job.ledger.add("train: steps", measured["seconds"])
@@ -59,8 +63,12 @@ def _train(job: Job, trainer: Trainer) -> None:
     sampler = SequenceSampler(shards, config.model.seq_len, config.seed, "train")
     loop = _Loop(trainer, sampler, job.run, job.reporter)
     loop.resume()
-    loop.run_to_the_end()
+    with deferred_termination() as preempted:
+        loop.run_to_the_end(preempted)
     loop.require_finite_weights()
+    _require_equal_weights(trainer)
+    if not runtime.ranks.main:
+        return
     write_tensors(
         job.run.trained,
         trainer.average.average,
@@ -72,6 +80,17 @@ def _train(job: Job, trainer: Trainer) -> None:
         peak_gpu_bytes=torch.cuda.max_memory_allocated() if runtime.on_gpu else None,
     )
     loop.checkpoint_file.unlink(missing_ok=True)
+
+
+def _require_equal_weights(trainer: Trainer) -> None:
+    """Ranks that have drifted apart have trained different models: raise a UserError."""
+    ranks = trainer.runtime.ranks
+    averages = trainer.average.average.values()
+    checksum = sum(float(tensor.double().abs().sum()) for tensor in averages)
+    if sum(ranks.agree(checksum != ranks.from_main(checksum))):
+        raise UserError(
+            "the ranks hold different weights after training: one of their machines computes wrong"
+        )
 
 
 class _Clock:
@@ -157,6 +176,7 @@ class _Loop:
         )
         self._last_checkpoint = time.monotonic()
         self._start_elapsed = 0.0
+        self._ranks = trainer.runtime.ranks
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
@@ -173,13 +193,20 @@ class _Loop:
                 ) from error
             self._run.event("training_resumed", **notes)
 
-    def run_to_the_end(self) -> None:
-        """Run the remaining steps."""
+    def run_to_the_end(self, preempted: Callable[[], bool]) -> None:
+        """Run the remaining steps.
+
+        Raises:
+            Preempted: if a rank was asked to stop; there is a checkpoint then.
+        """
         self.clock.start(self._start_elapsed)
         in_flight: _InFlight | None = None
         sequences = self._next_sequences()
-        while not self._spent(in_flight is not None):
-            step = self._launch(sequences)
+        while True:
+            share, spent, stop = self._decide(in_flight is not None, preempted())
+            if spent or stop:
+                break
+            step = self._launch(sequences, share)
             sequences = self._next_sequences()  # while the device works
             if in_flight is not None:
                 self._complete(in_flight, self.trainer.step - 1)
@@ -190,6 +217,25 @@ class _Loop:
                 self._checkpoint()
         if in_flight is not None:
             self._complete(in_flight, self.trainer.step)
+        if not spent:
+            self._checkpoint()
+            raise Preempted(
+                f"stopped by SIGTERM after step {self.trainer.step}, with a checkpoint; "
+                f"`paramgolf run --resume {self._run.path}` goes on"
+            )
+
+    def _decide(self, one_in_flight: bool, preempted: bool) -> tuple[float, bool, bool]:
+        """What holds for all ranks before a step.
+
+        Returns:
+            The elapsed share and whether the budget is spent, both by rank 0's clock, and whether
+            any rank was asked to stop.
+        """
+        share, spent = self._share(), self._spent(one_in_flight)
+        if not self._ranks.main:
+            share, spent = 0.0, False
+        share, spent, stop = self._ranks.agree(share, spent, preempted)
+        return share, bool(spent), bool(stop)
 
     def _share(self) -> float:
         if self._config.max_steps:
@@ -203,14 +249,14 @@ class _Loop:
         return self.clock.elapsed + coming > self._budget
 
     def _next_sequences(self) -> Tensor:
-        count = self._config.batch_tokens // self.trainer.config.model.seq_len
-        sequences = self._sampler.sequences(self.trainer.step * count, count)
+        first, share = self.trainer.step * self.trainer.batch_sequences, self.trainer.share_of_batch
+        sequences = self._sampler.sequences(first + share.start, len(share))
         if self.trainer.runtime.on_gpu:
             return sequences.pin_memory().to(self.trainer.runtime.device, non_blocking=True)
         return sequences
 
-    def _launch(self, sequences: Tensor) -> _InFlight:
-        plan = self.trainer.plan(min(1.0, self._share()))
+    def _launch(self, sequences: Tensor, share: float) -> _InFlight:
+        plan = self.trainer.plan(min(1.0, share))
         loss = self.trainer.train_step(sequences, plan)
         if not self.trainer.runtime.on_gpu:
             return _InFlight(loss, None, plan.recurrent, plan.lr_factor)
@@ -269,10 +315,14 @@ class _Loop:
 
     def _checkpoint_due(self) -> bool:
         seconds = self._config.checkpoint_seconds
-        return seconds > 0 and time.monotonic() - self._last_checkpoint >= seconds
+        passed = time.monotonic() - self._last_checkpoint
+        return self._ranks.main and 0 < seconds <= passed
 
     def _checkpoint(self) -> None:
+        """Write what a resumed run needs; every rank has it, rank 0 writes."""
         self.require_finite_weights()
+        if not self._ranks.main:
+            return
         write_tensors(
             self.checkpoint_file,
             self.trainer.state_tensors(),

@@ -1,0 +1,65 @@
+"""SIGINT and SIGTERM: when they take effect, and how the program ends because of them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from paramgolf.errors import UserError
+
+RESUMABLE = 75
+"""Exit code of a run that was preempted (EX_TEMPFAIL of sysexits.h): resume it, and it goes on."""
+
+
+class Preempted(UserError):
+    """SIGTERM, as a scheduler sends it; nothing finished is lost."""
+
+    exit_code = RESUMABLE
+
+
+_received: list[int] = []
+_deferring = False
+
+
+def install() -> None:
+    """Take over both signals; for a program, not for library use."""
+
+    def take(number: int, _: Any) -> None:
+        # Remembered, too: native code may turn the exception into one of its own.
+        _received.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not _deferring:
+            raise _preempted()
+
+    signal.signal(signal.SIGINT, take)
+    signal.signal(signal.SIGTERM, take)
+
+
+@contextmanager
+def deferred_termination() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM only makes the function that is given return True."""
+    global _deferring
+    _deferring = True
+    try:
+        yield lambda: signal.SIGTERM in _received
+    finally:
+        _deferring = False
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and message, one line, for what ended the program."""
+    if signal.SIGINT in _received or isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; `paramgolf run --resume DIR` goes on"
+    if signal.SIGTERM in _received and not isinstance(error, UserError):
+        error = _preempted()
+    if isinstance(error, UserError):
+        return error.exit_code, " ".join(str(error).split())
+    message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    return 1, " ".join(message.split())
+
+
+def _preempted() -> Preempted:
+    return Preempted("stopped by SIGTERM; `paramgolf run --resume DIR` goes on")

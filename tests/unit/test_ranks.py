@@ -1,0 +1,242 @@
+"""What several ranks compute together is what one process computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paramgolf.compress.hessian import input_of
+from paramgolf.config import PackConfig, RunConfig
+from paramgolf.distributed import Ranks, wait
+from paramgolf.model.order import layer_order
+from paramgolf.optim.exchange import GradientExchange
+from paramgolf.optim.muon import MuonEqR
+from paramgolf.optim.trainer import Trainer
+from paramgolf.runtime import Runtime
+from paramgolf.scoring.bits_per_byte import window_losses
+from paramgolf.scoring.windows import plain_windows, sliding_windows
+from paramgolf.stages.pack import quantize
+from tests.helpers import random_model, random_tokens, small_config, small_run_config
+from tests.processes import on_ranks
+
+SIZES = [1, 2, 3]
+
+
+# Collectives
+
+
+def collectives(ranks: Ranks) -> dict[str, Any]:
+    own = torch.arange(3.0) + 10 * ranks.rank
+    started = own.clone()
+    wait(ranks.start_sum_(started))
+    gathered, work = ranks.start_gather(own)
+    wait(work)
+    return {
+        "sum": ranks.sum_(own.clone()).tolist(),
+        "started": started.tolist(),
+        "gathered": gathered.tolist(),
+        "mean": ranks.mean_in_order(own).tolist(),
+        "agreed": ranks.agree(ranks.rank, True),
+        "from main": ranks.from_main({"rank": ranks.rank}),
+        "to main": ranks.gather_to_main(ranks.rank * 2),
+        "main": ranks.main,
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_collectives(size: int) -> None:
+    values = np.arange(3.0) + 10 * np.arange(size)[:, None]
+    for rank, got in enumerate(on_ranks(size, collectives)):
+        assert got["sum"] == got["started"] == values.sum(0).tolist()
+        assert got["gathered"] == values.tolist()
+        assert got["mean"] == pytest.approx(values.mean(0).tolist())
+        assert got["agreed"] == [sum(range(size)), size]
+        assert got["from main"] == {"rank": 0}
+        assert got["to main"] == ([2 * r for r in range(size)] if rank == 0 else [])
+        assert got["main"] == (rank == 0)
+
+
+_FLOATS = [1e8, -1e8, 3.0]
+
+
+def mean_of_floats(ranks: Ranks) -> list[float]:
+    return ranks.mean_in_order(torch.tensor([_FLOATS[ranks.rank]])).tolist()
+
+
+def test_mean_is_added_up_in_the_order_of_the_ranks() -> None:
+    first, second, third = (np.float32(value) for value in _FLOATS)
+    assert second + third + first == 0
+    assert on_ranks(3, mean_of_floats) == [[(first + second + third) / np.float32(3)]] * 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8])
+def test_shares_cover_everything_once(size: int) -> None:
+    ranks = [Ranks(rank, size) for rank in range(size)]
+    for count in range(20):
+        spans = [list(r.span(count)) for r in ranks]
+        assert [i for share in spans for i in share] == list(range(count))
+        mine = [list(r.mine(range(count))) for r in ranks]
+        assert sorted(i for share in mine for i in share) == list(range(count))
+        for shares in (spans, mine):
+            lengths = [len(share) for share in shares]
+            assert max(lengths) - min(lengths) <= 1
+
+
+# Training
+
+
+def float64_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
+    """Everything in float64, Newton-Schulz too; no weight at a neutral value."""
+    trainer = Trainer(config, Runtime(torch.device("cpu"), torch.float64, False, ranks))
+    trainer.model.load_state_dict(random_model(config.model, seed=1).state_dict())
+    return trainer
+
+
+def steps(ranks: Ranks, config: RunConfig, num_steps: int) -> tuple[list[float], dict[str, Tensor]]:
+    """Train on a fixed list of sequences; gives losses and all state."""
+    trainer = float64_trainer(config, ranks)
+    count, length = trainer.batch_sequences, config.model.seq_len + 1
+    losses = []
+    for step in range(num_steps):
+        batch = random_tokens(config.model, count, length, seed=step).int()
+        share = batch[trainer.share_of_batch.start : trainer.share_of_batch.stop]
+        losses.append(float(trainer.train_step(share, trainer.plan(step / num_steps))))
+    return losses, {name: tensor.detach() for name, tensor in trainer.state_tensors().items()}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("sequences", [6, 7])
+def test_training_equals_one_process(size: int, sequences: int) -> None:
+    """Shares of unequal size, several micro-batches, recurrence off and on, clipping at work."""
+    config = small_run_config(
+        batch_tokens=16 * sequences, micro_batch_tokens=16 * sequences, recurrence_from=0.5
+    )
+    config = replace(config, train=replace(config.train, micro_batch_tokens=16))
+    (losses, expected), *_ = on_ranks(1, steps, config, 6)
+    for got_losses, got in on_ranks(size, steps, config, 6):
+        assert got_losses == pytest.approx(losses, rel=0, abs=1e-6)  # a float32 sum
+        assert got.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-9, msg=name)
+    start = random_model(config.model, seed=1).state_dict()
+    moved = [float((expected[f"model.{n}"] - w).abs().max()) for n, w in start.items()]
+    assert min(moved) > 1e-3, "there was something to compare"
+
+
+def fewer_micro_batches_on_one_rank(ranks: Ranks, config: RunConfig) -> dict[str, Tensor]:
+    trainer = float64_trainer(config, ranks)
+    trainer.micro_batch_tokens = 16 * (1 + ranks.rank)
+    batch = random_tokens(config.model, trainer.batch_sequences, 17, seed=0).int()
+    share = batch[trainer.share_of_batch.start : trainer.share_of_batch.stop]
+    trainer.train_step(share, trainer.plan(0.9))
+    return {name: tensor.detach() for name, tensor in trainer.model.named_parameters()}
+
+
+def test_ranks_may_cut_their_share_differently() -> None:
+    config = small_run_config(batch_tokens=16 * 8, micro_batch_tokens=16)
+    (expected,) = on_ranks(1, fewer_micro_batches_on_one_rank, config)
+    for got in on_ranks(2, fewer_micro_batches_on_one_rank, config):
+        for name, tensor in expected.items():
+            torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-9, msg=name)
+
+
+def muon_updates(ranks: Ranks, num_matrices: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.randn(*shape, dtype=torch.float64, generator=generator))
+
+    matrices = [random(4, 6) for _ in range(num_matrices)] + [random(5, 3)]
+    muon = MuonEqR(matrices, torch.float64, ranks)
+    for _ in range(3):
+        for matrix in matrices:
+            matrix.grad = random(*matrix.shape).detach()
+        muon.step(0.1, 0.9, 0.1)
+    return [matrix.detach() for matrix in matrices]
+
+
+@pytest.mark.parametrize("num_matrices", [1, 2, 5])
+def test_muon_shares_out_every_matrix_once(num_matrices: int) -> None:
+    """Also where there are fewer matrices of a shape than ranks."""
+    (expected,) = on_ranks(1, muon_updates, num_matrices)
+    for got in on_ranks(3, muon_updates, num_matrices):
+        for matrix, wanted in zip(got, expected, strict=True):
+            torch.testing.assert_close(matrix, wanted, rtol=0, atol=1e-12)
+
+
+def unused_parameter(ranks: Ranks) -> str:
+    used, unused = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    exchange = GradientExchange([[used], [unused]], ranks)
+    exchange.arm()
+    used.sum().backward()
+    try:
+        exchange.finish()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_a_parameter_without_gradient_is_an_error() -> None:
+    assert on_ranks(2, unused_parameter) == ["no gradient for 1 parameters"] * 2
+
+
+# Quantization
+
+
+def integers(ranks: Ranks, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    model = random_model(small_config(), seed=3, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(4)
+    weights = dict(model.named_parameters())
+    matrices = {name: weights[name].detach() for name in names}
+    hessians = {}
+    for name, matrix in matrices.items():
+        x = torch.randn(200, matrix.size(1), generator=generator) + 1
+        hessians[input_of(name)] = x.T @ x
+    quantized, dampings = quantize(matrices, hessians, PackConfig(), ranks)
+    assert list(quantized) == (names if ranks.main else [])
+    assert dampings.keys() == quantized.keys()
+    return {name: (matrix.integers, matrix.scales) for name, matrix in quantized.items()}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_gptq_gives_the_same_integers(size: int) -> None:
+    names = [f"blocks.{layer}.{name}" for layer in range(4) for name in ("query", "up", "down")]
+    names.append("embedding")
+    (expected,) = on_ranks(1, integers, names)
+    got, *others = on_ranks(size, integers, names)
+    assert others == [{}] * (size - 1)
+    for name in names:
+        for tensor, wanted in zip(got[name], expected[name], strict=True):
+            assert torch.equal(tensor, wanted), name
+
+
+# Scoring
+
+
+def losses_of(ranks: Ranks, num_targets: int, stride: int) -> Tensor:
+    config = small_config()
+    tokens = np.random.default_rng(5).integers(0, config.vocab_size, num_targets + 1)
+    windows = (
+        sliding_windows(num_targets, config.seq_len, stride)
+        if stride
+        else plain_windows(num_targets, config.seq_len)
+    )
+    model = random_model(config, seed=6)
+    order = layer_order(config, recurrent=True)
+    stream = tokens.astype(np.uint16)
+    return window_losses(model, order, stream, windows, 4 * config.seq_len, ranks=ranks)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("stride", [0, 4])
+@pytest.mark.parametrize("num_targets", [5, 203])
+def test_scoring_equals_one_process(size: int, stride: int, num_targets: int) -> None:
+    (expected,) = on_ranks(1, losses_of, num_targets, stride)
+    assert expected.dtype == torch.float64
+    for got in on_ranks(size, losses_of, num_targets, stride):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
