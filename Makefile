@@ -3,10 +3,12 @@
 #   TORCH_INDEX  a package index for PyTorch alone. A machine without a GPU takes the CPU build, a
 #                tenth of the size: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #   RECIPE, ARGS what `make run` runs (default tiny)
+#   GPUS         on how many ranks of this machine, one a GPU (default 1, without torchrun)
 
 PYTHON ?= python3
 RECIPE ?= tiny
 ARGS ?=
+GPUS ?= 1
 TORCH_INDEX ?=
 
 BIN := .venv/bin
@@ -44,7 +46,7 @@ setup: .venv/package
 setup-dev: .venv/dev
 
 run: setup
-	$(BIN)/paramgolf run $(RECIPE) $(ARGS)
+	$(if $(filter 1,$(GPUS)),$(BIN)/paramgolf,$(BIN)/torchrun --standalone --nproc-per-node=$(GPUS) -m paramgolf) run $(RECIPE) $(ARGS)
 
 test: setup-dev
 	$(PARALLEL) -m "not slow and not gpu"

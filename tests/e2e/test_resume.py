@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from paramgolf.rundir import read_tensors
 from tests.e2e import command
 from tests.e2e.command import Cli, Result, one_line_error
 from tests.e2e.conftest import FinishedRun
@@ -148,15 +149,22 @@ def test_killed_while_the_trained_weights_are_scored(
 
 
 @pytest.mark.slow
-def test_interrupted_by_hand(options: list[str], undisturbed: FinishedRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_asked_to_stop(
+    options: list[str], undisturbed: FinishedRun, tmp_path: Path, number: int, code: int
+) -> None:
+    """By hand, or by a scheduler; then training ends with a checkpoint of the step it was at."""
     run = tmp_path / "run"
     in_training = (run / "checkpoints" / "training.safetensors").exists
     for condition in (in_training, lambda: started(run, "adapt") > 0):
         process = start_or_resume(run, options)
         wait_until(condition, process)
-        process.send_signal(signal.SIGINT)
-        message = one_line_error(finish(process), code=130)
+        process.send_signal(number)
+        message = one_line_error(finish(process), code=code)
         assert "paramgolf run --resume" in message
+        if number == signal.SIGTERM and condition is in_training:
+            _, notes = read_tensors(run / "checkpoints" / "training.safetensors")
+            assert f"after step {notes['step']}, with a checkpoint" in message
     result = finish(start_or_resume(run, options))
     assert (result.code, result.stderr) == (0, "")
     check_equal(run, undisturbed)
