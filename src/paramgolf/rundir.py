@@ -23,7 +23,7 @@ from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import UserError
 from paramgolf.version import __version__
 
-_PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors", "brotli")
+_PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors", "constriction")
 
 
 @contextmanager

@@ -11,14 +11,13 @@ import json
 import struct
 from pathlib import Path
 
-import brotli
 import numpy as np
 import pytest
 import torch
 
 from paramgolf.compress import artifact
 from paramgolf.compress.artifact import Artifact, Quantized
-from paramgolf.compress.clip import largest_integer
+from paramgolf.compress.clip import largest_integer, scales_from_exponents
 from paramgolf.config import ModelConfig
 from paramgolf.data.provenance import sampled_shingles, shingles
 from paramgolf.data.shards import open_shard, read_stream, write_shard
@@ -27,7 +26,7 @@ from paramgolf.model.order import layer_order
 from tests.helpers import random_model, random_tokens, small_config
 
 HERE = Path(__file__).parent
-ARTIFACT_FILE = HERE / "artifact_v1.bin"
+ARTIFACT_FILE = HERE / "artifact_v2.bin"
 SHARD_FILE = HERE / "shard_v1.bin"
 
 # The artifact.
@@ -52,15 +51,15 @@ MODEL = ModelConfig(
 MATRIX_BITS, EMBEDDING_BITS = 5, 7
 HEADER_SHA256 = "d411957359294bf0dec7e6387ec50a297a61558ffe6973c32e19e8cb404ab6f6"
 SECTION_SHA256 = {
-    "embedding": "69cc3f657617b13635608c9e119c2e40d9f771fb972983a75164c94233713432",
-    "query": "3c8a0625b0a09584578bead802e2dc44381cf5ba566df7f8367adac013025cdb",
-    "key": "d33f7010d0f0b7302f05aebc0c629611b1c5d863dad01af05dbffeea4f88f375",
-    "value": "32d1f4df4ebec65226a3f27c7a13b21da40efc8cd5db7020eb231372beb5cedc",
-    "output": "e1670c7994fe5701f8ba063322b0c09ca70b28e24eb8b1c6afaca44afdb5a400",
-    "up": "823bf3aeb3b4e31e59254c237a7351c02a00e846e478ece8947ec1946c29e1c7",
-    "down": "f54f75846fa3654dc0b1ec03e773c22dd185c88db8da87a010f76c7f0bcc19cf",
-    "scales": "32770807edec33561caa6a8193f55d13391c9d7d854fdc592c6b281a1f44aca0",
-    "vectors": "3f82f862a277a285a3e3e7ffc0417432747c5c60152f9e5b84ed30d0de422dc0",
+    "embedding": "c1d98f9664748ab55a5a73769155cb454ba23fef92e01fcfd38aa2dd0d70183f",
+    "query": "33da6c381dda93286d389c308876927740552a4d8e0e14b5b62dc2ccfee74139",
+    "key": "61d319b01029ffc2cf32b7183c4282c6ade196b3b092d41d23fb1739b102c2fe",
+    "value": "ccd1917e76e8e2e3dedfcef896f0d9bcff422be0ac6617656155779d2c389a9e",
+    "output": "f6d7e72a858ad49a9371ef253147be8964d138eeafef5a5f58e274d3b212c39a",
+    "up": "a439bc6fefd135ea089c07a9bc353d5b1d41ac101d5917e7e6e08c7e3bc65b88",
+    "down": "2e8ce8e06103c77826e5a5b207b92cab0782f9c76d44a77fe86eadc5019f54e6",
+    "scales": "cbd62d3cecbf77f2a041427c23c705124e2f42db4c22cde92dbe3a817dcc98e8",
+    "vectors": "32f10f5d3f57f1723f2fee861b8b19b36f0e4d90cc51c7615a6671c38d847e06",
 }
 
 
@@ -72,11 +71,12 @@ def fixed_artifact() -> Artifact:
     for name, shape in sorted(matrix_shapes.items()):
         most = largest_integer(EMBEDDING_BITS if name == "embedding" else MATRIX_BITS)
         integers = generator.integers(-most, most, size=tuple(shape), endpoint=True, dtype=np.int8)
-        scales = generator.integers(1, 2**10, size=shape[0]).astype(np.float16) / np.float16(2**13)
-        matrices[name] = Quantized(torch.from_numpy(integers), torch.from_numpy(scales))
+        exponents = generator.integers(-104, -24, size=shape[0])
+        scales = scales_from_exponents(torch.from_numpy(exponents))
+        matrices[name] = Quantized(torch.from_numpy(integers), scales)
     for name, shape in sorted(vector_shapes.items()):
-        values = generator.integers(-(2**10), 2**10, size=tuple(shape)).astype(np.float16)
-        vectors[name] = torch.from_numpy(values / np.float16(2**9))
+        values = generator.integers(-(2**7), 2**7, size=tuple(shape)) / 2**6
+        vectors[name] = torch.from_numpy(values).bfloat16()
     return Artifact(
         model=MODEL,
         matrix_bits=MATRIX_BITS,
@@ -92,20 +92,15 @@ def fixed_artifact() -> Artifact:
 def header_and_sections(content: bytes) -> tuple[dict[str, object], dict[str, bytes]]:
     """Take an artifact apart as docs/format.md says, without the package."""
     magic, version, header_bytes, digest = struct.unpack_from("<8sII32s", content)
-    body = content[48:]
-    assert (magic, version) == (b"PARAGOLF", 1)
-    assert hashlib.sha256(body).digest() == digest
-    header = json.loads(body[:header_bytes])
+    assert (magic, version) == (b"PARAGOLF", 2)
+    assert hashlib.sha256(content[48:]).digest() == digest
+    header = json.loads(content[80 : 80 + header_bytes])
     sections = {}
-    begin = header_bytes
+    begin = 80 + header_bytes
     for name, length in header["sections"].items():
-        shuffled = brotli.decompress(body[begin : begin + length])
-        half = (len(shuffled) + 1) // 2
-        plain = bytearray(len(shuffled))
-        plain[0::2], plain[1::2] = shuffled[:half], shuffled[half:]
-        sections[name] = bytes(plain)
+        sections[name] = content[begin : begin + length]
         begin += length
-    assert begin == len(body)
+    assert begin == len(content)
     return header, sections
 
 
@@ -120,7 +115,7 @@ def check_pinned(content: bytes) -> None:
 
 
 def test_what_is_encoded_now_is_what_was_encoded_then() -> None:
-    """Beside Brotli's own choices, to the byte."""
+    """To the byte."""
     content, by_part = artifact.encode(fixed_artifact())
     check_pinned(content)
     assert sum(by_part.values()) == len(content)
@@ -129,6 +124,11 @@ def test_what_is_encoded_now_is_what_was_encoded_then() -> None:
 
 def test_the_file_of_then_is_pinned() -> None:
     check_pinned(ARTIFACT_FILE.read_bytes())
+
+
+def test_a_file_of_version_1_is_refused_by_its_number() -> None:
+    with pytest.raises(artifact.ArtifactError, match="version 1; this program reads version 2"):
+        artifact.decode((HERE / "artifact_v1.bin").read_bytes())
 
 
 def test_the_file_of_then_decodes_to_the_same_tensors() -> None:
@@ -147,20 +147,20 @@ def test_the_file_of_then_decodes_to_the_same_tensors() -> None:
         assert decoded.matrices[name].scales.dtype == torch.float16
     for name, vector in expected.vectors.items():
         assert torch.equal(decoded.vectors[name], vector), name
-        assert decoded.vectors[name].dtype == torch.float16
+        assert decoded.vectors[name].dtype == torch.bfloat16
 
 
 # Losses.
 
 ARTIFACT_NATS = [
-    27.349670198825994,
-    29.623753115907213,
-    30.50130126625617,
-    26.278784547403667,
-    27.33791278310076,
-    26.38831390514088,
-    15.275678926130059,
-    11.72896665281969,
+    25.316607584870233,
+    22.11089930111222,
+    21.203686800485425,
+    24.806909782733655,
+    21.200725391179766,
+    21.527308038231258,
+    25.5711207644788,
+    22.6119420361434,
 ]
 NATS = {
     True: [

@@ -6,34 +6,36 @@ Layout (integers little-endian; see docs/format.md):
     4 bytes   uint32 version
     4 bytes   uint32 length of the header
     32 bytes  SHA-256 of all that follows
+    32 bytes  SHA-256 of the decoded tensors
     header    JSON: model shape, bits, hashes of tokenizer and provenance, lengths of sections
-    sections  one a matrix role, then all scales, then all vectors, each coded by `entropy`
+    sections  one a matrix role, then all scales, then all vectors, each a range-coded stream
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from paramgolf.compress import entropy
-from paramgolf.compress.clip import largest_integer
+from paramgolf.compress.clip import largest_integer, scale_exponents, scales_from_exponents
+from paramgolf.compress.entropy import NOTHING, Decoder, Encoder, ScaleModel, VectorModel
+from paramgolf.compress.matrices import code_matrices
 from paramgolf.config import ModelConfig, from_json
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT, MATRIX_NAMES
 from paramgolf.model.order import num_skips
 
 MAGIC = b"PARAGOLF"
-VERSION = 1
+VERSION = 2
 _HEADER_KEYS = {
     "model",
     "matrix_bits",
@@ -44,6 +46,7 @@ _HEADER_KEYS = {
     "sections",
 }
 _PREFIX = struct.Struct("<8sII32s")
+_DIGEST_BYTES = 32
 _MOST_HEADER_BYTES = 1 << 16
 _MOST_PARAMETERS = 1 << 28
 
@@ -59,7 +62,7 @@ class Quantized:
     integers: Tensor
     """(R, C) int8."""
     scales: Tensor
-    """(R,) float16."""
+    """(R,) float16, powers of 2^(1/8)."""
 
     def dequantize(self) -> Tensor:
         """The matrix, (R, C) float32."""
@@ -79,7 +82,7 @@ class Artifact:
     """Stride of sliding windows that the recipe scores with."""
     matrices: dict[str, Quantized]
     vectors: dict[str, Tensor]
-    """float16 tensors by name."""
+    """bfloat16 tensors by name."""
 
     def state(self) -> dict[str, Tensor]:
         """All parameters in float32, by name."""
@@ -109,17 +112,22 @@ def encode(
 
     Args:
         artifact: what to store.
-        progress: called with the plain bytes coded and all.
+        progress: called with the numbers coded and all.
+
+    Raises:
+        ValueError: for a scale that is no power of 2^(1/8) or a vector that is not bfloat16.
     """
-    contents = _contents(artifact)
-    total, done = sum(map(len, contents.values())), 0
-    with ThreadPoolExecutor() as pool:  # Brotli releases the interpreter lock
-        coding = {pool.submit(entropy.encode, plain): len(plain) for plain in contents.values()}
+    sections = _sections(artifact.model, artifact.matrix_bits, artifact.embedding_bits)
+    total, done = sum(section.numbers for section in sections.values()), 0
+    with ThreadPoolExecutor() as pool:  # constriction releases the interpreter lock
+        coding = {
+            pool.submit(_encoded, section, artifact): section for section in sections.values()
+        }
         for finished in as_completed(coding):
-            done += coding[finished]
+            done += coding[finished].numbers
             if progress is not None:
                 progress(done, total)
-    stored = {name: future.result() for name, future in zip(contents, coding, strict=True)}
+    stored = {name: future.result() for name, future in zip(sections, coding, strict=True)}
     header = {
         "model": asdict(artifact.model),
         "matrix_bits": artifact.matrix_bits,
@@ -130,27 +138,108 @@ def encode(
         "sections": {name: len(content) for name, content in stored.items()},
     }
     text = json.dumps(header, separators=(",", ":")).encode()
-    body = text + b"".join(stored.values())
+    body = _digest(artifact) + text + b"".join(stored.values())
     prefix = _PREFIX.pack(MAGIC, VERSION, len(text), hashlib.sha256(body).digest())
-    by_part = {"header": len(prefix) + len(text), **header["sections"]}
-    return prefix + body, by_part
+    content = prefix + body
+    by_part = {"header": len(content) - sum(map(len, stored.values())), **header["sections"]}
+    return content, by_part
 
 
-def _contents(artifact: Artifact) -> dict[str, bytes]:
-    """Plain bytes of every section."""
-    sections: dict[str, list[Tensor]] = {}
-    for name, matrix in artifact.matrices.items():
-        sections.setdefault(role(name), []).append(matrix.integers)
-    sections["scales"] = [matrix.scales for matrix in artifact.matrices.values()]
-    sections["vectors"] = list(artifact.vectors.values())
-    return {
-        name: b"".join(_plain(tensor) for tensor in tensors) for name, tensors in sections.items()
-    }
+def _digest(artifact: Artifact) -> bytes:
+    """SHA-256 of all tensors: decoding has to give exactly these."""
+    digest = hashlib.sha256()
+    for matrix in artifact.matrices.values():
+        digest.update(matrix.integers.cpu().contiguous().numpy().tobytes())
+        digest.update(matrix.scales.cpu().contiguous().numpy().astype("<f2").tobytes())
+    for vector in artifact.vectors.values():
+        bits = vector.cpu().contiguous().view(torch.int16).numpy()
+        digest.update(bits.astype("<i2").tobytes())
+    return digest.digest()
 
 
-def _plain(tensor: Tensor) -> bytes:
-    array = tensor.cpu().contiguous().numpy()
-    return array.astype(array.dtype.newbyteorder("<")).tobytes()
+@dataclass(frozen=True)
+class _Section:
+    """Tensors that are coded as one stream."""
+
+    kind: Literal["integers", "scales", "vectors"]
+    shapes: dict[str, torch.Size]
+    most: int = 0
+    """The largest integer."""
+
+    @property
+    def numbers(self) -> int:
+        return sum(shape.numel() for shape in self.shapes.values())
+
+
+def _sections(config: ModelConfig, matrix_bits: int, embedding_bits: int) -> dict[str, _Section]:
+    """All sections in their order: integers by role, then scales, then vectors."""
+    matrices, vectors = layout(config)
+    by_role: dict[str, dict[str, torch.Size]] = {}
+    for name, shape in matrices.items():
+        by_role.setdefault(role(name), {})[name] = shape
+    sections = {}
+    for name, shapes in by_role.items():
+        bits = embedding_bits if name == "embedding" else matrix_bits
+        sections[name] = _Section("integers", shapes, largest_integer(bits))
+    sections["scales"] = _Section("scales", {n: shape[:1] for n, shape in matrices.items()})
+    sections["vectors"] = _Section("vectors", vectors)
+    return sections
+
+
+def _encoded(section: _Section, artifact: Artifact) -> bytes:
+    encoder = Encoder()
+    if section.kind == "integers":
+        known = [artifact.matrices[name].integers.cpu().numpy() for name in section.shapes]
+        for name, matrix in zip(section.shapes, known, strict=True):
+            extremes = int(matrix.min()), int(matrix.max())
+            if max(-extremes[0], extremes[1]) > section.most:
+                raise ValueError(f"integers of {name} reach {extremes}, over {section.most}")
+        code_matrices(encoder, _rows_columns(section), section.most, known)
+    elif section.kind == "scales":
+        model = ScaleModel()
+        for name in section.shapes:
+            exponents = scale_exponents(artifact.matrices[name].scales.cpu())
+            model.code(encoder, len(exponents), exponents.numpy())
+    else:
+        model = VectorModel()
+        for name in section.shapes:
+            vector = artifact.vectors[name]
+            if vector.dtype is not torch.bfloat16:
+                raise ValueError(f"{name} is {vector.dtype}, not bfloat16")
+            patterns = vector.cpu().contiguous().view(torch.int16).numpy().ravel()
+            model.code(encoder, len(patterns), patterns.astype(np.int32) & 0xFFFF)
+    return encoder.content()
+
+
+def _decoded(section: _Section, content: bytes) -> dict[str, Tensor]:
+    """The reverse of `_encoded`.
+
+    Raises:
+        ValueError: if the stream is damaged or not fully used.
+    """
+    decoder = Decoder(content)
+    if section.kind == "integers":
+        matrices = code_matrices(decoder, _rows_columns(section), section.most)
+        tensors = {n: torch.from_numpy(m) for n, m in zip(section.shapes, matrices, strict=True)}
+    elif section.kind == "scales":
+        model = ScaleModel()
+        tensors = {
+            name: scales_from_exponents(torch.from_numpy(model.code(decoder, shape[0], NOTHING)))
+            for name, shape in section.shapes.items()
+        }
+    else:
+        model = VectorModel()
+        tensors = {}
+        for name, shape in section.shapes.items():
+            patterns = model.code(decoder, shape.numel(), NOTHING).astype(np.uint16)
+            vector = torch.from_numpy(patterns.view(np.int16)).view(torch.bfloat16)
+            tensors[name] = vector.view(shape)
+    decoder.finish()
+    return tensors
+
+
+def _rows_columns(section: _Section) -> list[tuple[int, int]]:
+    return [(shape[0], shape[1]) for shape in section.shapes.values()]
 
 
 def decode(content: bytes, name: str = "artifact") -> Artifact:
@@ -170,13 +259,20 @@ def decode(content: bytes, name: str = "artifact") -> Artifact:
     body = memoryview(content)[_PREFIX.size :]
     if hashlib.sha256(body).digest() != digest:
         raise ArtifactError(f"{name} is truncated or damaged (its checksum does not match)")
+    tensors_digest, body = bytes(body[:_DIGEST_BYTES]), body[_DIGEST_BYTES:]
     if header_bytes > min(len(body), _MOST_HEADER_BYTES):
         raise ArtifactError(f"{name} has a damaged header")
     try:
         header = json.loads(bytes(body[:header_bytes]))
-        return _decode_sections(header, body[header_bytes:])
+        artifact = _decode_sections(header, body[header_bytes:])
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{name} is damaged: {' '.join(str(error).split())}") from error
+    if _digest(artifact) != tensors_digest:
+        raise ArtifactError(
+            f"{name} decodes to other tensors than were packed: it is damaged, or this machine "
+            "computes differently"
+        )
+    return artifact
 
 
 def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
@@ -192,41 +288,27 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
         raise ValueError(f"bits out of range: {bits}")
     if type(header["stride"]) is not int or not 0 < header["stride"] <= config.seq_len:
         raise ValueError(f"stride out of range: {header['stride']!r}")
-    matrix_shapes, vector_shapes = layout(config)
-    sizes: dict[str, int] = {}
-    for name, shape in matrix_shapes.items():
-        sizes[role(name)] = sizes.get(role(name), 0) + shape.numel()
-    sizes["scales"] = 2 * sum(shape[0] for shape in matrix_shapes.values())
-    sizes["vectors"] = 2 * sum(shape.numel() for shape in vector_shapes.values())
+    sections = _sections(config, bits["matrix_bits"], bits["embedding_bits"])
     lengths = header["sections"]
-    if list(lengths) != list(sizes):
-        raise ValueError(f"sections {list(lengths)} instead of {list(sizes)}")
+    if list(lengths) != list(sections):
+        raise ValueError(f"sections {list(lengths)} instead of {list(sections)}")
     if not all(type(length) is int and length >= 0 for length in lengths.values()):
         raise ValueError("a section's length is not a count of bytes")
     if sum(lengths.values()) != len(body):
         raise ValueError("the sections' lengths do not add up to the file's")
-
-    readers: dict[str, _Reader] = {}
-    begin = 0
-    for name, length in lengths.items():
-        plain = entropy.decode(bytes(body[begin : begin + length]), sizes[name])
-        readers[name] = _Reader(plain)
-        begin += length
-    matrices = {}
-    for name, shape in matrix_shapes.items():
-        most = largest_integer(bits["embedding_bits" if name == "embedding" else "matrix_bits"])
-        integers = readers[role(name)].take(shape, np.dtype("i1"))
-        if int(integers.min()) < -most or int(integers.max()) > most:
-            raise ValueError(f"integers of {name} are out of range")
-        scales = readers["scales"].take(shape[:1], np.dtype("<f2"))
-        if not bool(scales.isfinite().all()):
-            raise ValueError(f"scales of {name} are not finite")
-        matrices[name] = Quantized(integers, scales)
-    vectors = {}
-    for name, shape in vector_shapes.items():
-        vectors[name] = readers["vectors"].take(shape, np.dtype("<f2"))
-        if not bool(vectors[name].isfinite().all()):
+    ends = list(itertools.accumulate(lengths.values()))
+    with ThreadPoolExecutor() as pool:
+        coding = [
+            pool.submit(_decoded, section, bytes(body[end - lengths[name] : end]))
+            for (name, section), end in zip(sections.items(), ends, strict=True)
+        ]
+    tensors = {name: future.result() for name, future in zip(sections, coding, strict=True)}
+    scales, vectors = tensors.pop("scales"), tensors.pop("vectors")
+    for name, tensor in (scales | vectors).items():
+        if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} is not finite")
+    integers = {name: tensor for section in tensors.values() for name, tensor in section.items()}
+    matrices = {name: Quantized(integers[name], scales[name]) for name in scales}
     return Artifact(
         config,
         bits["matrix_bits"],
@@ -245,16 +327,3 @@ def _num_parameters(config: ModelConfig) -> int:
         (4 + 2 * config.mlp_ratio) * config.width + 8
     )  # fmt: skip
     return config.vocab_size * config.width + blocks + 2 * num_skips(config) * config.width
-
-
-class _Reader:
-    """Takes one tensor after the other from a section."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content, self._begin = content, 0
-
-    def take(self, shape: torch.Size, dtype: np.dtype[Any]) -> Tensor:
-        count = prod(shape)
-        array = np.frombuffer(self._content, dtype, count, self._begin).reshape(shape)
-        self._begin += count * dtype.itemsize
-        return torch.from_numpy(array.astype(dtype.newbyteorder("=")))

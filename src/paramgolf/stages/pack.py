@@ -48,7 +48,7 @@ def run(job: Job) -> dict[str, Any]:
     with ledger.phase("pack: measure"):
         _write_reports(job, matrices, hessians, quantized, dampings)
     with ledger.phase("pack: code and write"):
-        vectors = {name: _half(name, weights[name]) for name in vector_shapes}
+        vectors = {name: _short(name, weights[name]) for name in vector_shapes}
         by_part = _write_artifact(job, quantized, vectors)
     size = run.artifact.stat().st_size
     if size > pack.budget_bytes:
@@ -114,11 +114,12 @@ def _precision(name: str, config: PackConfig) -> tuple[int, float]:
     return config.matrix_bits, config.matrix_clip
 
 
-def _half(name: str, vector: Tensor) -> Tensor:
-    half = vector.to(torch.float16)
-    if not bool(half.isfinite().all()):
-        raise UserError(f"{name} is not finite in float16: the weights have diverged")
-    return half
+def _short(name: str, vector: Tensor) -> Tensor:
+    """A vector as the model computes with it on a GPU."""
+    short = vector.to(torch.bfloat16)
+    if not bool(short.isfinite().all()):
+        raise UserError(f"{name} is not finite: the weights have diverged")
+    return short
 
 
 def _hessians(job: Job, weights: dict[str, Tensor]) -> dict[str, Tensor]:
