@@ -29,7 +29,7 @@ def on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[A
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
         processes = []
         for rank, (_, sender) in enumerate(pipes):
-            call = (Ranks(rank, size, rank), folder, sender, function, arguments)
+            call = (Ranks(rank, size), folder, sender, function, arguments)
             processes.append(context.Process(target=_one_rank, args=call))
         for process, (_, sender) in zip(processes, pipes, strict=True):
             process.start()

@@ -61,6 +61,8 @@ def main() -> NoReturn:
     """Entry point of the command `paramgolf`."""
     arguments = sys.argv[1:]
     signals.install()
+    if not speaks():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         _dispatch([argument for argument in arguments if argument != "--debug"])
     except BrokenPipeError:  # `paramgolf ... | head`
@@ -74,7 +76,8 @@ def main() -> NoReturn:
 
 
 def _exit(code: int, message: str) -> NoReturn:
-    if message and speaks():
+    # Before the ranks have joined, one on every machine speaks: another may not know.
+    if message and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"paramgolf: {message}", file=sys.stderr)
     sys.exit(code)
 
@@ -152,6 +155,7 @@ def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
     from_run = Path(parsed.from_run) if parsed.from_run else None
     with session(parsed.config.device) as (runtime, log_to):
         config, out = runtime.ranks.from_main((_with_absolute_paths(parsed.config), out))
+        config.require_work_for(runtime.ranks.size)
         run = new_run(recipe, config, out, from_run, runtime.ranks)
         log_to(out)
         reporter.line(f"paramgolf run {recipe} -> {out}")

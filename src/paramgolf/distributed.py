@@ -21,7 +21,8 @@ _T = TypeVar("_T")
 # Renamed in PyTorch 2.13.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
-_COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
+_JOIN_TIMEOUT = datetime.timedelta(minutes=10)
+_CONTROL_TIMEOUT = datetime.timedelta(hours=6)
 """A lost rank is found by the watch, in seconds; this only has to outlast the longest serial work
 of rank 0 (preparing a large text), for which the others wait."""
 
@@ -32,8 +33,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
-    """Number of this process on its machine."""
+    control: dist.ProcessGroup | None = None
+    """What the CPUs agree through; None: the default group."""
 
     @property
     def main(self) -> bool:
@@ -82,7 +83,7 @@ class Ranks:
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=self.control)
         return tensor.tolist()
 
     def from_main(self, value: _T) -> _T:
@@ -90,7 +91,7 @@ class Ranks:
         if self.size == 1:
             return value
         box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(box, src=0, group=self.control, device=torch.device("cpu"))
         return box[0]
 
     def gather_to_main(self, value: _T) -> list[_T]:
@@ -98,7 +99,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         box: list[Any] = [None] * self.size
-        dist.gather_object(value, box if self.main else None, dst=0)
+        dist.gather_object(value, box if self.main else None, dst=0, group=self.control)
         return box if self.main else []
 
     def barrier(self) -> None:
@@ -114,7 +115,8 @@ def wait(work: dist.Work | None) -> None:
 
 def started_by_torchrun() -> bool:
     """Whether this process is one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    told = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
+    return told <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def join(use_gpu: bool) -> Ranks:
@@ -123,18 +125,19 @@ def join(use_gpu: bool) -> Ranks:
     Raises:
         UserError: if there are more ranks on this machine than GPUs.
     """
-    rank, size, local_rank = (
-        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, size, local_rank, local_size = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
-    if not use_gpu:
-        dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
-        return Ranks(rank, size, local_rank)
-    if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"{os.environ.get('LOCAL_WORLD_SIZE', 'too many')} ranks on a machine with "
-            f"{torch.cuda.device_count()} GPUs: start at most that many with --nproc-per-node"
-        )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_COLLECTIVE_TIMEOUT, device_id=device)
-    return Ranks(rank, size, local_rank)
+    if use_gpu:
+        if local_size > torch.cuda.device_count():
+            raise UserError(
+                f"{local_size} ranks on a machine with {torch.cuda.device_count()} GPUs: start at "
+                "most that many with --nproc-per-node"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_JOIN_TIMEOUT, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=_JOIN_TIMEOUT)
+    control = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
+    return Ranks(rank, size, control)  # pyright: ignore[reportArgumentType]

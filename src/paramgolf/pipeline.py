@@ -41,23 +41,24 @@ def run_job(
         UserError: what a stage could not do; everything finished before is kept.
     """
     ranks = runtime.ranks
-    config.require_work_for(ranks.size)
     with run.locked() if ranks.main else nullcontext():
         for name, stage in STAGES.items():
             if ranks.from_main(run.record(name) is not None):
                 reporter.line(f"{name}: finished before")
                 continue
+            if name in ("train", "pack"):
+                config.require_work_for(ranks.size)
             reporter.line(name)
             run.event("stage_started", stage=name)
             job = Job(config, run, runtime, reporter)
             record = stage(job)
             seconds = job.ledger.seconds()
             if ranks.main:
-                run.finish(name, {**record, "seconds": seconds})
+                run.finish(name, {**record, "num_ranks": ranks.size, "seconds": seconds})
             run.event("stage_finished", stage=name, seconds=sum(seconds.values()))
             reporter.line(f"  done in {duration(sum(seconds.values()))}")
             ranks.barrier()
-        results = collect_results(run, recipe, config, ranks.size)
+        results = collect_results(run, recipe, config)
         if ranks.main:
             write_json(run.results_file, results)
     return results
@@ -108,7 +109,7 @@ def _first_difference(key: str, ours: dict[str, Any], theirs: dict[str, Any]) ->
     return next(f"{key}.{name}" for name in ours[key] if ours[key][name] != theirs[key][name])
 
 
-def collect_results(run: RunDir, recipe: str, config: RunConfig, num_ranks: int) -> dict[str, Any]:
+def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, Any]:
     """Put the records of all stages together; the keys are documented in docs/results.md."""
     records = {name: run.record(name) or {} for name in STAGES}
     prepared, packed = records["prepare"]["text"], records["pack"]
@@ -121,7 +122,7 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig, num_ranks: int)
             "tokenizer_sha256": prepared["tokenizer_sha256"],
             "tokens": {name: split["tokens"] for name, split in prepared["splits"].items()},
         },
-        "num_ranks": num_ranks,
+        "num_ranks": {name: record.get("num_ranks", 1) for name, record in records.items()},
         "adapted_on": config.adapt.text,
         "parameters": records["train"]["parameters"],
         "steps": records["train"]["steps"],

@@ -174,6 +174,8 @@ class RunDir:
                 raise UserError(
                     f"{self.path} is in use by another paramgolf process; wait for it or stop it"
                 ) from None
+            for left in self.path.rglob(".*.tmp"):  # by a process that was killed while it wrote
+                left.unlink()
             yield
 
     def event(self, kind: str, **values: Any) -> None:

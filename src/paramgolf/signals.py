@@ -38,6 +38,12 @@ def install() -> None:
     signal.signal(signal.SIGTERM, take)
 
 
+def ignore() -> None:
+    """From now on nothing interrupts: the program is ending."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextmanager
 def deferred_termination() -> Iterator[Callable[[], bool]]:
     """Within the block SIGTERM only makes the function that is given return True."""
@@ -55,6 +61,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted; `paramgolf run --resume DIR` goes on"
     if signal.SIGTERM in _received and not isinstance(error, UserError):
         error = _preempted()
+    if isinstance(error, BrokenPipeError):  # `paramgolf ... | head`
+        return 1, "standard output was closed"
     if isinstance(error, UserError):
         return error.exit_code, " ".join(str(error).split())
     message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"

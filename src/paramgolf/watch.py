@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import IO, NamedTuple, NoReturn
 
 from paramgolf import signals
 from paramgolf.distributed import Ranks
@@ -49,6 +50,7 @@ class Watch:
         self._other_ended = threading.Event()
         self._ending = threading.Event()
         self._peers = self._connect()
+        self._readers = {rank: peer.makefile("rb") for rank, peer in self._peers.items()}
         self._thread = threading.Thread(target=self._listen, name="watch", daemon=True)
         self._thread.start()
 
@@ -58,19 +60,24 @@ class Watch:
 
     def close(self) -> None:
         """The run is over without error; all ranks call this."""
+        signals.ignore()
         self._ending.set()
         self._tell(_End(self._ranks.rank, 0, ""))
         self._thread.join(_CONNECT_SECONDS)
 
     def end(self, error: BaseException) -> NoReturn:
         """End this process because of an error, and let the other ranks know."""
+        signals.ignore()  # a second one would break in here
         code, why = signals.explain(error)
         # A broken collective is the echo of another rank's end, and so is torchrun's SIGTERM.
         echo = not isinstance(error, UserError) or code == signals.RESUMABLE
         if echo and self._other_ended.wait(_ECHO_SECONDS) and self._other is not None:
             self._finish(self._other)
         self._ending.set()
-        self._log("".join(traceback.format_exception(error)))
+        trace = "".join(traceback.format_exception(error))
+        self._log(trace)
+        if "--debug" in sys.argv:
+            _print(trace)
         self._tell(_End(self._ranks.rank, code, why))
         if self._ranks.main:
             _print(why)
@@ -81,8 +88,15 @@ class Watch:
         ranks = self._ranks
         if not ranks.main:
             port, token = ranks.from_main((0, ""))
-            peer = socket.create_connection((os.environ["MASTER_ADDR"], port), _CONNECT_SECONDS)
-            peer.sendall(json.dumps([token, ranks.rank]).encode() + b"\n")
+            address = os.environ["MASTER_ADDR"], port
+            try:
+                peer = socket.create_connection(address, _CONNECT_SECONDS)
+                peer.sendall(json.dumps([token, ranks.rank]).encode() + b"\n")
+            except OSError as error:
+                raise UserError(
+                    f"rank {ranks.rank} on {socket.gethostname()} cannot reach rank 0 at "
+                    f"{address[0]}:{port} ({error}); the ranks need to reach any port of each other"
+                ) from error
             return {0: _kept_alive(peer)}
         token, peers = secrets.token_hex(16), dict[int, socket.socket]()
         dual = socket.has_dualstack_ipv6()
@@ -91,11 +105,16 @@ class Watch:
             ranks.from_main((server.getsockname()[1], token))
             server.settimeout(_CONNECT_SECONDS)
             while len(peers) < ranks.size - 1:
-                peer, _ = server.accept()
-                peer.settimeout(_CONNECT_SECONDS)
-                greeting = peer.makefile("rb").readline(1000)
-                if greeting.startswith(json.dumps([token])[:-1].encode()):
-                    peers[json.loads(greeting)[1]] = _kept_alive(peer)
+                try:
+                    peer, _ = server.accept()
+                except TimeoutError:
+                    raise UserError(
+                        f"only {1 + len(peers)} of {ranks.size} ranks could reach rank 0 within "
+                        f"{_CONNECT_SECONDS:.0f} s; they need to reach any port of each other"
+                    ) from None
+                rank = _greeting(peer, token)
+                if rank is not None:
+                    peers[rank] = _kept_alive(peer)
         return peers
 
     def _listen(self) -> None:
@@ -105,7 +124,7 @@ class Watch:
                 selector.register(peer, selectors.EVENT_READ, rank)
             while selector.get_map():
                 for key, _ in selector.select():
-                    end = _read_end(self._peers[key.data], key.data)
+                    end = _read_end(self._readers[key.data], key.data)
                     selector.unregister(key.fileobj)
                     if end.code != 0:
                         self._another_ended(end)
@@ -123,11 +142,12 @@ class Watch:
         """End this process because another rank has ended."""
         self._ending.set()
         what = f"failed: {end.why}" if end.why else "was lost (killed, or its machine is gone)"
-        log = f"; its log: {self._logs / f'rank{end.rank}.log'}" if self._logs else ""
+        log = self._logs and self._logs / f"rank{end.rank}.log"
+        log = f"; its log: {log}" if log and log.exists() else ""
         message = end.why if end.code == signals.RESUMABLE else f"rank {end.rank} {what}{log}"
         self._log(message + "\n")
-        # Rank 0 speaks for all; for itself, if it could not, the next one.
-        if self._ranks.rank == (1 if end.rank == 0 and not end.why else 0):
+        # Rank 0 speaks for all; if it was lost, everybody does, since others may be lost too.
+        if self._ranks.main or (end.rank == 0 and not end.why):
             _print(message)
         _exit(end.code)
 
@@ -160,21 +180,36 @@ def _kept_alive(peer: socket.socket) -> socket.socket:
     return peer
 
 
-def _read_end(peer: socket.socket, rank: int) -> _End:
+def _greeting(peer: socket.socket, token: str) -> int | None:
+    """The rank that has connected; None for a stranger."""
+    peer.settimeout(2)
+    try:
+        # Byte by byte: what follows the line is for somebody else to read.
+        line = b""
+        while not line.endswith(b"\n") and len(line) < 100:
+            line += peer.recv(1) or b"\n"
+        said, rank = json.loads(line)
+    except (OSError, ValueError, TypeError):
+        return None
+    return rank if said == token else None
+
+
+def _read_end(reader: IO[bytes], rank: int) -> _End:
     """What the rank at the other end says of how it, or another rank, ended."""
     try:
-        line = peer.makefile("rb").readline()
+        line = reader.readline()
     except OSError:
         line = b""
     return _End(*json.loads(line)) if line.endswith(b"\n") else _End(rank, 1, "")
 
 
 def _print(message: str) -> None:
-    print(f"paramgolf: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(f"paramgolf: {message}", file=sys.stderr, flush=True)
 
 
 def _exit(code: int) -> NoReturn:
     """Without taking anything apart: a collective that hangs would never let it end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
     os._exit(code)

@@ -171,6 +171,24 @@ def test_asked_to_stop(
 
 
 @pytest.mark.slow
+def test_preempted_in_the_last_step(options: list[str], tmp_path: Path) -> None:
+    """There is nothing to checkpoint any more, but the weights, and later stages wait."""
+    run = tmp_path / "run"
+    slow = ["--train.max-steps", "1", "--train.batch-tokens", "65536"]
+    process = command.start("run", "tiny", *options, *slow, "--out", run)
+    wait_until(lambda: started(run, "train") > 0, process)
+    time.sleep(1.5)  # the step takes several seconds
+    assert not (run / "checkpoints" / "ema.safetensors").exists()
+    process.send_signal(signal.SIGTERM)
+    message = one_line_error(finish(process), code=75)
+    assert "after the last step" in message
+    assert (run / "checkpoints" / "ema.safetensors").exists()
+    assert started(run, "adapt") == 0
+    assert finish(command.start("run", "--resume", run)).code == 0
+    assert not [event for event in events(run) if event["event"] == "training_resumed"]
+
+
+@pytest.mark.slow
 def test_resumed_from_another_folder(
     options: list[str], undisturbed: FinishedRun, source: Path, tmp_path: Path
 ) -> None:

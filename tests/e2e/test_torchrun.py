@@ -113,7 +113,8 @@ def test_two_ranks_print_and_reach_what_one_does(
     )
     assert alone.code == 0, alone.stderr
     ours, theirs = read_results(undisturbed.path), read_results(tmp_path / "run")
-    assert (ours["num_ranks"], theirs["num_ranks"]) == (2, 1)
+    assert set(ours["num_ranks"].values()) == {2}
+    assert set(theirs["num_ranks"].values()) == {1}
     assert [row[0] for row in table_rows(undisturbed.stdout)] == [
         row[0] for row in table_rows(alone.stdout)
     ]
@@ -144,7 +145,6 @@ def test_a_killed_rank_stops_the_others(
     assert result.code != 0
     (message,) = own_lines(result.stderr)
     assert message.startswith(f"paramgolf: rank {rank} was lost")
-    assert str(run / "logs" / f"rank{rank}.log") in message
     assert f"rank {rank} was lost" in (run / "logs" / f"rank{1 - rank}.log").read_text()
     check_nothing_half_written(run, stage)
     resume(run)

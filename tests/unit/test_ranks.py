@@ -145,6 +145,17 @@ def test_ranks_may_cut_their_share_differently() -> None:
             torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-9, msg=name)
 
 
+def test_a_model_without_skips_trains_on_several_ranks() -> None:
+    model = small_config(num_layers=1, loop_first=0, loop_last=0, loop_visits=1, parallel_from=1)
+    config = small_run_config(micro_batch_tokens=32)
+    config = replace(config, model=model, adapt=replace(config.adapt, frozen_blocks=0))
+    (losses, expected), *_ = on_ranks(1, steps, config, 2)
+    for got_losses, got in on_ranks(2, steps, config, 2):
+        assert got_losses == pytest.approx(losses, rel=0, abs=1e-6)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-9, msg=name)
+
+
 def muon_updates(ranks: Ranks, num_matrices: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
 

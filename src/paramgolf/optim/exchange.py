@@ -20,7 +20,10 @@ def buckets_of(model: GPT) -> list[list[nn.Parameter]]:
     embedding, used at both ends, comes last.
     """
     blocks = [list(block.parameters()) for block in reversed(model.block_list())]
-    return [*blocks, [model.skip_weight, model.skip_gate], [model.embedding]]
+    buckets = [*blocks, [model.skip_weight, model.skip_gate], [model.embedding]]
+    # A model without skips has parameters of no numbers, which get no gradient.
+    full = [[parameter for parameter in bucket if parameter.numel()] for bucket in buckets]
+    return [bucket for bucket in full if bucket]
 
 
 class GradientExchange:

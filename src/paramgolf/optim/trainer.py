@@ -123,14 +123,18 @@ class Trainer:
 
     def _fits(self) -> bool:
         """Try a micro-batch on this rank alone, twice: the second finds gradients in memory."""
+        reserved: list[Tensor] = []
         rows = min(self.micro_batch_tokens // self.config.model.seq_len, len(self.share_of_batch))
         try:
+            if self.runtime.ranks.size > 1:  # what gradients and updates on their way take
+                reserved = [torch.empty_like(p) for p in self.model.parameters()]
             for _ in range(2):
                 # The larger graph: what it leaves free is enough for the other.
                 self.model.mean_nats(self._synthetic(rows), self._orders[True]).backward()
         except torch.OutOfMemoryError:
             return False
         finally:
+            reserved.clear()
             self.optimizers.zero_grad()
         return True
 

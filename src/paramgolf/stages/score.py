@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import lzma
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from typing import Any
 
 from paramgolf.job import Job
@@ -23,17 +23,19 @@ def run(job: Job) -> dict[str, Any]:
         texts = predictor.tokenizer.decode_documents(stream)
         content = "".join(texts).encode()
     scores: dict[str, Score] = {}
-    # For scale, on another core, what a general compressor makes of the same text.
-    with ThreadPoolExecutor(1) as pool:
-        compressed = pool.submit(lambda: len(lzma.compress(content, preset=_XZ_PRESET)))
-        for name, window_stride in (("quantized", 0), ("sliding", stride)):
-            progress = job.reporter.progress(name, unit="targets")
-            with ledger.phase(f"score: {name}"):
-                scores[name] = predictor.score_stream(
-                    stream, texts, window_stride, job.config.score.batch_tokens, progress.update
-                )
-        with ledger.phase("score: xz -9, for scale"):
-            xz_bytes = compressed.result()
+    xz = _Compression(content)
+    if job.runtime.ranks.main:
+        xz.start()
+    for name, window_stride in (("quantized", 0), ("sliding", stride)):
+        progress = job.reporter.progress(name, unit="targets")
+        with ledger.phase(f"score: {name}"):
+            scores[name] = predictor.score_stream(
+                stream, texts, window_stride, job.config.score.batch_tokens, progress.update
+            )
+    if not job.runtime.ranks.main:
+        return {}
+    with ledger.phase("score: xz -9, for scale"):
+        xz.join()
     seconds = ledger.seconds()
     return {
         "scores": {name: dataclasses.asdict(score) for name, score in scores.items()},
@@ -41,5 +43,16 @@ def run(job: Job) -> dict[str, Any]:
             f"score_{name}": score.tokens / seconds[f"score: {name}"]
             for name, score in scores.items()
         },
-        "xz": {"bytes": xz_bytes, "bpb": 8 * xz_bytes / len(content)},
+        "xz": {"bytes": xz.size, "bpb": 8 * xz.size / len(content)},
     }
+
+
+class _Compression(threading.Thread):
+    """For scale, on another core: what a general compressor makes of the same text."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(daemon=True)  # an error elsewhere does not wait for it
+        self._content, self.size = content, 0
+
+    def run(self) -> None:
+        self.size = len(lzma.compress(self._content, preset=_XZ_PRESET))

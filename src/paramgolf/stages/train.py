@@ -34,7 +34,6 @@ def run(job: Job) -> dict[str, Any]:
     # They exist if the run was stopped while they were scored.
     if not ranks.from_main(job.run.trained.exists()):
         _train(job, trainer)
-        ranks.barrier()
     weights, measured = read_tensors(job.run.trained)
     trainer.model.load_state_dict(weights)
     job.ledger.add("train: steps", measured["seconds"])
@@ -65,21 +64,25 @@ def _train(job: Job, trainer: Trainer) -> None:
     loop.resume()
     with deferred_termination() as preempted:
         loop.run_to_the_end(preempted)
-    loop.require_finite_weights()
-    _require_equal_weights(trainer)
-    if not runtime.ranks.main:
-        return
-    write_tensors(
-        job.run.trained,
-        trainer.average.average,
-        steps=trainer.step,
-        seconds=loop.clock.elapsed,
-        micro_batch_tokens=trainer.micro_batch_tokens,
-        last_train_loss_nats=loop.last_loss,
-        tokens_per_second=loop.clock.rates(),
-        peak_gpu_bytes=torch.cuda.max_memory_allocated() if runtime.on_gpu else None,
-    )
-    loop.checkpoint_file.unlink(missing_ok=True)
+        loop.require_finite_weights()
+        _require_equal_weights(trainer)
+        if runtime.ranks.main:
+            write_tensors(
+                job.run.trained,
+                trainer.average.average,
+                steps=trainer.step,
+                seconds=loop.clock.elapsed,
+                micro_batch_tokens=trainer.micro_batch_tokens,
+                last_train_loss_nats=loop.last_loss,
+                tokens_per_second=loop.clock.rates(),
+                peak_gpu_bytes=torch.cuda.max_memory_allocated() if runtime.on_gpu else None,
+            )
+            loop.checkpoint_file.unlink(missing_ok=True)
+        if sum(runtime.ranks.agree(preempted())):
+            raise Preempted(
+                "stopped by SIGTERM after the last step of training; "
+                f"`paramgolf run --resume {job.run.path}` goes on"
+            )
 
 
 def _require_equal_weights(trainer: Trainer) -> None:
@@ -180,7 +183,7 @@ class _Loop:
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""
-        if self.checkpoint_file.exists():
+        if self._ranks.from_main(self.checkpoint_file.exists()):
             tensors, notes = read_tensors(self.checkpoint_file)
             try:
                 self.trainer.load_state_tensors(tensors, notes["step"])
@@ -191,6 +194,13 @@ class _Loop:
                     f"{self.checkpoint_file} is no training checkpoint of this run; delete it to "
                     "train from the start"
                 ) from error
+            if sum(
+                self._ranks.agree(self.trainer.step != self._ranks.from_main(self.trainer.step))
+            ):
+                raise UserError(
+                    f"{self.checkpoint_file} is not the same on all machines: the ranks need one "
+                    "folder that all share"
+                )
             self._run.event("training_resumed", **notes)
 
     def run_to_the_end(self, preempted: Callable[[], bool]) -> None:
@@ -218,7 +228,9 @@ class _Loop:
         if in_flight is not None:
             self._complete(in_flight, self.trainer.step)
         if not spent:
-            self._checkpoint()
+            if self._ranks.main:
+                self._checkpoint()
+            self._ranks.barrier()
             raise Preempted(
                 f"stopped by SIGTERM after step {self.trainer.step}, with a checkpoint; "
                 f"`paramgolf run --resume {self._run.path}` goes on"
@@ -319,10 +331,8 @@ class _Loop:
         return self._ranks.main and 0 < seconds <= passed
 
     def _checkpoint(self) -> None:
-        """Write what a resumed run needs; every rank has it, rank 0 writes."""
+        """Write what a resumed run needs; every rank has it, rank 0 calls this."""
         self.require_finite_weights()
-        if not self._ranks.main:
-            return
         write_tensors(
             self.checkpoint_file,
             self.trainer.state_tensors(),
