@@ -19,7 +19,7 @@ from rich.table import Table
 from paramgolf import signals
 from paramgolf.config import RunConfig
 from paramgolf.console import Reporter, duration, speaks, standard_output
-from paramgolf.errors import ConfigError, UserError
+from paramgolf.errors import ConfigError
 from paramgolf.version import __version__
 
 _STAGE_TITLES = {
@@ -48,13 +48,34 @@ class ScoreArguments:
     artifact: tyro.conf.Positional[Path]
     """The packed model, model.bin of a run."""
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """UTF-8 text files, each scored as one document."""
+    """UTF-8 text (one document a file), .jsonl[.gz|.xz] (documents), or token shards (.bin, all
+    together one text)."""
     tokenizer: Path | None = None
     """Its tokenizer; by default tokenizer.model beside the artifact."""
     stride: int = -1
     """Stride of sliding windows; 0: consecutive windows; -1: as the recipe."""
     device: str = "auto"
     """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True)
+class BundleArguments:
+    """Write a run's code, model and tokenizer to a folder that stands alone."""
+
+    run: tyro.conf.Positional[Path]
+    """The directory of a finished run."""
+    out: Path
+    """A new folder."""
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write an artifact's weights as safetensors, with a config."""
+
+    artifact: tyro.conf.Positional[Path]
+    """The packed model, model.bin of a run."""
+    out: Path
+    """A new folder."""
 
 
 def main() -> NoReturn:
@@ -94,6 +115,8 @@ def _usage() -> str:
         "  run RECIPE [--KEY VALUE ...]     from text to a scored artifact; `run tiny` to begin",
         "  run --resume DIR                 go on after the last finished stage",
         "  score ARTIFACT FILE...           bits per byte of any text",
+        "  bundle RUN --out DIR             one folder that repeats the run and scores its model",
+        "  export ARTIFACT --out DIR        the weights as safetensors",
         "",
         "recipes:",
         *(f"  {name:<15}  {purpose}" for name, (purpose, _) in RECIPES.items()),
@@ -104,7 +127,12 @@ def _usage() -> str:
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
-    commands: dict[str, Callable[[list[str]], None]] = {"run": _run, "score": _score}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "run": _run,
+        "score": _score,
+        "bundle": _bundle,
+        "export": _export,
+    }
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_usage())
     elif arguments[0] == "--version":
@@ -148,33 +176,18 @@ def _run(arguments: list[str]) -> None:
 
 
 def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
-    from paramgolf.pipeline import new_run, run_job
-    from paramgolf.session import session
+    from paramgolf.session import start
 
     out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     from_run = Path(parsed.from_run) if parsed.from_run else None
-    with session(parsed.config.device) as (runtime, log_to):
-        config, out = runtime.ranks.from_main((_with_absolute_paths(parsed.config), out))
-        config.require_work_for(runtime.ranks.size)
-        run = new_run(recipe, config, out, from_run, runtime.ranks)
-        log_to(out)
-        reporter.line(f"paramgolf run {recipe} -> {out}")
-        results = run_job(run, recipe, config, reporter, runtime)
+    results = start(recipe, _with_absolute_paths(parsed.config), out, from_run, reporter)
     _print_results(results, out, reporter)
 
 
 def _resume(path: Path, reporter: Reporter) -> None:
-    from paramgolf.pipeline import run_job
-    from paramgolf.rundir import RunDir
-    from paramgolf.session import session
+    from paramgolf.session import resume
 
-    _, recipe, config = RunDir.open(path)
-    with session(config.device) as (runtime, log_to):
-        log_to(path)
-        reporter.line(f"paramgolf run {recipe} -> {path} (resumed)")
-        run = RunDir(path, keeps_events=runtime.ranks.main)
-        results = run_job(run, recipe, config, reporter, runtime)
-    _print_results(results, path, reporter)
+    _print_results(resume(path, reporter), path, reporter)
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -207,8 +220,11 @@ def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> N
     )
     reporter.line("")
     reporter.table(table)
-    size, budget = results["bytes"]["artifact"], results["bytes"]["budget"]
-    reporter.line(f"artifact  {size:,} bytes of {budget:,} ({size / budget:.1%})")
+    size = results["bytes"]
+    reporter.line(
+        f"bytes     {size['total']:,} of {size['budget']:,}: model.bin {size['model']:,}, "
+        f"train_gpt.py {size['code']:,}; beside them the tokenizer, {size['tokenizer']:,}"
+    )
     reporter.line(f"corpus    {corpus['source']}, sha256 {corpus['sha256'][:16]}")
     seconds = results["seconds"]
     phases = Table(title="seconds by phase", title_justify="left")
@@ -222,7 +238,7 @@ def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> N
 
 
 def _score(arguments: list[str]) -> None:
-    from paramgolf.data.corpus import read_text
+    from paramgolf.data.streams import read_streams
     from paramgolf.scoring.predictor import load
 
     if not speaks():
@@ -239,17 +255,13 @@ def _score(arguments: list[str]) -> None:
         table.add_column(column, justify="right")
     table.add_column("label")
     reporter = standard_output()
-    for file in parsed.files:
+    stride = None if parsed.stride < 0 else parsed.stride
+    for name, tokens, texts in read_streams(parsed.files, predictor.tokenizer):
         progress = Reporter(sys.stderr).progress("score", unit="targets")
-        stride = None if parsed.stride < 0 else parsed.stride
-        text = read_text(file)
-        try:
-            score = predictor.score(text, stride, progress.update)
-        except UserError as error:
-            raise type(error)(f"{file}: {error}") from error
+        score = predictor.score_stream(tokens, texts, stride, progress=progress.update)
         share = score.overlap_share
         table.add_row(
-            str(file),
+            name,
             f"{score.bpb:.4f}",
             f"{score.loss_nats:.4f}",
             f"{score.tokens:,}",
@@ -257,3 +269,23 @@ def _score(arguments: list[str]) -> None:
             score.label if share is None else f"{score.label} ({share:.1%} seen)",
         )
     reporter.table(table)
+
+
+def _bundle(arguments: list[str]) -> None:
+    from paramgolf.tools.bundle import bundle
+
+    parsed = tyro.cli(BundleArguments, prog="paramgolf bundle", args=arguments)
+    sizes = bundle(parsed.run, parsed.out)
+    reporter = standard_output()
+    for name, size in sizes.items():
+        reporter.line(f"{size:>12,}  {name}")
+    counted = sizes["train_gpt.py"] + sizes["model.bin"]
+    reporter.line(f"{counted:>12,}  bytes count: train_gpt.py and model.bin, in {parsed.out}")
+
+
+def _export(arguments: list[str]) -> None:
+    from paramgolf.tools.export import export
+
+    parsed = tyro.cli(ExportArguments, prog="paramgolf export", args=arguments)
+    export(parsed.artifact, parsed.out)
+    standard_output().line(f"model.safetensors (float32) and config.json are in {parsed.out}")

@@ -264,7 +264,10 @@ class PackConfig:
     damping: float = 0.01
     """Share of the mean diagonal that is added to every Hessian's diagonal."""
     budget_bytes: int = 16_000_000
-    """Bytes the artifact may take; more is an error."""
+    """Bytes that model.bin and train_gpt.py may take together."""
+    fill_budget: bool = True
+    """Choose both clips, in their proportion, so that the budget is filled; false: take them as
+    they are, unless the budget asks for wider ones."""
 
     def __post_init__(self) -> None:
         _require_positive(

@@ -128,11 +128,8 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, An
         "steps": records["train"]["steps"],
         "stages": _merged(records, "scores"),
         "adaptation": records["adapt"]["epochs"],
-        "bytes": {
-            "artifact": packed["artifact_bytes"],
-            "budget": packed["budget_bytes"],
-            "by_part": packed["bytes_by_part"],
-        },
+        "bytes": packed["bytes"],
+        "clip": packed["clip"],
         "artifact_sha256": packed["artifact_sha256"],
         "raised_dampings": packed["raised_dampings"],
         "seconds": _merged(records, "seconds"),

@@ -23,6 +23,9 @@ from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import UserError
 from paramgolf.version import __version__
 
+CODE_NAME = "train_gpt.py"
+"""The code that counts, as the challenge calls it."""
+
 _PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors", "constriction")
 
 
@@ -117,6 +120,7 @@ class RunDir:
         self.tokenizer = path / "tokenizer.model"
         self.provenance = path / "provenance.safetensors"
         self.artifact = path / "model.bin"
+        self.code = path / CODE_NAME
         self.trained = path / "checkpoints" / "ema.safetensors"
         self.adapted = path / "checkpoints" / "adapted.safetensors"
 

@@ -1,15 +1,19 @@
-"""One program's stay on its device and among its ranks."""
+"""A run as one program does it: on its device, among its ranks, new or resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch.distributed as dist
 
 from paramgolf import distributed
+from paramgolf.config import RunConfig
+from paramgolf.console import Reporter
+from paramgolf.pipeline import new_run, run_job
+from paramgolf.rundir import RunDir
 from paramgolf.runtime import Runtime, select_runtime, wants_gpu
 from paramgolf.watch import Watch
 
@@ -41,3 +45,34 @@ def session(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Session]:
         watch.end(error)
     watch.close()
     dist.destroy_process_group()
+
+
+def start(
+    recipe: str, config: RunConfig, out: Path, from_run: Path | None, reporter: Reporter
+) -> dict[str, Any]:
+    """Run a configuration in a new directory; gives what `results.json` holds.
+
+    Raises:
+        UserError: see `pipeline.new_run` and `pipeline.run_job`.
+    """
+    with session(config.device) as (runtime, log_to):
+        config, out = runtime.ranks.from_main((config, out))
+        config.require_work_for(runtime.ranks.size)
+        run = new_run(recipe, config, out, from_run, runtime.ranks)
+        log_to(out)
+        reporter.line(f"paramgolf run {recipe} -> {out}")
+        return run_job(run, recipe, config, reporter, runtime)
+
+
+def resume(path: Path, reporter: Reporter) -> dict[str, Any]:
+    """Go on with the run at `path`; gives what `results.json` holds.
+
+    Raises:
+        UserError: if there is no run, and see `pipeline.run_job`.
+    """
+    _, recipe, config = RunDir.open(path)
+    with session(config.device) as (runtime, log_to):
+        log_to(path)
+        reporter.line(f"paramgolf run {recipe} -> {path} (resumed)")
+        run = RunDir(path, keeps_events=runtime.ranks.main)
+        return run_job(run, recipe, config, reporter, runtime)

@@ -240,7 +240,7 @@ def test_score_with_a_foreign_tokenizer(cli: Cli, folder: Path) -> None:
 
 
 def test_score_with_another_artifacts_tokenizer(cli: Cli, folder: Path) -> None:
-    from paramgolf.data.tokenizer import train_tokenizer
+    from paramgolf.data.tokenizer_training import train_tokenizer
 
     other = train_tokenizer(["Other words, to train on, some few of them."] * 9, 285)
     (folder / "tokenizer.model").write_bytes(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -29,6 +30,8 @@ def check_whole(run: Path) -> None:
             with safetensors.safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     file.get_tensor(name)
+        elif path.name == "train_gpt.py":
+            ast.parse(path.read_bytes())
         elif path.name == "model.bin":
             decode(path.read_bytes())
         elif path.suffix == ".bin":

@@ -79,8 +79,8 @@ def test_results_have_the_documented_keys(mini_run: FinishedRun, source: Path) -
     results = read_results(mini_run.path)
     assert list(results) == [
         "recipe", "seed", "corpus", "num_ranks", "adapted_on", "parameters", "steps", "stages",
-        "adaptation", "bytes", "artifact_sha256", "raised_dampings", "seconds", "tokens_per_second",
-        "peak_gpu_bytes", "xz",
+        "adaptation", "bytes", "clip", "artifact_sha256", "raised_dampings", "seconds",
+        "tokens_per_second", "peak_gpu_bytes", "xz",
     ]  # fmt: skip
     assert (results["recipe"], results["seed"]) == ("tiny", 1337)
     assert (results["steps"], results["adapted_on"]) == (6, "adapt")
@@ -114,7 +114,11 @@ def test_every_stage_makes_the_model_better_or_hardly_worse(mini_run: FinishedRu
 def test_bytes_by_part_add_up_to_the_file(mini_run: FinishedRun) -> None:
     results = read_results(mini_run.path)
     artifact = mini_run.path / "model.bin"
-    assert results["bytes"]["artifact"] == artifact.stat().st_size
+    assert results["bytes"]["model"] == artifact.stat().st_size
+    code, tokenizer = (mini_run.path / name for name in ("train_gpt.py", "tokenizer.model"))
+    assert results["bytes"]["code"] == code.stat().st_size
+    assert results["bytes"]["tokenizer"] == tokenizer.stat().st_size
+    assert results["bytes"]["total"] == artifact.stat().st_size + code.stat().st_size
     assert sum(results["bytes"]["by_part"].values()) == artifact.stat().st_size
     assert results["bytes"]["budget"] == MINI["pack"]["budget_bytes"]
     assert results["artifact_sha256"] == hashlib.sha256(artifact.read_bytes()).hexdigest()
@@ -156,8 +160,8 @@ def test_printed_table_says_what_the_results_say(mini_run: FinishedRun) -> None:
     assert rows["xz -9, for scale"] == [f"{xz['bpb']:.4f}", "", "", f"{xz['bytes']:,}", ""]
     for phase, value in results["seconds"].items():
         assert rows[phase] == [f"{value:.1f}"]
-    size = results["bytes"]["artifact"]
-    assert f"artifact  {size:,} bytes of {MINI['pack']['budget_bytes']:,}" in mini_run.stdout
+    size = results["bytes"]
+    assert f"bytes     {size['total']:,} of {size['budget']:,}: model.bin" in mini_run.stdout
     assert f"sha256 {results['corpus']['sha256'][:16]}" in mini_run.stdout
     assert str(mini_run.path) in mini_run.stdout
 
@@ -519,7 +523,7 @@ def test_from_takes_trained_and_adapted_weights_over(
 ) -> None:
     before = content(mini_run.path)
     out = tmp_path / "run"
-    coarse = ["--pack.matrix-clip", "25", "--score.stride", "32"]
+    coarse = ["--pack.matrix-clip", "25", "--score.stride", "32", "--pack.fill-budget", "False"]
     result = run_tiny(cli, *options, *coarse, "--from", mini_run.path, "--out", out)
     for stage in ("prepare", "train", "adapt"):
         assert f"{stage}: finished before" in result.stdout
@@ -528,7 +532,7 @@ def test_from_takes_trained_and_adapted_weights_over(
     for stage in ("ema", "adapted"):
         assert ours["stages"][stage] == theirs["stages"][stage]
     assert ours["seconds"]["train: steps"] == theirs["seconds"]["train: steps"]
-    assert ours["bytes"]["artifact"] < theirs["bytes"]["artifact"]  # a larger clip is coarser
+    assert ours["bytes"]["model"] < theirs["bytes"]["model"]  # a larger clip is coarser
     assert ours["stages"]["quantized"]["bpb"] != theirs["stages"]["quantized"]["bpb"]
     assert content(mini_run.path) == before
     # The new run stands on its own.
@@ -586,10 +590,11 @@ def test_budget_too_small(
     out = tmp_path / "run"
     result = cli("run", "tiny", *options, "--pack.budget-bytes", "1000", "--out", out)
     message = one_line_error(result)
-    size = read_results(mini_run.path)["bytes"]["artifact"]
-    assert f"{size:,} bytes" in message
-    assert "budget_bytes = 1,000" in message
-    assert f"--from {out} --pack.matrix-clip" in message
+    assert "budget_bytes = 1,000 cannot be met" in message
+    (nearest,) = re.findall(r"nearest size possible is ([\d,]+) bytes", message)
+    nearest = nearest.replace(",", "")
+    assert "(clip 60.00)" in message
+    assert f"--from {out} --pack.budget-bytes" in message
     assert not (out / "results.json").exists()
     for name in ("ema", "adapted"):
         assert all(
@@ -598,10 +603,35 @@ def test_budget_too_small(
         )
     assert one_line_error(cli("run", "--resume", out)) == message
     # What the message proposes works.
-    result = run_tiny(cli, *options, "--from", out, "--out", tmp_path / "second")
+    budget = ["--pack.budget-bytes", nearest]
+    result = run_tiny(cli, *options, *budget, "--from", out, "--out", tmp_path / "second")
     assert "adapt: finished before" in result.stdout
-    artifacts = [path / "model.bin" for path in (tmp_path / "second", mini_run.path)]
-    assert artifacts[0].read_bytes() == artifacts[1].read_bytes()
+    assert read_results(tmp_path / "second")["bytes"]["total"] <= int(nearest)
+
+
+@pytest.mark.parametrize("budget", [53_000, 56_500, 62_000])
+def test_the_budget_is_filled(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path, budget: int
+) -> None:
+    """Within 2,000 bytes, by three solves at most, wherever the first clip landed."""
+    out = tmp_path / "run"
+    changes = ["--pack.budget-bytes", str(budget), "--from", mini_run.path, "--out", out]
+    run_tiny(cli, *options, *changes)
+    size = read_results(out)["bytes"]
+    assert size["total"] == sum(
+        (out / name).stat().st_size for name in ("model.bin", "train_gpt.py")
+    )
+    assert budget - 2_000 < size["total"] <= budget
+    assert sum(event["event"] == "packed" for event in events(out)) <= 3
+
+
+def test_a_budget_that_is_not_to_be_filled(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run_tiny(cli, *options, "--pack.fill-budget", "False", "--from", mini_run.path, "--out", out)
+    assert read_results(out)["clip"] == {"matrix": 12.85, "embedding": 20.0}
+    assert sum(event["event"] == "packed" for event in events(out)) == 1
 
 
 def test_out_is_not_empty(cli: Cli, options: list[str], tmp_path: Path) -> None:

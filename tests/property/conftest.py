@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from paramgolf.data.tokenizer import Tokenizer, train_tokenizer
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.tokenizer_training import train_tokenizer
 
 settings.register_profile("paramgolf", deadline=None, derandomize=True, database=None)
 settings.load_profile("paramgolf")

@@ -32,7 +32,8 @@ from paramgolf.compress.artifact import (
 from paramgolf.compress.clip import scales_from_exponents
 from paramgolf.config import ModelConfig
 from paramgolf.data.provenance import Provenance, sampled_shingles
-from paramgolf.data.tokenizer import Tokenizer, train_tokenizer
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.runtime import select_runtime
@@ -238,6 +239,42 @@ def test_a_changed_byte_under_a_right_checksum(position: int, difference: int) -
         assert torch.equal(matrix.integers, good.matrices[name].integers)
         assert torch.equal(matrix.scales, good.matrices[name].scales)
     GPT(artifact.model).load_state_dict(artifact.state())
+
+
+@pytest.mark.slow
+def test_five_thousand_hostile_files() -> None:
+    """Bytes changed, cut, doubled and moved, half of them with the checksum made right again."""
+    rng = np.random.default_rng(20_240_520)
+    good = decode(GOOD).state()
+    start = time.monotonic()
+    refused = 0
+    for number in range(5000):
+        content = bytearray(GOOD)
+        for _ in range(int(rng.integers(1, 6))):
+            begin, end = sorted(rng.integers(0, len(content) + 1, 2).tolist())
+            match int(rng.integers(5)):
+                case 0 if content:
+                    content[int(rng.integers(len(content)))] = int(rng.integers(256))
+                case 1:
+                    del content[begin:end]
+                case 2:
+                    content[begin:begin] = rng.bytes(int(rng.integers(1, 100)))
+                case 3:
+                    content[begin:end] = bytes(end - begin)
+                case 4:
+                    content += content[begin:end]
+        if number % 2 and len(content) > 48:
+            content[:16] = GOOD[:16]
+            content[16:48] = hashlib.sha256(content[48:]).digest()
+        try:
+            state = decode(bytes(content)).state()
+        except ArtifactError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        assert all(torch.equal(state[name], tensor) for name, tensor in good.items())
+    assert refused > 4900
+    assert time.monotonic() - start < 120
 
 
 @settings(max_examples=100)

@@ -13,7 +13,8 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from paramgolf.data.tokenizer import Tokenizer, train_tokenizer
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import UserError
 
 FRAGMENTS = [

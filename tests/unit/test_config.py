@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from paramgolf.config import RunConfig, from_json, to_json
-from paramgolf.data.corpus import Document, find_jsonl, read_jsonl, read_text, split_by_hash
+from paramgolf.data.corpus import split_by_hash
+from paramgolf.data.documents import Document, find_jsonl, read_jsonl, read_text
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.ledger import Ledger
 from paramgolf.recipes import RECIPES

@@ -17,10 +17,12 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from paramgolf.console import Reporter
-from paramgolf.data.corpus import Document, split_by_hash, stdlib_documents
+from paramgolf.data.corpus import split_by_hash, stdlib_documents
+from paramgolf.data.documents import Document
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.provenance import Provenance
-from paramgolf.data.tokenizer import Tokenizer, train_tokenizer
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.job import Job
 from paramgolf.recipes import RECIPES

@@ -20,6 +20,7 @@ import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -273,6 +274,19 @@ def decode(content: bytes, name: str = "artifact") -> Artifact:
             "computes differently"
         )
     return artifact
+
+
+def read(path: Path) -> Artifact:
+    """Read the artifact at `path`.
+
+    Raises:
+        UserError: if the file is missing, or see `decode`.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the artifact {path}: {error.strerror}") from error
+    return decode(content, str(path))
 
 
 def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from paramgolf.compress.artifact import Artifact, ArtifactError, decode
+from paramgolf.compress.artifact import Artifact, ArtifactError, read
 from paramgolf.data.provenance import Label, Provenance
+from paramgolf.data.streams import encoded
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.model.gpt import GPT
@@ -67,17 +68,8 @@ class Predictor:
             UserError: if the text is empty, or its tokens do not decode to it (a tokenizer that
                 normalises, a U+2581): its bytes would be counted wrong.
         """
-        if not text:
-            raise UserError("the text is empty: there is nothing to score")
-        stream = self.tokenizer.encode([text])[0]
-        score = self.score_stream(stream, [text], stride, progress=progress)
-        expected = len(text.encode())
-        if score.bytes != expected:
-            raise UserError(
-                f"the tokenizer turns this text of {expected:,} bytes into tokens of "
-                f"{score.bytes:,} bytes: it is not lossless here, so there is no true score"
-            )
-        return score
+        stream = encoded("the text", [text], self.tokenizer)
+        return self.score_stream(stream.tokens, stream.texts, stride, progress=progress)
 
     def score_stream(
         self,
@@ -121,11 +113,7 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str = "a
 
 def load_on(path: Path, tokenizer: Path | None, runtime: Runtime) -> Predictor:
     """`load` on a runtime that exists already."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the artifact {path}: {error.strerror}") from error
-    artifact = decode(content, str(path))
+    artifact = read(path)
     pieces = Tokenizer.load(tokenizer or path.with_name("tokenizer.model"))
     if pieces.sha256 != artifact.tokenizer_sha256:
         raise ArtifactError(

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.console import Reporter
-from paramgolf.data import corpus, shards
-from paramgolf.data.corpus import Document
+from paramgolf.data import shards
+from paramgolf.data.documents import Document, find_jsonl, read_jsonl
 from paramgolf.data.prepared import PreparedText, Split
 from paramgolf.data.provenance import Provenance, Shingles, sampled_shingles, union
-from paramgolf.data.tokenizer import Tokenizer, train_tokenizer
+from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.job import Job
 from paramgolf.rundir import write_bytes
@@ -39,7 +39,7 @@ def _prepare(job: Job) -> PreparedText:
     folder = Path(source)
     if not folder.is_dir():
         raise UserError(f'data.source = {source!r} is no folder here; give a folder or "stdlib"')
-    if corpus.find_jsonl(folder, "train"):
+    if find_jsonl(folder, "train"):
         return _from_jsonl(folder, job)
     if shards.find_shards(folder, "train"):
         return _from_shards(folder, job)
@@ -50,6 +50,8 @@ def _prepare(job: Job) -> PreparedText:
 
 
 def _from_stdlib(job: Job) -> PreparedText:
+    from paramgolf.data import corpus  # not in a bundle, which has a tokenizer, too
+
     config, reporter, ledger = job.config, job.reporter, job.ledger
     with ledger.phase("data: corpus"):
         documents = corpus.stdlib_documents(reporter.progress("corpus", unit="files").update)
@@ -74,13 +76,13 @@ def _from_jsonl(folder: Path, job: Job) -> PreparedText:
     with ledger.phase("data: corpus"):
         splits: dict[str, list[Document]] = {}
         for name in ("train", "val"):
-            files = corpus.find_jsonl(folder, name)
+            files = find_jsonl(folder, name)
             if not files:
                 raise UserError(f"{folder} holds no {name}*.jsonl[.gz|.xz]")
             splits[name] = [
                 document
                 for path in files
-                for document in corpus.read_jsonl(
+                for document in read_jsonl(
                     path, job.reporter.progress(f"read {name}", unit="bytes").update
                 )
             ]
@@ -118,10 +120,13 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
         val_files = shards.find_shards(folder, "val")
         if not val_files:
             raise UserError(f"{folder} holds no *_val_*.bin")
-        for path in val_files:
+        adapt_files = shards.find_shards(folder, "adapt")
+        for path in val_files + adapt_files:
             shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
         val = shards.read_stream(val_files)
         encoded = {"val": _described(val, tokenizer)}
+        if adapt_files:
+            encoded["adapt"] = _described(shards.read_stream(adapt_files), tokenizer)
         _cut_validation(encoded, config.data.val_targets, tokenizer)
         digest = hashlib.sha256(
             train_hash.digest() + hashlib.sha256(val.tobytes()).digest()
@@ -173,6 +178,8 @@ def _tokenizer(job: Job, documents: list[Document]) -> Tokenizer:
         if config.data.tokenizer:
             tokenizer = Tokenizer.load(Path(config.data.tokenizer))
         else:
+            from paramgolf.data.tokenizer_training import train_tokenizer
+
             texts = (document.text for document in documents)
             tokenizer = Tokenizer(train_tokenizer(texts, config.model.vocab_size))
         if tokenizer.vocab_size != config.model.vocab_size:

@@ -1,0 +1,65 @@
+"""Files to score as token streams: plain text, documents in JSON Lines, token shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramgolf.data import shards
+from paramgolf.data.documents import is_jsonl, read_jsonl, read_text
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.errors import UserError
+
+
+class Stream(NamedTuple):
+    """What is scored as one."""
+
+    name: str
+    tokens: NDArray[np.uint16]
+    """(N + 1,), every document behind a BOS."""
+    texts: list[str]
+    """The documents."""
+
+
+def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream]:
+    """One stream a text or JSONL file; all shards (.bin) together are one, as a split is.
+
+    Raises:
+        UserError: if a file is missing or damaged, has no text, or holds text that the tokenizer
+            does not give back: its bytes would be counted wrong.
+    """
+    bins = [path for path in files if path.suffix == ".bin"]
+    if bins:
+        for path in bins:
+            shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
+        tokens = shards.read_stream(bins)
+        yield Stream(", ".join(map(str, bins)), tokens, tokenizer.decode_documents(tokens))
+    for path in files:
+        if path in bins:
+            continue
+        documents = read_jsonl(path) if is_jsonl(path) else None
+        texts = [read_text(path)] if documents is None else [text for _, text in documents]
+        yield encoded(str(path), texts, tokenizer)
+
+
+def encoded(name: str, texts: list[str], tokenizer: Tokenizer) -> Stream:
+    """Documents as a stream.
+
+    Raises:
+        UserError: as `read_streams`.
+    """
+    size = sum(len(text.encode()) for text in texts)
+    if not size:
+        raise UserError(f"{name} is empty: there is nothing to score")
+    tokens = np.concatenate(tokenizer.encode(texts))
+    counted = int(tokenizer.token_bytes(tokens).sum())
+    if counted != size:
+        raise UserError(
+            f"{name} has {size:,} bytes, but the tokenizer makes tokens of {counted:,} bytes of "
+            "it: it is not lossless here, so there is no true score"
+        )
+    return Stream(name, tokens, texts)

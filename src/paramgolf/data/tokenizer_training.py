@@ -1,0 +1,61 @@
+"""Training of lossless SentencePiece tokenizers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+import sentencepiece
+
+from paramgolf.data.tokenizer import BOS, EOS, PAD, UNKNOWN
+from paramgolf.errors import UserError
+
+_LONGEST_SENTENCE_BYTES = 4192
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+    """Train a lossless SentencePiece BPE model: identity normalisation, byte fallback.
+
+    Newline is a piece of its own, digits are split, no space is added or trimmed. The same texts
+    give the same model.
+
+    Returns:
+        The serialized model.
+
+    Raises:
+        UserError: if the text is too small for so many pieces.
+    """
+    lines = (
+        line
+        for text in texts
+        for line in text.split("\n")
+        if 0 < len(line.encode()) < _LONGEST_SENTENCE_BYTES
+    )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            normalization_rule_name="identity",
+            character_coverage=0.9995,
+            byte_fallback=True,
+            split_digits=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            user_defined_symbols=["\n"],
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            unk_id=UNKNOWN,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"cannot train a tokenizer of {vocab_size} pieces on this text: {error}; "
+            "give more text or a smaller --model.vocab-size"
+        ) from error
+    return model.getvalue()

@@ -1,0 +1,139 @@
+"""The folder that stands alone, used where there is no paramgolf."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from paramgolf.compress.artifact import read
+from tests.e2e.command import ENVIRONMENT, Cli, one_line_error
+from tests.e2e.conftest import FinishedRun
+from tests.e2e.mini import MINI, read_results
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that is installed, but for paramgolf."""
+    folder = tmp_path_factory.mktemp("libraries")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "paramgolf" not in entry.name and not entry.name.startswith("__editable__"):
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+def python(libraries: Path, folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a folder, isolated: no site, no environment, nothing of this repository."""
+    start = f"import sys; sys.path.append({str(libraries)!r}); "
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", start + code],
+        cwd=folder, env={"OMP_NUM_THREADS": "1", "PATH": ENVIRONMENT["PATH"]},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def train_gpt(libraries: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = ["train_gpt.py", *arguments]
+    code = f"import runpy; sys.argv = {argv!r}; runpy.run_path('train_gpt.py', run_name='__main__')"
+    return python(libraries, folder, code)
+
+
+@pytest.fixture(scope="module")
+def bundled(cli: Cli, mini_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "bundle"
+    result = cli("bundle", mini_run.path, "--out", folder)
+    assert (result.code, result.stderr) == (0, "")
+    total = read_results(mini_run.path)["bytes"]["total"]
+    assert f"{total:,}  bytes count" in result.stdout
+    return folder
+
+
+def test_the_folder_counts_what_the_results_say(bundled: Path, mini_run: FinishedRun) -> None:
+    sizes = {path.name: path.stat().st_size for path in bundled.iterdir()}
+    assert sizes.keys() == {
+        "model.bin", "train_gpt.py", "tokenizer.model", "provenance.safetensors",
+        "requirements.txt",
+    }  # fmt: skip
+    size = read_results(mini_run.path)["bytes"]
+    assert sizes["model.bin"] + sizes["train_gpt.py"] == size["total"] <= size["budget"]
+    assert (sizes["model.bin"], sizes["train_gpt.py"]) == (size["model"], size["code"])
+    assert size["budget"] == MINI["pack"]["budget_bytes"]
+    for line in (bundled / "requirements.txt").read_text().splitlines():
+        assert line.count("==") == 1
+    ast.parse((bundled / "train_gpt.py").read_bytes())
+
+
+def test_it_scores_to_the_last_digit(bundled: Path, libraries: Path, mini_run: FinishedRun) -> None:
+    missing = python(libraries, bundled, "import paramgolf")
+    assert "No module named 'paramgolf'" in missing.stderr
+    shards = [str(path) for path in sorted((mini_run.path / "data").glob("text_val_*.bin"))]
+    expected = read_results(mini_run.path)["stages"]
+    for stage, options in (("sliding", []), ("quantized", ["--stride", "0"])):
+        result = train_gpt(libraries, bundled, "score", "--text", *shards, *options)
+        assert (result.returncode, result.stderr) == (0, "")
+        words = result.stdout.split()
+        for key in ("bpb", "loss_nats", "tokens", "bytes", "label"):
+            assert words[words.index(key) + 1] == str(expected[stage][key])
+
+
+def test_it_repeats_the_run(
+    bundled: Path, libraries: Path, mini_run: FinishedRun, tmp_path: Path
+) -> None:
+    """From the run's own shards, on which the text's hash alone is another."""
+    folder = Path(shutil.copytree(bundled, tmp_path / "bundle"))
+    data = Path(shutil.copytree(mini_run.path / "data", tmp_path / "data"))
+    result = train_gpt(
+        libraries, folder, "run", "--source", str(data), "--out", "again", "--device", "cpu",
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    ours, theirs = read_results(folder / "again"), read_results(mini_run.path)
+    assert ours["stages"] == theirs["stages"]
+    assert ours["bytes"] == theirs["bytes"]
+    again = folder / "again"
+    assert (again / "train_gpt.py").read_bytes() == (folder / "train_gpt.py").read_bytes()
+    # The same weights; the provenance, whose hash is in the header, now names shards.
+    repeated, first = read(again / "model.bin").state(), read(folder / "model.bin").state()
+    assert all(torch.equal(repeated[name], weights) for name, weights in first.items())
+
+
+def test_it_says_what_is_wrong_in_one_line(bundled: Path, libraries: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundled, tmp_path / "bundle"))
+    (folder / "model.bin").write_bytes((folder / "model.bin").read_bytes()[:-5])
+    (folder / "text.txt").write_text("some text")
+    result = train_gpt(libraries, folder, "score", "--text", "text.txt")
+    assert result.returncode == 1
+    assert "model.bin is truncated or damaged" in result.stderr
+    assert result.stderr.count("\n") == 1
+    result = train_gpt(libraries, folder, "run")
+    assert result.returncode == 2
+    assert "--source" in result.stderr
+
+
+def test_a_bundle_needs_a_finished_run_and_a_new_folder(
+    cli: Cli, mini_run: FinishedRun, bundled: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(mini_run.path, tmp_path / "run"))
+    (run / "stages" / "pack.json").unlink()
+    assert "not packed yet" in one_line_error(cli("bundle", run, "--out", tmp_path / "new"))
+    assert "not empty" in one_line_error(cli("bundle", mini_run.path, "--out", bundled))
+    assert "holds no run" in one_line_error(cli("bundle", tmp_path, "--out", tmp_path / "new"))
+
+
+def test_export(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    result = cli("export", mini_run.path / "model.bin", "--out", out)
+    assert (result.code, result.stderr) == (0, "")
+    weights, expected = load_file(out / "model.safetensors"), read(mini_run.path / "model.bin")
+    assert weights.keys() == expected.state().keys()
+    assert all(torch.equal(weights[name], w) for name, w in expected.state().items())
+    assert json.loads((out / "config.json").read_text())["model"]["width"] == 32
+    again = cli("export", mini_run.path / "model.bin", "--out", out)
+    assert "not empty" in one_line_error(again)
