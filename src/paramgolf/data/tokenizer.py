@@ -112,6 +112,10 @@ class Tokenizer:
             raise UserError(f"the text is not valid Unicode: {error}") from error
         return [np.array([self.bos, *tokens], dtype=np.uint16) for tokens in encoded]
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of a document's tokens; U+FFFD for bytes that are no character."""
+        return self._processor.decode(list(tokens))
+
     def decode_documents(self, tokens: NDArray[np.uint16]) -> list[str]:
         """Texts of the documents in a stream, cut at every BOS (the first may lack its own)."""
         starts = np.flatnonzero(tokens == self.bos)

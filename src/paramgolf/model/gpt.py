@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from paramgolf.config import ModelConfig
 from paramgolf.model.attention import causal_attention, exclude_self_value, rotary_tables, rotate
-from paramgolf.model.losses import target_nats
+from paramgolf.model.losses import softcapped, target_nats
 from paramgolf.model.order import LayerOrder, num_skips
 
 MATRIX_NAMES = ("query", "key", "value", "output", "up", "down")
@@ -246,6 +246,10 @@ class GPT(nn.Module):
         flat = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1).long()
         nats = self._call(target_nats, flat[0], self.embedding, flat[1], self.config.logit_softcap)
         return nats.view(targets.shape)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of all tokens, float32, (..., V), after `hidden` (..., D)."""
+        return softcapped(hidden @ self.embedding.T, self.config.logit_softcap)
 
     def mean_nats(self, tokens_BT1: Tensor, order: LayerOrder) -> Tensor:
         """Mean loss in nats of predicting tokens 1..T from tokens 0..T-1 of (B, T + 1)."""

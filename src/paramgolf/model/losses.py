@@ -25,7 +25,7 @@ class SoftcappedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         """Return the loss of every target in nats, (N,), float32 (float64 in float64)."""
         products_NV = hidden_ND @ weight_VD.T
-        logits_NV = _softcapped(products_NV, softcap)
+        logits_NV = softcapped(products_NV, softcap)
         normaliser_N = logits_NV.logsumexp(dim=-1)
         nats_N = normaliser_N - logits_NV.gather(1, targets_N[:, None]).squeeze(1)
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, products_NV, normaliser_N)
@@ -38,7 +38,7 @@ class SoftcappedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, None, None]:
         """Return the gradients of hidden (N, D) and of weight (V, D) if it is trained."""
         hidden_ND, weight_VD, targets_N, products_NV, normaliser_N = ctx.saved_tensors
-        logits_NV = _softcapped(products_NV, ctx.softcap)
+        logits_NV = softcapped(products_NV, ctx.softcap)
         vocabulary = torch.arange(weight_VD.size(0), device=targets_N.device)
         is_target_NV = vocabulary[None, :] == targets_N[:, None]
         slope_NV = 1 - (logits_NV / ctx.softcap).square()  # of the softcap: tanh' = 1 - tanh^2
@@ -49,7 +49,8 @@ class SoftcappedCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None
 
 
-def _softcapped(products_NV: Tensor, softcap: float) -> Tensor:
+def softcapped(products_NV: Tensor, softcap: float) -> Tensor:
+    """Logits in float32 or wider from raw products with the embedding."""
     wide = products_NV.to(torch.promote_types(products_NV.dtype, torch.float32))
     return softcap * torch.tanh(wide / softcap)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from paramgolf.compress.artifact import Artifact, ArtifactError, read
@@ -18,6 +20,7 @@ from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.runtime import Runtime, select_runtime
 from paramgolf.scoring.bits_per_byte import Score, score_losses, window_losses
+from paramgolf.scoring.generate import sample_tokens, streamed_text
 from paramgolf.scoring.windows import plain_windows, sliding_windows
 
 _DEFAULT_BATCH_TOKENS = 8192
@@ -70,6 +73,35 @@ class Predictor:
         """
         stream = encoded("the text", [text], self.tokenizer)
         return self.score_stream(stream.tokens, stream.texts, stride, progress=progress)
+
+    def generate(
+        self,
+        prompt: str = "",
+        max_tokens: int = 200,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Continue the prompt (empty: begin a document), piece by piece, to the document's end.
+
+        Args:
+            prompt: what the document begins with; it is not repeated.
+            max_tokens: the most that is generated.
+            temperature: of the distribution; 0: always the likeliest token.
+            top_p: sample from the fewest tokens that together have this probability.
+            seed: the same seed gives the same text on the same machine.
+
+        Raises:
+            UserError: for a temperature below 0, or a top_p that is not in (0, 1].
+        """
+        if not temperature >= 0:
+            raise UserError(f"temperature = {temperature} is not possible: it must be 0 or more")
+        if not 0 < top_p <= 1:
+            raise UserError(f"top_p = {top_p} is not possible: it must be over 0 and at most 1")
+        tokens = self.tokenizer.encode([prompt])[0].tolist()
+        generator = torch.Generator().manual_seed(seed)
+        sampled = sample_tokens(self.model, self._order, tokens, temperature, top_p, generator)
+        return streamed_text(islice(sampled, max_tokens), self.tokenizer)
 
     def score_stream(
         self,

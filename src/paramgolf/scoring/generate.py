@@ -1,0 +1,68 @@
+"""Text sampled from a packed model, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import LayerOrder
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: GPT,
+    order: LayerOrder,
+    prompt: list[int],
+    temperature: float,
+    top_p: float,
+    generator: torch.Generator,
+) -> Iterator[int]:
+    """An endless stream of tokens after the prompt, with the last seq_len of them as context.
+
+    Args:
+        model: the model, on its device.
+        order: the layer order to compute in.
+        prompt: at least one token.
+        temperature: of the distribution; 0: always the likeliest token.
+        top_p: sample from the fewest tokens that together have this probability.
+        generator: on the CPU.
+    """
+    seq_len, device = model.config.seq_len, model.embedding.device
+    tokens = list(prompt)
+    while True:
+        context = tokens[-seq_len:]
+        last = len(context) - 1
+        # One shape to compile; the model is causal, so what follows the context is not seen.
+        padding = seq_len - len(context) if model.compiled else 0
+        window = torch.tensor([context + [0] * padding], device=device)
+        hidden = model(window, order)[0, last : last + 1]
+        tokens.append(_sample(model.logits(hidden)[0].cpu(), temperature, top_p, generator))
+        yield tokens[-1]
+
+
+def _sample(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits_V.argmax())
+    probabilities, order = (logits_V.double() / temperature).softmax(0).sort(descending=True)
+    before = probabilities.cumsum(0) - probabilities
+    kept = torch.where(before < top_p, probabilities, 0.0)  # the likeliest always
+    return int(order[torch.multinomial(kept, 1, generator=generator)])
+
+
+def streamed_text(tokens: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """Decode a document's tokens as they come, in pieces of whole characters, up to its end."""
+    so_far: list[int] = []
+    shown = ""
+    for token in tokens:
+        if token == tokenizer.bos:  # the next document begins
+            return
+        so_far.append(token)
+        text = tokenizer.decode(so_far)
+        # A character of several byte pieces is not complete yet, and may come out another.
+        if not text.endswith("\ufffd") and len(text) > len(shown):
+            yield text[len(shown) :]
+            shown = text
