@@ -47,7 +47,12 @@ _TINY = RunConfig(
         frozen_blocks=1,
         score_every_epoch=False,
     ),
-    pack=PackConfig(calibration_batches=16, calibration_batch_tokens=4096, budget_bytes=650_000),
+    pack=PackConfig(
+        embedding_clip=11.0,
+        calibration_batches=16,
+        calibration_batch_tokens=4096,
+        budget_bytes=650_000,
+    ),
     score=ScoreConfig(stride=64, batch_tokens=8192),
 )
 
