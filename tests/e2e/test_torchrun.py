@@ -258,3 +258,21 @@ def test_misuse_is_said_once(options: list[str], tmp_path: Path) -> None:
         assert result.code != 0
         (message,) = own_lines(result.stderr)
         assert expected in message
+
+
+def test_the_bundle_runs_on_two_ranks(
+    undisturbed: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    """train_gpt.py under torchrun, from the shards of a run that the package made."""
+    code = tmp_path / "train_gpt.py"
+    code.write_bytes((undisturbed.path / "train_gpt.py").read_bytes())
+    (tmp_path / "tokenizer.model").write_bytes((undisturbed.path / "tokenizer.model").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", code,
+         "run", "--device", "cpu", "--source", undisturbed.path / "data", "--out", "again"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours, theirs = read_results(tmp_path / "again"), read_results(undisturbed.path)
+    assert ours["stages"] == theirs["stages"]
+    assert (ours["bytes"], ours["num_ranks"]) == (theirs["bytes"], theirs["num_ranks"])
