@@ -158,7 +158,7 @@ def one_line_error(result: Result, code: int = 1) -> str:
     assert result.stderr.startswith("paramgolf: "), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert result.stderr.endswith("\n")
-    assert "unexpected" not in result.stderr
+    assert not result.stderr.startswith("paramgolf: unexpected"), result.stderr
     return result.stderr
 
 

@@ -630,7 +630,7 @@ def test_a_budget_that_is_not_to_be_filled(
 ) -> None:
     out = tmp_path / "run"
     run_tiny(cli, *options, "--pack.fill-budget", "False", "--from", mini_run.path, "--out", out)
-    assert read_results(out)["clip"] == {"matrix": 12.85, "embedding": 20.0}
+    assert read_results(out)["clip"] == {"matrix": 12.85, "embedding": 11.0}
     assert sum(event["event"] == "packed" for event in events(out)) == 1
 
 

@@ -47,4 +47,5 @@ def next_clip(tried: Sequence[Solve], limit: int, num_weights: int) -> float:
         measured = (other.size - nearest.size) / math.log(other.clip / nearest.clip)
         slope = min(measured, slope / 4)  # it falls, whatever noise says
     clip = nearest.clip * math.exp((limit - _AIM_BYTES - nearest.size) / slope)
-    return min(max(clip, SMALLEST_CLIP), LARGEST_CLIP)
+    # So far out the rate is no straight line any more, and what counts is to come under the limit.
+    return LARGEST_CLIP if clip > 0.8 * LARGEST_CLIP else max(clip, SMALLEST_CLIP)
