@@ -21,6 +21,7 @@ from paramgolf.compress import artifact
 from paramgolf.compress.artifact import Artifact, decode, encode
 from paramgolf.compress.entropy import Encoder
 from paramgolf.compress.matrices import code_matrices
+from paramgolf.compress.scales import LARGEST_INTEGER
 
 
 def order0_bytes(values: np.ndarray) -> float:
@@ -60,8 +61,7 @@ def main() -> None:
     for name, matrices in roles.items():
         plain = b"".join(matrix.tobytes() for matrix in matrices)
         encoder = Encoder()
-        most = 2 ** ((packed.embedding_bits if name == "embedding" else packed.matrix_bits) - 1) - 1
-        code_matrices(encoder, [matrix.shape for matrix in matrices], most, matrices)
+        code_matrices(encoder, [m.shape for m in matrices], LARGEST_INTEGER, matrices)
         ideal += encoder.ideal_bits / 8
         order0 = sum(map(order0_bytes, matrices))
         baseline = len(brotli.compress(shuffled(plain), quality=11, lgwin=24))
@@ -85,9 +85,9 @@ def main() -> None:
     print("\n| integers alone | bytes | against Brotli |\n|---|---:|---:|")
     for name, size in rows.items():
         print(f"| {name} | {size:,.0f} | {size / reference - 1:+.2%} |")
-    rest = np.concatenate([m.scales.numpy() for m in packed.matrices.values()]).tobytes()
-    print(f"\nscales: {parts['scales']:,} bytes; vectors: {parts['vectors']:,} bytes")
-    print(f"scales under Brotli: {len(brotli.compress(shuffled(rest), quality=11)):,} bytes")
+    print(
+        f"\nrows: {parts['rows']:,}, columns: {parts['columns']:,}, vectors: {parts['vectors']:,}"
+    )
     print(f"whole file: {len(content):,} bytes; over ideal {coded / ideal - 1:+.4%}")
     print(f"encode {encode_seconds:.2f} s, decode {decode_seconds:.2f} s")
 

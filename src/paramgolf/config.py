@@ -248,15 +248,14 @@ class AdaptConfig:
 class PackConfig:
     """Quantization (GPTQ with SDClip, PR #1394) and packing."""
 
-    matrix_bits: int = 6
-    """Bits of a block matrix's integers, before entropy coding."""
-    matrix_clip: float = 12.85
-    """SDClip k of block matrices: integers are clipped at k standard deviations of their row.
-    A larger k takes fewer bytes."""
-    embedding_bits: int = 8
-    """Bits of the embedding's integers, before entropy coding."""
-    embedding_clip: float = 20.0
-    """SDClip k of the embedding."""
+    split: Literal["measured", "uniform"] = "measured"
+    """"measured": more bits for columns and matrices whose error costs more; "uniform": the same
+    step for all columns and all block matrices (SDClip, PR #1394)."""
+    matrix_step: float = 0.4145
+    """Step of block matrices in standard deviations of a row, where the search for the budget
+    begins: SDClip's k / (2^(b-1) - 1), k = 12.85 at b = 6 bits. A larger step takes fewer bytes."""
+    embedding_step: float = 0.1575
+    """The embedding's: k = 20 at b = 8 bits."""
     calibration_batches: int = 256
     """Batches of training text from which the Hessians are built."""
     calibration_batch_tokens: int = 98_304
@@ -266,17 +265,16 @@ class PackConfig:
     budget_bytes: int = 16_000_000
     """Bytes that model.bin and train_gpt.py may take together."""
     fill_budget: bool = True
-    """Choose both clips, in their proportion, so that the budget is filled; false: take them as
-    they are, unless the budget asks for wider ones."""
+    """Choose steps that fill the budget; false: take no more bytes than with the steps given."""
 
     def __post_init__(self) -> None:
         _require_positive(
-            "pack", self, "matrix_clip", "embedding_clip", "calibration_batches",
-            "calibration_batch_tokens", "damping", "budget_bytes",
+            "pack", self, "calibration_batches", "calibration_batch_tokens", "damping",
+            "budget_bytes",
         )  # fmt: skip
-        for name in ("matrix_bits", "embedding_bits"):
+        for name in ("matrix_step", "embedding_step"):
             value = getattr(self, name)
-            _require(2 <= value <= 8, f"pack.{name}", value, "between 2 and 8")
+            _require(0.02 <= value <= 2, f"pack.{name}", value, "between 0.02 and 2")
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,6 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, An
         "stages": _merged(records, "scores"),
         "adaptation": records["adapt"]["epochs"],
         "bytes": packed["bytes"],
-        "clip": packed["clip"],
         "artifact_sha256": packed["artifact_sha256"],
         "raised_dampings": packed["raised_dampings"],
         "seconds": _merged(records, "seconds"),

@@ -48,9 +48,8 @@ _TINY = RunConfig(
         score_every_epoch=False,
     ),
     pack=PackConfig(
-        embedding_clip=11.0,
-        calibration_batches=16,
-        calibration_batch_tokens=4096,
+        calibration_batches=32,
+        calibration_batch_tokens=2048,
         budget_bytes=650_000,
     ),
     score=ScoreConfig(stride=64, batch_tokens=8192),

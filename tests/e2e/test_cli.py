@@ -221,9 +221,9 @@ def test_score_of_a_damaged_artifact(cli: Cli, folder: Path, position: int) -> N
 
 def test_score_of_an_artifact_of_a_later_version(cli: Cli, folder: Path) -> None:
     content = (folder / "model.bin").read_bytes()
-    (folder / "model.bin").write_bytes(content[:8] + b"\3\0\0\0" + content[12:])
+    (folder / "model.bin").write_bytes(content[:8] + b"\4\0\0\0" + content[12:])
     message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
-    assert "version 3; this program reads version 2" in message
+    assert "version 4; this program reads version 3" in message
 
 
 def test_score_without_tokenizer(cli: Cli, folder: Path) -> None:

@@ -19,7 +19,7 @@ from paramgolf.job import Job
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.rundir import RunDir, read_tensors
-from paramgolf.runtime import select_runtime
+from paramgolf.runtime import named_generator, select_runtime
 from paramgolf.stages import adapt, pack
 from tests.e2e.conftest import FinishedRun
 from tests.processes import on_ranks
@@ -54,9 +54,11 @@ def adapted_serially(path: Path, config: RunConfig, size: int) -> tuple[list[Ten
         lr = config.adapt.final_lr + (config.adapt.lr - config.adapt.final_lr) * share
         for rank, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
             optimizer.param_groups[0]["lr"] = lr
-            for chunk in chunks[rank::size]:
+            own = chunks[rank::size]
+            generator = named_generator(config.seed, f"adapt:{epoch}:{rank}")
+            for index in torch.randperm(len(own), generator=generator).tolist():
                 model.zero_grad()
-                loss = model.mean_nats(chunk, order)
+                loss = model.mean_nats(own[index], order)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trainable(model, config), config.adapt.grad_clip)
                 optimizer.step()
@@ -116,7 +118,7 @@ def test_adaptation_is_federated_averaging_bit_for_bit(
 
 def hessians(ranks: Ranks, path: Path, config: RunConfig) -> dict[str, Tensor]:
     weights, _ = read_tensors(path / "checkpoints" / "adapted.safetensors")
-    return pack._hessians(job(ranks, path, config), weights)
+    return pack._Calibration(job(ranks, path, config), weights).hessians()
 
 
 def test_hessians_add_up_over_ranks(mini_run: FinishedRun) -> None:

@@ -79,7 +79,7 @@ def test_results_have_the_documented_keys(mini_run: FinishedRun, source: Path) -
     results = read_results(mini_run.path)
     assert list(results) == [
         "recipe", "seed", "corpus", "num_ranks", "adapted_on", "parameters", "steps", "stages",
-        "adaptation", "bytes", "clip", "artifact_sha256", "raised_dampings", "seconds",
+        "adaptation", "bytes", "artifact_sha256", "raised_dampings", "seconds",
         "tokens_per_second", "peak_gpu_bytes", "xz",
     ]  # fmt: skip
     assert (results["recipe"], results["seed"]) == ("tiny", 1337)
@@ -176,8 +176,10 @@ def test_every_matrix_is_reported(mini_run: FinishedRun) -> None:
     assert len(reports) == 1 + 6 * MINI["model"]["num_layers"]
     for report in reports.values():
         assert 0 < report["gptq_error"] < report["nearest_error"] < 0.1
-        assert 0 < report["entropy_bits"] < report["bits"]
+        assert 0 < report["entropy_bits"] < 8
         assert 0 <= report["clipped_share"] < 0.05
+        assert 0.02 <= report["step"] <= 2
+    assert len({report["step"] for report in reports.values()}) > len(reports) / 2
 
 
 # Scores, recomputed.
@@ -193,8 +195,8 @@ def weights(artifact: Artifact) -> dict[str, np.ndarray]:
     """All parameters in float64, from integers and scales."""
     values = {name: vector.double().numpy() for name, vector in artifact.vectors.items()}
     for name, matrix in artifact.matrices.items():
-        scales = matrix.scales.double().numpy()[:, None]
-        values[name] = matrix.integers.double().numpy() * scales
+        rows, columns = matrix.rows.double().numpy(), matrix.columns.double().numpy()
+        values[name] = matrix.integers.double().numpy() * np.outer(rows, columns)
     return values
 
 
@@ -523,7 +525,7 @@ def test_from_takes_trained_and_adapted_weights_over(
 ) -> None:
     before = content(mini_run.path)
     out = tmp_path / "run"
-    coarse = ["--pack.matrix-clip", "25", "--score.stride", "32", "--pack.fill-budget", "False"]
+    coarse = ["--pack.matrix-step", "0.9", "--score.stride", "32", "--pack.fill-budget", "False"]
     result = run_tiny(cli, *options, *coarse, "--from", mini_run.path, "--out", out)
     for stage in ("prepare", "train", "adapt"):
         assert f"{stage}: finished before" in result.stdout
@@ -532,7 +534,7 @@ def test_from_takes_trained_and_adapted_weights_over(
     for stage in ("ema", "adapted"):
         assert ours["stages"][stage] == theirs["stages"][stage]
     assert ours["seconds"]["train: steps"] == theirs["seconds"]["train: steps"]
-    assert ours["bytes"]["model"] < theirs["bytes"]["model"]  # a larger clip is coarser
+    assert ours["bytes"]["model"] < theirs["bytes"]["model"]  # larger steps
     assert ours["stages"]["quantized"]["bpb"] != theirs["stages"]["quantized"]["bpb"]
     assert content(mini_run.path) == before
     # The new run stands on its own.
@@ -593,7 +595,6 @@ def test_budget_too_small(
     assert "budget_bytes = 1,000 cannot be met" in message
     (nearest,) = re.findall(r"nearest size possible is ([\d,]+) bytes", message)
     nearest = nearest.replace(",", "")
-    assert "(clip 60.00)" in message
     assert f"--from {out} --pack.budget-bytes" in message
     assert not (out / "results.json").exists()
     for name in ("ema", "adapted"):
@@ -613,7 +614,7 @@ def test_budget_too_small(
 def test_the_budget_is_filled(
     cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path, budget: int
 ) -> None:
-    """Within 2,000 bytes, by three solves at most, wherever the first clip landed."""
+    """Within 2,000 bytes, by three solves at most, wherever the first landed."""
     out = tmp_path / "run"
     changes = ["--pack.budget-bytes", str(budget), "--from", mini_run.path, "--out", out]
     run_tiny(cli, *options, *changes)
@@ -625,13 +626,37 @@ def test_the_budget_is_filled(
     assert sum(event["event"] == "packed" for event in events(out)) <= 3
 
 
+@pytest.mark.parametrize("split", ["measured", "uniform"])
 def test_a_budget_that_is_not_to_be_filled(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path, split: str
+) -> None:
+    """What the steps given take is taken, by other matrices if that is better."""
+    out = tmp_path / "run"
+    changes = ["--pack.fill-budget", "False", "--pack.split", split, "--from", mini_run.path]
+    run_tiny(cli, *options, *changes, "--out", out)
+    solves = [event for event in events(out) if event["event"] == "packed"]
+    given = {name: 0.1575 if name == "embedding" else 0.4145 for name in solves[0]["steps"]}
+    assert solves[0]["steps"] == given
+    reports = json.loads((out / "quantization.json").read_text())
+    size = read_results(out)["bytes"]["model"]
+    if split == "uniform":
+        assert len(solves) == 1
+        assert {name: report["step"] for name, report in reports.items()} == given
+        assert size == solves[0]["model_bytes"]
+    else:
+        assert len(solves) > 1
+        assert solves[0]["model_bytes"] - 2_000 < size <= solves[0]["model_bytes"]
+
+
+def test_a_budget_too_large_to_fill(
     cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    run_tiny(cli, *options, "--pack.fill-budget", "False", "--from", mini_run.path, "--out", out)
-    assert read_results(out)["clip"] == {"matrix": 12.85, "embedding": 11.0}
-    assert sum(event["event"] == "packed" for event in events(out)) == 1
+    changes = ["--pack.budget-bytes", "200000", "--from", mini_run.path, "--out", out]
+    result = run_tiny(cli, *options, *changes)
+    assert "the budget cannot be filled: all steps are at their finest" in result.stdout
+    reports = json.loads((out / "quantization.json").read_text())
+    assert {report["step"] for report in reports.values()} == {0.02}
 
 
 def test_out_is_not_empty(cli: Cli, options: list[str], tmp_path: Path) -> None:

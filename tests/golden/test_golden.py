@@ -17,7 +17,8 @@ import torch
 
 from paramgolf.compress import artifact
 from paramgolf.compress.artifact import Artifact, Quantized
-from paramgolf.compress.clip import largest_integer, scales_from_exponents
+from paramgolf.compress.hessian import input_of
+from paramgolf.compress.scales import scales_from_exponents
 from paramgolf.config import ModelConfig
 from paramgolf.data.provenance import sampled_shingles, shingles
 from paramgolf.data.shards import open_shard, read_stream, write_shard
@@ -26,7 +27,7 @@ from paramgolf.model.order import layer_order
 from tests.helpers import random_model, random_tokens, small_config
 
 HERE = Path(__file__).parent
-ARTIFACT_FILE = HERE / "artifact_v2.bin"
+ARTIFACT_FILE = HERE / "artifact_v3.bin"
 SHARD_FILE = HERE / "shard_v1.bin"
 
 # The artifact.
@@ -48,39 +49,40 @@ MODEL = ModelConfig(
     loop_visits=2,
     parallel_from=3,
 )
-MATRIX_BITS, EMBEDDING_BITS = 5, 7
-HEADER_SHA256 = "d411957359294bf0dec7e6387ec50a297a61558ffe6973c32e19e8cb404ab6f6"
+HEADER_SHA256 = "a95bdab2e0775830a8d4f0db10b41ad4ca644d1740792d9a8f15065ebc4651ac"
 SECTION_SHA256 = {
-    "embedding": "c1d98f9664748ab55a5a73769155cb454ba23fef92e01fcfd38aa2dd0d70183f",
-    "query": "33da6c381dda93286d389c308876927740552a4d8e0e14b5b62dc2ccfee74139",
-    "key": "61d319b01029ffc2cf32b7183c4282c6ade196b3b092d41d23fb1739b102c2fe",
-    "value": "ccd1917e76e8e2e3dedfcef896f0d9bcff422be0ac6617656155779d2c389a9e",
-    "output": "f6d7e72a858ad49a9371ef253147be8964d138eeafef5a5f58e274d3b212c39a",
-    "up": "a439bc6fefd135ea089c07a9bc353d5b1d41ac101d5917e7e6e08c7e3bc65b88",
-    "down": "2e8ce8e06103c77826e5a5b207b92cab0782f9c76d44a77fe86eadc5019f54e6",
-    "scales": "cbd62d3cecbf77f2a041427c23c705124e2f42db4c22cde92dbe3a817dcc98e8",
-    "vectors": "32f10f5d3f57f1723f2fee861b8b19b36f0e4d90cc51c7615a6671c38d847e06",
+    "embedding": "aa7f021730e45761143b6757250274c9098cc0180edca2755051974b75bbb825",
+    "query": "9848c410935255725294e765d422ad2502c3e62c211682e3d4c929cf538c0cc9",
+    "key": "0625f0b7ea188eb777200acfc2a887558769d5832da32193a678827e85973e40",
+    "value": "ce73d38113d4a2dc8c9f100baa6dc8565c2c2e39d3449ba36776fa9d24a879cb",
+    "output": "a527644e6c883539465f15003b0821b563b8ffc023107679020832d6f0b3a567",
+    "up": "83866f78fe8cf22f31e92bdfc6ac89b8902276a2593ebefea0e9ffca46dff3ac",
+    "down": "96d1900604bac12c4306d0c64036746107cd245e22e1dfff184e7e387661b88f",
+    "rows": "0edbb480e61b19ae637b9c8af73b836155050ef65932fa936bb2c28f7a58f8c8",
+    "columns": "2d2e2ed3aa86774df97b6214618cb81375bca8da7596540612a713bd42ca02cb",
+    "vectors": "368447627da4a5e9ac49003d07698e7daf233fe4e40e7a5739056fd7c47051a0",
 }
 
 
 def fixed_artifact() -> Artifact:
     """Every tensor from one generator, in the order of the names."""
     generator = np.random.Generator(np.random.PCG64(20_240_520))
-    matrices, vectors = {}, {}
+    matrices, vectors, columns = {}, {}, {}
     matrix_shapes, vector_shapes = artifact.layout(MODEL)
     for name, shape in sorted(matrix_shapes.items()):
-        most = largest_integer(EMBEDDING_BITS if name == "embedding" else MATRIX_BITS)
+        most = 127 if name == "embedding" else 15
         integers = generator.integers(-most, most, size=tuple(shape), endpoint=True, dtype=np.int8)
-        exponents = generator.integers(-104, -24, size=shape[0])
-        scales = scales_from_exponents(torch.from_numpy(exponents))
-        matrices[name] = Quantized(torch.from_numpy(integers), scales)
+        rows, drawn = (
+            scales_from_exponents(torch.from_numpy(generator.integers(low, low + 80, size=size)))
+            for low, size in ((-104, shape[0]), (-40, shape[1]))
+        )
+        shared = columns.setdefault(input_of(name), drawn)
+        matrices[name] = Quantized(torch.from_numpy(integers), rows, shared)
     for name, shape in sorted(vector_shapes.items()):
         values = generator.integers(-(2**7), 2**7, size=tuple(shape)) / 2**6
         vectors[name] = torch.from_numpy(values).bfloat16()
     return Artifact(
         model=MODEL,
-        matrix_bits=MATRIX_BITS,
-        embedding_bits=EMBEDDING_BITS,
         tokenizer_sha256="ab" * 32,
         provenance_sha256="cd" * 32,
         stride=8,
@@ -92,7 +94,7 @@ def fixed_artifact() -> Artifact:
 def header_and_sections(content: bytes) -> tuple[dict[str, object], dict[str, bytes]]:
     """Take an artifact apart as docs/format.md says, without the package."""
     magic, version, header_bytes, digest = struct.unpack_from("<8sII32s", content)
-    assert (magic, version) == (b"PARAGOLF", 2)
+    assert (magic, version) == (b"PARAGOLF", 3)
     assert hashlib.sha256(content[48:]).digest() == digest
     header = json.loads(content[80 : 80 + header_bytes])
     sections = {}
@@ -126,15 +128,16 @@ def test_the_file_of_then_is_pinned() -> None:
     check_pinned(ARTIFACT_FILE.read_bytes())
 
 
-def test_a_file_of_version_1_is_refused_by_its_number() -> None:
-    with pytest.raises(artifact.ArtifactError, match="version 1; this program reads version 2"):
-        artifact.decode((HERE / "artifact_v1.bin").read_bytes())
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_old_version_is_refused_by_its_number(version: int) -> None:
+    wanted = f"version {version}; this program reads version 3"
+    with pytest.raises(artifact.ArtifactError, match=wanted):
+        artifact.decode((HERE / f"artifact_v{version}.bin").read_bytes())
 
 
 def test_the_file_of_then_decodes_to_the_same_tensors() -> None:
     decoded, expected = artifact.decode(ARTIFACT_FILE.read_bytes()), fixed_artifact()
     assert decoded.model == MODEL
-    assert (decoded.matrix_bits, decoded.embedding_bits) == (MATRIX_BITS, EMBEDDING_BITS)
     assert decoded.tokenizer_sha256 == "ab" * 32
     assert decoded.provenance_sha256 == "cd" * 32
     assert decoded.stride == 8
@@ -142,9 +145,10 @@ def test_the_file_of_then_decodes_to_the_same_tensors() -> None:
     assert list(decoded.vectors) == list(expected.vectors)
     for name, matrix in expected.matrices.items():
         assert torch.equal(decoded.matrices[name].integers, matrix.integers), name
-        assert torch.equal(decoded.matrices[name].scales, matrix.scales), name
+        assert torch.equal(decoded.matrices[name].rows, matrix.rows), name
+        assert torch.equal(decoded.matrices[name].columns, matrix.columns), name
         assert decoded.matrices[name].integers.dtype == torch.int8
-        assert decoded.matrices[name].scales.dtype == torch.float16
+        assert decoded.matrices[name].rows.dtype == torch.float16
     for name, vector in expected.vectors.items():
         assert torch.equal(decoded.vectors[name], vector), name
         assert decoded.vectors[name].dtype == torch.bfloat16
@@ -153,14 +157,14 @@ def test_the_file_of_then_decodes_to_the_same_tensors() -> None:
 # Losses.
 
 ARTIFACT_NATS = [
-    25.316607584870233,
-    22.11089930111222,
-    21.203686800485425,
-    24.806909782733655,
-    21.200725391179766,
-    21.527308038231258,
-    25.5711207644788,
-    22.6119420361434,
+    38.93153781808911,
+    30.28176891999869,
+    31.733004280966867,
+    26.39499470377931,
+    30.998828545807978,
+    31.169807299932643,
+    30.22548018083559,
+    31.572523163566345,
 ]
 NATS = {
     True: [

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paramgolf.compress import matrices
-from paramgolf.compress.clip import scale_exponents, scales_from_exponents
 from paramgolf.compress.entropy import (
     NOTHING,
     Decoder,
@@ -23,6 +22,7 @@ from paramgolf.compress.entropy import (
     code_in_contexts,
 )
 from paramgolf.compress.matrices import code_matrices
+from paramgolf.compress.scales import scale_exponents, scales_from_exponents
 
 Matrix = NDArray[np.int8]
 

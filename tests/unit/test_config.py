@@ -148,11 +148,11 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("adapt.chunk_tokens", 0, "greater than 0"),
     ("adapt.frozen_blocks", -1, "0 or more"),
     ("adapt.grad_clip", 0.0, "greater than 0"),
-    ("pack.matrix_bits", 1, "between 2 and 8"),
-    ("pack.matrix_bits", 9, "between 2 and 8"),
-    ("pack.embedding_bits", 0, "between 2 and 8"),
-    ("pack.matrix_clip", 0.0, "greater than 0"),
-    ("pack.embedding_clip", -1.0, "greater than 0"),
+    ("pack.split", "columns", "one of measured, uniform"),
+    ("pack.matrix_step", 0.019, "between 0.02 and 2"),
+    ("pack.matrix_step", 2.1, "between 0.02 and 2"),
+    ("pack.embedding_step", 0.0, "between 0.02 and 2"),
+    ("pack.embedding_step", float("nan"), "between 0.02 and 2"),
     ("pack.calibration_batches", 0, "greater than 0"),
     ("pack.damping", 0.0, "greater than 0"),
     ("pack.budget_bytes", 0, "greater than 0"),
@@ -250,7 +250,7 @@ def test_the_limits_themselves_are_possible() -> None:
     values["model"] |= {"vocab_size": 257, "parallel_from": 6, "rotary_dims": 32}
     values["train"] |= {"reserve_seconds": 0.0, "warmdown_share": 1.0, "momentum": 0.0}
     values["adapt"] |= {"final_lr": values["adapt"]["lr"], "frozen_blocks": 5}
-    values["pack"] |= {"matrix_bits": 2, "embedding_bits": 8}
+    values["pack"] |= {"matrix_step": 2, "embedding_step": 0.02}
     values["score"] |= {"stride": 256}
     values["data"] |= {"val_share": 0.0, "adapt_share": 0.0}
     assert to_json(from_json(RunConfig, values)) == values

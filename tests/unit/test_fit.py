@@ -1,70 +1,127 @@
-"""Clips that fill a budget, for coders that behave as expected, nearly so, or not at all."""
+"""Steps that fill a budget, for coders that behave as expected, nearly so, or not at all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.compress.fit import (
-    LARGEST_CLIP,
-    MOST_SOLVES,
-    SMALLEST_CLIP,
-    Solve,
-    fills,
-    next_clip,
-)
+from paramgolf.compress import fit
+from paramgolf.compress.fit import LARGEST_STEP, SMALLEST_STEP, RateModel
+
+ROWS, COLUMNS = 2_500, 1_200
+NAMES = [f"matrix {i}" for i in range(12)]
+SIZES = dict.fromkeys(NAMES, ROWS * COLUMNS)
+LIMIT = 15_960_000
 
 
-def search(size_of: Callable[[float], int], limit: int, weights: int, start: float) -> list[Solve]:
-    """All solves until the limit is filled or three were made."""
-    tried = [Solve(start, size_of(start))]
-    while not fills(tried[-1].size, limit) and len(tried) < MOST_SOLVES:
-        clip = next_clip(tried, limit, weights)
-        tried.append(Solve(clip, size_of(clip)))
-    return tried
+def true_bytes(spreads: dict[str, torch.Tensor], steps: dict[str, float], bend: float) -> float:
+    """Entropy of rounded Laplace variables (heavier tails than the model assumes), summed up."""
+    total = 0.0
+    for name, spread in spreads.items():
+        ratio = steps[name] / spread * math.sqrt(2)  # over the Laplace scale
+        zero = 1 - (-ratio / 2).exp()
+        q = (-ratio).exp()
+        first = (-ratio / 2).exp() * (1 - q) / 2  # of +1 and of -1
+        rest = 1 - zero
+        bits = -zero * zero.log2() - rest * (first.log2() + q / (1 - q) * q.log2())
+        total += ROWS * float(bits.sum())
+    return total / 8 * (1 + bend * math.log(steps[NAMES[0]]))
 
 
-@settings(max_examples=300)
-@given(
-    st.floats(8, 30),
-    st.floats(8, 30),
-    st.floats(0.96, 1.04),
-    st.floats(-0.04, 0.04),
-    st.integers(0, 10_000),
-)
+def spreads_of(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.exp(0.4 * torch.randn(COLUMNS, generator=generator, dtype=torch.float64))
+        for name in NAMES
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.3, 0.55), st.floats(-0.003, 0.003), st.booleans())
 def test_three_solves_fill_a_16_mb_budget(
-    start: float, solution: float, rate: float, bend: float, noise: int
+    seed: int, start: float, bend: float, rebalanced: bool
 ) -> None:
-    """The rate is 4 % off the theory and bends; every size is a hundred bytes off."""
-    weights = 36_000_000
-    slope = rate * weights / (8 * math.log(2))
-
-    def size_of(clip: float) -> int:
-        x = math.log(clip / solution)
-        wobble = 100 * math.sin(noise + 1e4 * clip)
-        return round(15_960_000 - slope * (x + bend * x * x) + wobble)
-
-    tried = search(size_of, 15_960_000, weights, start)
-    if abs(math.log(start / solution)) < 0.25:
-        assert fills(tried[-1].size, 15_960_000), tried
-
-
-@pytest.mark.parametrize(("limit", "clip"), [(10**9, SMALLEST_CLIP), (-5, LARGEST_CLIP)])
-def test_clips_stay_in_their_range(limit: int, clip: float) -> None:
-    assert next_clip([Solve(12.85, 1_000_000)], limit, 2_000_000) == clip
+    """From far off, under another distribution and a coder whose rate drifts."""
+    spreads = spreads_of(seed)
+    steps = proportion = dict.fromkeys(NAMES, start)
+    if rebalanced:
+        proportion = {name: start * 1.15 ** (i - 6) for i, name in enumerate(NAMES)}
+    sizes = [round(true_bytes(spreads, steps, bend))]
+    rate = RateModel(spreads, SIZES)
+    for _ in range(fit.MOST_SOLVES - 1):
+        rate.learn(steps, sizes[-1])
+        assert rate.of(steps) == pytest.approx(sizes[-1], rel=1e-12)
+        steps = fit.fill(proportion, rate.of, LIMIT - fit.AIM_BYTES)
+        sizes.append(round(true_bytes(spreads, steps, bend)))
+        if fit.fills(sizes[-1], LIMIT):
+            break
+    assert fit.fills(sizes[-1], LIMIT), sizes
 
 
-def test_a_size_that_does_not_move_is_no_division_by_zero() -> None:
-    tried = [Solve(12.0, 1000), Solve(13.0, 1000)]
-    assert 13.0 < next_clip(tried, 900, 1000) <= LARGEST_CLIP
+def test_balanced_steps_cause_the_same_divergence_a_weight() -> None:
+    steps = {"a": 0.4, "b": 0.4, "c": 0.1}
+    sizes = {"a": 1000, "b": 4000, "c": 500}
+    measured = {"a": 0.02, "b": 0.01, "c": 0.003}
+    found = fit.balanced(steps, measured, sizes)
+    expected = {n: measured[n] * (found[n] / steps[n]) ** 2 / sizes[n] for n in sizes}
+    assert max(expected.values()) == pytest.approx(min(expected.values()), rel=1e-9)
+    assert sum(measured.values()) / 5500 == pytest.approx(expected["a"], rel=1e-9)
+
+
+def test_no_step_changes_beyond_reason() -> None:
+    """A matrix whose divergence is lost in rounding is not given up."""
+    steps, sizes = {"a": 0.4, "b": 0.4}, {"a": 1000, "b": 1000}
+    found = fit.balanced(steps, {"a": -1e-9, "b": 1.0}, sizes)
+    assert found["a"] == pytest.approx(8 * 0.4)
+    assert found["b"] == pytest.approx(0.4 / math.sqrt(2))
+
+
+@pytest.mark.parametrize(("limit", "step"), [(10**12, SMALLEST_STEP), (-5, LARGEST_STEP)])
+def test_steps_stay_in_their_range(limit: int, step: float) -> None:
+    spreads = spreads_of(0)
+    steps = {name: 0.3 + 0.1 * i for i, name in enumerate(NAMES)}
+    rate = RateModel(spreads, SIZES)
+    rate.learn(steps, 16_000_000)
+    assert set(fit.fill(steps, rate.of, limit).values()) == {step}
+
+
+def test_steps_at_a_limit_leave_the_rest_to_the_others() -> None:
+    spreads = spreads_of(0)
+    steps = dict.fromkeys(NAMES, 0.4) | {NAMES[0]: 2.0}
+    rate = RateModel(spreads, SIZES)
+    rate.learn(steps, 16_000_000)
+    found = fit.fill(steps, rate.of, 12_000_000)
+    assert found[NAMES[0]] == LARGEST_STEP
+    assert 0.4 < found[NAMES[1]] < LARGEST_STEP
+    assert rate.of(found) == pytest.approx(12_000_000, rel=1e-6)
+    assert rate.of(found) <= 12_000_000
+
+
+def test_sizes_that_do_not_move_as_foretold_are_no_division_by_zero() -> None:
+    rate = RateModel(spreads_of(0), SIZES)
+    steps = dict.fromkeys(NAMES, 0.4)
+    for size in (1000, 1000, 900):
+        rate.learn(steps, size)
+        assert rate.of(steps) == pytest.approx(size)
+        assert rate.of(fit.scaled(steps, 0.5)) > size
+    rate.learn(fit.scaled(steps, 0.5), 800)  # finer, but smaller
+    assert rate.of(fit.scaled(steps, 0.25)) > 800
+
+
+def test_a_matrix_of_zeros_takes_nothing() -> None:
+    spreads = {name: torch.zeros(COLUMNS, dtype=torch.float64) for name in NAMES}
+    spreads[NAMES[0]] += 1
+    rate = RateModel(spreads, SIZES)
+    rate.learn(dict.fromkeys(NAMES, 0.4), 1000)
+    assert rate.of(dict.fromkeys(NAMES, 0.2)) > 1000
 
 
 def test_fills_means_under_and_near() -> None:
-    assert fills(1000, 1000)
-    assert fills(1000, 1899)
-    assert not fills(1001, 1000)
-    assert not fills(1000, 1900)
+    assert fit.fills(1000, 1000)
+    assert fit.fills(1000, 2699)
+    assert not fit.fills(1001, 1000)
+    assert not fit.fills(1000, 2700)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from paramgolf.compress.hessian import input_of
-from paramgolf.config import PackConfig, RunConfig
+from paramgolf.compress.quantize import Quantizer
+from paramgolf.config import RunConfig
 from paramgolf.distributed import Ranks, wait
 from paramgolf.model.order import layer_order
 from paramgolf.optim.exchange import GradientExchange
@@ -20,7 +21,6 @@ from paramgolf.optim.trainer import Trainer
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.bits_per_byte import window_losses
 from paramgolf.scoring.windows import plain_windows, sliding_windows
-from paramgolf.stages.pack import quantize
 from tests.helpers import random_model, random_tokens, small_config, small_run_config
 from tests.processes import on_ranks
 
@@ -199,7 +199,7 @@ def test_a_parameter_without_gradient_is_an_error() -> None:
 # Quantization
 
 
-def integers(ranks: Ranks, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
+def integers(ranks: Ranks, names: list[str]) -> dict[str, tuple[Tensor, ...]]:
     model = random_model(small_config(), seed=3, dtype=torch.float32)
     generator = torch.Generator().manual_seed(4)
     weights = dict(model.named_parameters())
@@ -208,10 +208,11 @@ def integers(ranks: Ranks, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]
     for name, matrix in matrices.items():
         x = torch.randn(200, matrix.size(1), generator=generator) + 1
         hessians[input_of(name)] = x.T @ x
-    quantized, dampings = quantize(matrices, hessians, PackConfig(), ranks)
-    assert list(quantized) == (names if ranks.main else [])
-    assert dampings.keys() == quantized.keys()
-    return {name: (matrix.integers, matrix.scales) for name, matrix in quantized.items()}
+    quantizer = Quantizer(matrices, hessians, 0.01, split_columns=True, ranks=ranks)
+    steps = {name: 0.3 + 0.01 * i for i, name in enumerate(names)}
+    quantized = quantizer.solve(steps)
+    assert quantized.keys() == quantizer.dampings.keys() == quantizer.spreads.keys()
+    return {n: (matrix.integers, matrix.rows, matrix.columns) for n, matrix in quantized.items()}
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -219,8 +220,10 @@ def test_gptq_gives_the_same_integers(size: int) -> None:
     names = [f"blocks.{layer}.{name}" for layer in range(4) for name in ("query", "up", "down")]
     names.append("embedding")
     (expected,) = on_ranks(1, integers, names)
-    got, *others = on_ranks(size, integers, names)
-    assert others == [{}] * (size - 1)
+    shares = on_ranks(size, integers, names)
+    assert all(shares)
+    assert sorted(name for share in shares for name in share) == sorted(names)
+    got = {name: tensors for share in shares for name, tensors in share.items()}
     for name in names:
         for tensor, wanted in zip(got[name], expected[name], strict=True):
             assert torch.equal(tensor, wanted), name

@@ -7,7 +7,7 @@ Layout (integers little-endian; see docs/format.md):
     4 bytes   uint32 length of the header
     32 bytes  SHA-256 of all that follows
     32 bytes  SHA-256 of the decoded tensors
-    header    JSON: model shape, bits, hashes of tokenizer and provenance, lengths of sections
+    header    JSON: model shape, hashes of tokenizer and provenance, lengths of sections
     sections  one a matrix role, then all scales, then all vectors, each a range-coded stream
 """
 
@@ -27,20 +27,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramgolf.compress.clip import largest_integer, scale_exponents, scales_from_exponents
 from paramgolf.compress.entropy import NOTHING, Decoder, Encoder, ScaleModel, VectorModel
+from paramgolf.compress.hessian import input_of
 from paramgolf.compress.matrices import code_matrices
+from paramgolf.compress.scales import LARGEST_INTEGER, scale_exponents, scales_from_exponents
 from paramgolf.config import ModelConfig, from_json
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT, MATRIX_NAMES
 from paramgolf.model.order import num_skips
 
 MAGIC = b"PARAGOLF"
-VERSION = 2
+VERSION = 3
 _HEADER_KEYS = {
     "model",
-    "matrix_bits",
-    "embedding_bits",
     "tokenizer_sha256",
     "provenance_sha256",
     "stride",
@@ -58,16 +57,23 @@ class ArtifactError(UserError):
 
 @dataclass(frozen=True)
 class Quantized:
-    """One matrix as integers and row scales."""
+    """One matrix as integers and scales."""
 
     integers: Tensor
     """(R, C) int8."""
-    scales: Tensor
-    """(R,) float16, powers of 2^(1/8)."""
+    rows: Tensor
+    """Scales of the rows, (R,) float16, powers of 2^(1/8)."""
+    columns: Tensor
+    """Scales of the columns, (C,) float16, powers of 2^(1/8); the same in all matrices that
+    multiply the same input."""
+
+    def scales(self) -> Tensor:
+        """Of every weight, (R, C) float32."""
+        return self.rows.float()[:, None] * self.columns.float()
 
     def dequantize(self) -> Tensor:
         """The matrix, (R, C) float32."""
-        return self.integers.float() * self.scales.float()[:, None]
+        return self.integers.float() * self.scales()
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,6 @@ class Artifact:
     """Everything the file holds, decoded."""
 
     model: ModelConfig
-    matrix_bits: int
-    embedding_bits: int
     tokenizer_sha256: str
     provenance_sha256: str
     stride: int
@@ -116,13 +120,15 @@ def encode(
         progress: called with the numbers coded and all.
 
     Raises:
-        ValueError: for a scale that is no power of 2^(1/8) or a vector that is not bfloat16.
+        ValueError: for a scale that is no power of 2^(1/8), scales of columns that differ between
+            matrices of one input, an integer of -128, or a vector that is not bfloat16.
     """
-    sections = _sections(artifact.model, artifact.matrix_bits, artifact.embedding_bits)
+    sections, tensors = _sections(artifact.model), _tensors(artifact)
     total, done = sum(section.numbers for section in sections.values()), 0
     with ThreadPoolExecutor() as pool:  # constriction releases the interpreter lock
         coding = {
-            pool.submit(_encoded, section, artifact): section for section in sections.values()
+            pool.submit(_encoded, section, tensors[name]): section
+            for name, section in sections.items()
         }
         for finished in as_completed(coding):
             done += coding[finished].numbers
@@ -131,8 +137,6 @@ def encode(
     stored = {name: future.result() for name, future in zip(sections, coding, strict=True)}
     header = {
         "model": asdict(artifact.model),
-        "matrix_bits": artifact.matrix_bits,
-        "embedding_bits": artifact.embedding_bits,
         "tokenizer_sha256": artifact.tokenizer_sha256,
         "provenance_sha256": artifact.provenance_sha256,
         "stride": artifact.stride,
@@ -151,7 +155,8 @@ def _digest(artifact: Artifact) -> bytes:
     digest = hashlib.sha256()
     for matrix in artifact.matrices.values():
         digest.update(matrix.integers.cpu().contiguous().numpy().tobytes())
-        digest.update(matrix.scales.cpu().contiguous().numpy().astype("<f2").tobytes())
+        for scales in (matrix.rows, matrix.columns):
+            digest.update(scales.cpu().contiguous().numpy().astype("<f2").tobytes())
     for vector in artifact.vectors.values():
         bits = vector.cpu().contiguous().view(torch.int16).numpy()
         digest.update(bits.astype("<i2").tobytes())
@@ -164,52 +169,64 @@ class _Section:
 
     kind: Literal["integers", "scales", "vectors"]
     shapes: dict[str, torch.Size]
-    most: int = 0
-    """The largest integer."""
 
     @property
     def numbers(self) -> int:
         return sum(shape.numel() for shape in self.shapes.values())
 
 
-def _sections(config: ModelConfig, matrix_bits: int, embedding_bits: int) -> dict[str, _Section]:
-    """All sections in their order: integers by role, then scales, then vectors."""
+def _sections(config: ModelConfig) -> dict[str, _Section]:
+    """All sections in their order: integers by role, scales of rows and columns, vectors."""
     matrices, vectors = layout(config)
     by_role: dict[str, dict[str, torch.Size]] = {}
+    columns: dict[str, torch.Size] = {}
     for name, shape in matrices.items():
         by_role.setdefault(role(name), {})[name] = shape
-    sections = {}
-    for name, shapes in by_role.items():
-        bits = embedding_bits if name == "embedding" else matrix_bits
-        sections[name] = _Section("integers", shapes, largest_integer(bits))
-    sections["scales"] = _Section("scales", {n: shape[:1] for n, shape in matrices.items()})
+        columns.setdefault(input_of(name), shape[1:])
+    sections = {name: _Section("integers", shapes) for name, shapes in by_role.items()}
+    sections["rows"] = _Section("scales", {n: shape[:1] for n, shape in matrices.items()})
+    sections["columns"] = _Section("scales", columns)
     sections["vectors"] = _Section("vectors", vectors)
     return sections
 
 
-def _encoded(section: _Section, artifact: Artifact) -> bytes:
+def _encoded(section: _Section, tensors: dict[str, Tensor]) -> bytes:
     encoder = Encoder()
+    parts = [tensors[name].cpu().contiguous() for name in section.shapes]
     if section.kind == "integers":
-        known = [artifact.matrices[name].integers.cpu().numpy() for name in section.shapes]
-        for name, matrix in zip(section.shapes, known, strict=True):
-            extremes = int(matrix.min()), int(matrix.max())
-            if max(-extremes[0], extremes[1]) > section.most:
-                raise ValueError(f"integers of {name} reach {extremes}, over {section.most}")
-        code_matrices(encoder, _rows_columns(section), section.most, known)
+        if min(int(part.min()) for part in parts) < -LARGEST_INTEGER:
+            raise ValueError(f"an integer is below {-LARGEST_INTEGER}")
+        known = [part.numpy() for part in parts]
+        code_matrices(encoder, _rows_columns(section), LARGEST_INTEGER, known)
     elif section.kind == "scales":
         model = ScaleModel()
-        for name in section.shapes:
-            exponents = scale_exponents(artifact.matrices[name].scales.cpu())
-            model.code(encoder, len(exponents), exponents.numpy())
+        for scales in parts:
+            model.code(encoder, len(scales), scale_exponents(scales).numpy())
     else:
         model = VectorModel()
-        for name in section.shapes:
-            vector = artifact.vectors[name]
+        for name, vector in zip(section.shapes, parts, strict=True):
             if vector.dtype is not torch.bfloat16:
                 raise ValueError(f"{name} is {vector.dtype}, not bfloat16")
-            patterns = vector.cpu().contiguous().view(torch.int16).numpy().ravel()
+            patterns = vector.view(torch.int16).numpy().ravel()
             model.code(encoder, len(patterns), patterns.astype(np.int32) & 0xFFFF)
     return encoder.content()
+
+
+def _tensors(artifact: Artifact) -> dict[str, dict[str, Tensor]]:
+    """What each section holds.
+
+    Raises:
+        ValueError: if matrices of one input have other scales of columns.
+    """
+    matrices = artifact.matrices
+    columns: dict[str, Tensor] = {}
+    for name, matrix in matrices.items():
+        if not torch.equal(columns.setdefault(input_of(name), matrix.columns), matrix.columns):
+            raise ValueError(f"the columns of {name} have other scales than those of its input")
+    integers = {name: matrix.integers for name, matrix in matrices.items()}
+    rows = {name: matrix.rows for name, matrix in matrices.items()}
+    known = {"rows": rows, "columns": columns, "vectors": artifact.vectors}
+    return {name: known.get(name, integers) for name in _sections(artifact.model)}
 
 
 def _decoded(section: _Section, content: bytes) -> dict[str, Tensor]:
@@ -220,7 +237,7 @@ def _decoded(section: _Section, content: bytes) -> dict[str, Tensor]:
     """
     decoder = Decoder(content)
     if section.kind == "integers":
-        matrices = code_matrices(decoder, _rows_columns(section), section.most)
+        matrices = code_matrices(decoder, _rows_columns(section), LARGEST_INTEGER)
         tensors = {n: torch.from_numpy(m) for n, m in zip(section.shapes, matrices, strict=True)}
     elif section.kind == "scales":
         model = ScaleModel()
@@ -297,12 +314,9 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
     config = from_json(ModelConfig, header["model"], "model.")
     if _num_parameters(config) > _MOST_PARAMETERS:
         raise ValueError("the header describes a model of more than 2^28 parameters")
-    bits = {"matrix_bits": header["matrix_bits"], "embedding_bits": header["embedding_bits"]}
-    if any(type(value) is not int or not 2 <= value <= 8 for value in bits.values()):
-        raise ValueError(f"bits out of range: {bits}")
     if type(header["stride"]) is not int or not 0 < header["stride"] <= config.seq_len:
         raise ValueError(f"stride out of range: {header['stride']!r}")
-    sections = _sections(config, bits["matrix_bits"], bits["embedding_bits"])
+    sections = _sections(config)
     lengths = header["sections"]
     if list(lengths) != list(sections):
         raise ValueError(f"sections {list(lengths)} instead of {list(sections)}")
@@ -317,16 +331,14 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
             for (name, section), end in zip(sections.items(), ends, strict=True)
         ]
     tensors = {name: future.result() for name, future in zip(sections, coding, strict=True)}
-    scales, vectors = tensors.pop("scales"), tensors.pop("vectors")
-    for name, tensor in (scales | vectors).items():
+    rows, columns, vectors = (tensors.pop(name) for name in ("rows", "columns", "vectors"))
+    for name, tensor in (rows | columns | vectors).items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} is not finite")
     integers = {name: tensor for section in tensors.values() for name, tensor in section.items()}
-    matrices = {name: Quantized(integers[name], scales[name]) for name in scales}
+    matrices = {n: Quantized(integers[n], rows[n], columns[input_of(n)]) for n in rows}
     return Artifact(
         config,
-        bits["matrix_bits"],
-        bits["embedding_bits"],
         header["tokenizer_sha256"],
         header["provenance_sha256"],
         header["stride"],

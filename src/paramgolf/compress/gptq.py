@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from paramgolf.compress.clip import largest_integer, round_to_integers
+from paramgolf.compress.scales import LARGEST_INTEGER, round_to_integers
 
 _BLOCK_COLUMNS = 128
 _DAMPING_GROWTH = 10.0
@@ -59,36 +59,48 @@ def factor_hessians(hessians_MCC: Tensor, damping: float) -> Factor:
     raise ValueError(f"a Hessian is not positive definite even with damping {tried.max():.3g}")
 
 
-def solve(matrices_MRC: Tensor, factor: Factor, scales_MR: Tensor, bits: int) -> Tensor:
+def pivots(factor: Factor) -> Tensor:
+    """Diagonal of the Cholesky factors, (M, C) float32, in the columns' original order."""
+    diagonal = factor.upper_MCC.diagonal(dim1=-2, dim2=-1)
+    return torch.empty_like(diagonal).scatter_(1, factor.order_MC, diagonal)
+
+
+def solve(
+    matrices_MRC: Tensor, factor: Factor, rows_MR: Tensor, columns_MC: Tensor | None = None
+) -> Tensor:
     """Quantize column by column, feeding each column's error forward to the later ones.
 
     Args:
         matrices_MRC: the weights, any float dtype.
         factor: from `factor_hessians`, for these matrices.
-        scales_MR: row scales, as stored (float16).
-        bits: of the integers.
+        rows_MR: scales of the rows, as stored (float16).
+        columns_MC: scales of the columns, as stored (float16); None: all are 1.
 
     Returns:
         (M, R, C) int8, in the columns' original order.
     """
     M, R, C = matrices_MRC.shape
     index = factor.order_MC[:, None, :].expand(M, R, C)
-    weights = matrices_MRC.float().gather(2, index)
-    scales = scales_MR.float()
+    weights, upper = matrices_MRC.float(), factor.upper_MCC
+    if columns_MC is not None:  # count in units of the columns, weights and inverse Hessian alike
+        weights = weights / columns_MC.float()[:, None, :]
+        upper = upper / columns_MC.float().gather(1, factor.order_MC)[:, None, :]
+    weights = weights.gather(2, index)
+    scales = rows_MR.float()
     integers = torch.empty_like(weights)
     for begin in range(0, C, _BLOCK_COLUMNS):
         end = min(begin + _BLOCK_COLUMNS, C)
         block = weights[:, :, begin:end].clone()
         errors = torch.empty_like(block)
-        upper_MNN = factor.upper_MCC[:, begin:end, begin:end]
+        upper_MNN = upper[:, begin:end, begin:end]
         for column in range(end - begin):
             values = block[:, :, column]
-            quantized = round_to_integers(values, scales, bits)
+            quantized = round_to_integers(values, scales)
             integers[:, :, begin + column] = quantized
             error = (values - quantized * scales) / upper_MNN[:, column, column, None]
             block[:, :, column:] -= error[:, :, None] * upper_MNN[:, None, column, column:]
             errors[:, :, column] = error
-        weights[:, :, end:] -= errors @ factor.upper_MCC[:, begin:end, end:]
+        weights[:, :, end:] -= errors @ upper[:, begin:end, end:]
     return torch.empty_like(integers).scatter_(2, index, integers).to(torch.int8)
 
 
@@ -108,25 +120,33 @@ class MatrixReport(NamedTuple):
 
 
 def report(
-    matrix_RC: Tensor, hessian_CC: Tensor, integers_RC: Tensor, scales_R: Tensor, bits: int,
-    damping: float,
-) -> MatrixReport:  # fmt: skip
-    """Measure the quantization of one matrix against its undamped Hessian, in float64."""
+    matrix_RC: Tensor, hessian_CC: Tensor, integers_RC: Tensor, scales_RC: Tensor, damping: float
+) -> MatrixReport:
+    """Measure the quantization of one matrix against its undamped Hessian, in float64.
+
+    Args:
+        matrix_RC: the weights.
+        hessian_CC: their Hessian.
+        integers_RC: what `solve` gave.
+        scales_RC: of every weight (row times column), float32, on the same device; shapes that
+            broadcast will do.
+        damping: what was added, to be passed on.
+    """
     weights, hessian = matrix_RC.double(), hessian_CC.double()
-    scales = scales_R.double()[:, None]
+    scales = scales_RC.double()
 
     def energy(difference: Tensor) -> float:
         return float(((difference @ hessian) * difference).sum())
 
-    nearest = round_to_integers(matrix_RC.float(), scales_R.float()[:, None], bits).double()
+    nearest = round_to_integers(matrix_RC.float(), scales_RC.float()).double()
     whole = max(energy(weights), torch.finfo(torch.float64).tiny)
-    most = largest_integer(bits)
-    counts = torch.bincount(integers_RC.flatten().long() + most, minlength=2 * most + 1)
+    shifted = integers_RC.flatten().long() + LARGEST_INTEGER
+    counts = torch.bincount(shifted, minlength=2 * LARGEST_INTEGER + 1)
     shares = counts[counts > 0].double() / counts.sum()
     return MatrixReport(
         gptq_error=energy(weights - integers_RC.double() * scales) / whole,
         nearest_error=energy(weights - nearest * scales) / whole,
-        clipped_share=float((integers_RC.abs() == most).double().mean()),
+        clipped_share=float((integers_RC.abs() == LARGEST_INTEGER).double().mean()),
         entropy_bits=float(-(shares * shares.log2()).sum()),
         damping=damping,
     )

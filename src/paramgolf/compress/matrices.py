@@ -34,8 +34,8 @@ _LEVELS = np.arange(_NUM_LEVELS)
 _SPREAD_OF_LEVEL = np.rint(256 * 2.0 ** (-_LEVELS / 16)) / 256
 _WEIGHT_OF_LEVEL = np.rint(256 * np.sqrt(1 - 4.0 ** (-_LEVELS / 16))).astype(np.int32)
 # Boundaries between spreads, relative to the mean; rounded, since powers differ between machines.
-_BOUNDARIES = np.rint(4096 * _SPREAD_RATIO ** (np.arange(1, _NUM_SPREADS) - 24.0)) / 4096
-_CENTERS = np.rint(4096 * _SPREAD_RATIO ** (np.arange(_NUM_SPREADS) - 23.5)) / 4096
+_BOUNDARIES = np.rint(4096 * _SPREAD_RATIO ** (np.arange(1, _NUM_SPREADS) - 20.0)) / 4096
+_CENTERS = np.rint(4096 * _SPREAD_RATIO ** (np.arange(_NUM_SPREADS) - 19.5)) / 4096
 
 
 def code_matrices(

@@ -1,65 +1,98 @@
-"""GPTQ with SDClip of all matrices of a model, in batches and shared out over ranks."""
+"""GPTQ of all matrices of a model, in batches of one shape and shared out over ranks."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from paramgolf.compress.artifact import Quantized
-from paramgolf.compress.clip import row_scales
-from paramgolf.compress.gptq import factor_hessians, solve
-from paramgolf.compress.hessian import EMBEDDING, input_of
-from paramgolf.config import PackConfig
+from paramgolf.compress.gptq import Factor, factor_hessians, pivots, solve
+from paramgolf.compress.hessian import input_of
+from paramgolf.compress.scales import column_scales, row_scales
 from paramgolf.distributed import Ranks
 
 
-def precision(name: str, config: PackConfig) -> tuple[int, float]:
-    """Bits and clip of a matrix."""
-    if name == EMBEDDING:
-        return config.embedding_bits, config.embedding_clip
-    return config.matrix_bits, config.matrix_clip
+class _Batch(NamedTuple):
+    """Matrices of one shape."""
+
+    names: list[str]
+    matrices_MRC: Tensor
+    factor: Factor
+    columns_MC: Tensor
 
 
-def quantize(
-    matrices: dict[str, Tensor],
-    hessians: dict[str, Tensor],
-    config: PackConfig,
-    ranks: Ranks | None = None,
-) -> tuple[dict[str, Quantized], dict[str, float]]:
-    """GPTQ with SDClip of all matrices, those of one shape and precision in one batch.
+class Quantizer:
+    """This rank's share of the matrices, each Hessian factored once for any number of solves.
 
-    Of several ranks, each takes every W-th matrix of a batch.
-
-    Returns:
-        Integers and scales on the CPU, and the damping that each Hessian took, by name in the order
-        given; of all matrices on rank 0, of none elsewhere.
+    Attributes:
+        dampings: what each Hessian took, by name of the matrix.
+        spreads: of every matrix, (C,) float64: root mean square of its columns, counted in
+            standard deviations of the rows and in units of the columns' scales. Over a step, this
+            is how far a column's integers spread.
     """
-    ranks = ranks or Ranks()
-    groups: dict[Any, list[str]] = defaultdict(list)
-    for name, matrix in matrices.items():
-        groups[matrix.shape, precision(name, config)].append(name)
-    quantized: dict[str, Quantized] = {}
-    dampings: dict[str, float] = {}
-    for (_, (bits, clip)), group in groups.items():
-        names = ranks.mine(group)
-        if not names:
-            continue
-        stacked = torch.stack([matrices[name] for name in names])
-        factor = factor_hessians(
-            torch.stack([hessians[input_of(name)] for name in names]), config.damping
-        )
-        scales = row_scales(stacked, bits, clip)
-        integers = solve(stacked, factor, scales, bits)
-        for name, q, s, damping in zip(
-            names, integers, scales, factor.damping_M.tolist(), strict=True
-        ):
-            quantized[name] = Quantized(q.cpu(), s.cpu())
-            dampings[name] = damping
-    for theirs, their_dampings in ranks.gather_to_main((quantized, dampings)):
-        quantized, dampings = quantized | theirs, dampings | their_dampings
-    if not ranks.main:
-        return {}, {}
-    return {name: quantized[name] for name in matrices}, dampings
+
+    def __init__(
+        self,
+        matrices: Mapping[str, Tensor],
+        hessians: Mapping[str, Tensor],
+        damping: float,
+        split_columns: bool,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """Factor the Hessians; of several ranks, each takes every W-th matrix of a shape.
+
+        Args:
+            matrices: (R, C) weights by name, on the device to solve on.
+            hessians: (C, C) by the names of `input_of`.
+            damping: share of a Hessian's mean diagonal that is added to it.
+            split_columns: give every column the scale that its Hessian asks for; else 1.
+            ranks: who shares the work.
+
+        Raises:
+            ValueError: see `factor_hessians`.
+        """
+        ranks = ranks or Ranks()
+        by_shape: dict[torch.Size, list[str]] = defaultdict(list)
+        for name, matrix in matrices.items():
+            by_shape[matrix.shape].append(name)
+        self._batches: list[_Batch] = []
+        self.dampings: dict[str, float] = {}
+        self.spreads: dict[str, Tensor] = {}
+        for group in by_shape.values():
+            names = ranks.mine(group)
+            if not names:
+                continue
+            stacked = torch.stack([matrices[name] for name in names]).float()
+            factor = factor_hessians(torch.stack([hessians[input_of(n)] for n in names]), damping)
+            columns = pivots(factor)
+            columns = column_scales(columns if split_columns else torch.ones_like(columns))
+            self._batches.append(_Batch(names, stacked, factor, columns))
+            self.dampings |= dict(zip(names, factor.damping_M.tolist(), strict=True))
+            own_units = (stacked / columns.float()[:, None, :]).double()
+            deviations = own_units.std(dim=-1, correction=0, keepdim=True)
+            # A row of zeros has no scale to count in, and takes no bits.
+            in_deviations = (own_units / deviations).nan_to_num(0, 0, 0)
+            spreads = in_deviations.square().mean(dim=1).sqrt().cpu()
+            self.spreads |= dict(zip(names, spreads, strict=True))
+
+    def solve(self, steps: Mapping[str, float]) -> dict[str, Quantized]:
+        """Quantize this rank's matrices.
+
+        Args:
+            steps: of every matrix, in standard deviations of a row.
+
+        Returns:
+            Integers and scales on the CPU.
+        """
+        quantized = {}
+        for names, matrices, factor, columns in self._batches:
+            wanted = torch.tensor([steps[name] for name in names], device=matrices.device)
+            rows = row_scales(matrices / columns.float()[:, None, :], wanted)
+            integers = solve(matrices, factor, rows, columns)
+            for name, *tensors in zip(names, integers, rows, columns, strict=True):
+                quantized[name] = Quantized(*(tensor.cpu() for tensor in tensors))
+        return quantized

@@ -18,6 +18,7 @@ from paramgolf.model.order import layer_order
 from paramgolf.optim.federated import FederatedAdamW
 from paramgolf.optim.schedule import cosine
 from paramgolf.rundir import read_tensors, write_tensors
+from paramgolf.runtime import named_generator
 from paramgolf.scoring.bits_per_byte import Score
 from paramgolf.scoring.validation import Validation
 
@@ -32,8 +33,8 @@ def run(job: Job) -> dict[str, Any]:
         validation = Validation(job)
     epochs: list[dict[str, Any]] = []
     score: Score | None = None
-    chunks = config.adapt.epochs * len(adaptation.chunks)
-    progress = job.reporter.progress("adapt", chunks, "chunks")
+    steps = config.adapt.epochs * adaptation.num_steps
+    progress = job.reporter.progress("adapt", steps, "chunks")
     for epoch in range(config.adapt.epochs):
         phase = "first epoch (compiles)" if epoch == 0 and runtime.compiled else "steps"
         with ledger.phase(f"adapt: {phase}"):
@@ -98,26 +99,34 @@ class _Adaptation:
                 f"the adaptation text has {len(chunks)} chunks of adapt.chunk_tokens = "
                 f"{config.adapt.chunk_tokens:,}, fewer than the {self._ranks.size} ranks"
             )
-        self.chunks = self._ranks.mine(chunks)
+        self._chunks = self._ranks.mine(chunks)
         """Of this rank: every W-th, so that each sees all parts of the text."""
+        self.num_steps = len(self._chunks)
         self.num_tokens = num_sequences * seq_len
 
     def epoch(self, epoch: int, progress: Progress) -> float:
-        """One pass over this rank's chunks, then the average over ranks.
+        """One pass over this rank's chunks in an order of its own, then the average over ranks.
+
+        A new order in every epoch learns faster than the reference's fixed one (1.0345 against
+        1.0530 BPB in-sample after 6 epochs, docs/experiments.md).
 
         Returns:
             The mean loss of the chunks of all ranks in nats.
         """
         total = torch.zeros((), device=self.model.embedding.device)
-        rates = self._rates(epoch, len(self.chunks))
-        for number, (chunk, lr) in enumerate(zip(self.chunks, rates, strict=True), start=1):
-            loss = self.model.mean_nats(chunk, self._order)
+        name = f"adapt:{epoch}:{self._ranks.rank}"
+        order = torch.randperm(
+            self.num_steps, generator=named_generator(self._config.seed, name)
+        ).tolist()
+        rates = self._rates(epoch, self.num_steps)
+        for number, (index, lr) in enumerate(zip(order, rates, strict=True), start=1):
+            loss = self.model.mean_nats(self._chunks[index], self._order)
             loss.backward()
             self._optimizer.step(lr)
             total += loss.detach()
-            progress.update(epoch * len(self.chunks) + number)
+            progress.update(epoch * self.num_steps + number)
         self._optimizer.average_over_ranks()
-        sums, counts = self._ranks.agree(float(total), len(self.chunks))
+        sums, counts = self._ranks.agree(float(total), self.num_steps)
         mean = sums / counts
         if not math.isfinite(mean):
             raise UserError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +11,9 @@ from paramgolf.code import code_file
 from paramgolf.compress import artifact, fit
 from paramgolf.compress.artifact import Artifact, Quantized
 from paramgolf.compress.gptq import report
-from paramgolf.compress.hessian import collect_hessians, input_of
-from paramgolf.compress.quantize import precision, quantize
-from paramgolf.config import PackConfig
+from paramgolf.compress.hessian import EMBEDDING, collect_hessians, input_of
+from paramgolf.compress.quantize import Quantizer
+from paramgolf.compress.sensitivity import divergences
 from paramgolf.data.batches import SequenceSampler
 from paramgolf.data.provenance import Provenance
 from paramgolf.distributed import wait
@@ -24,6 +22,10 @@ from paramgolf.job import Job
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.rundir import read_tensors, sha256_of_file, write_bytes, write_json
+
+_T = TypeVar("_T")
+_CODE_UNIT = 256
+_DIVERGENCE_TOKENS = 16_384
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -35,22 +37,27 @@ def run(job: Job) -> dict[str, Any]:
     pack, run, ledger, ranks = job.config.pack, job.run, job.ledger, job.runtime.ranks
     with ledger.phase("pack: Hessians"):
         weights, _ = read_tensors(run.adapted if job.adapted_on else run.trained)
-        hessians = _hessians(job, weights)
+        calibration = _Calibration(job, weights)
+        hessians = calibration.hessians()
         job.runtime.synchronize()
     with ledger.phase("pack: build code file"):
         code = code_file(job.config) if ranks.main else b""
         if ranks.main:
             known = Provenance.load(run.data / "shingles.safetensors").of("train", *job.adapted_on)
             known.save(run.provenance)
-    # In whole kilobytes, so that a digit more in the configuration does not change the weights.
-    packed = _fill(job, weights, hessians, pack.budget_bytes - -(-len(code) // 1024) * 1024)
+    with ledger.phase("pack: GPTQ"):
+        packer = _Packer(job, weights, hessians)
+        job.runtime.synchronize()
+    # In whole units, so that a digit more in the configuration does not change the weights.
+    code_bytes = -(-len(code) // _CODE_UNIT) * _CODE_UNIT
+    packed = _fill(job, packer, calibration, pack.budget_bytes - code_bytes)
     if packed is None:
         return {}
-    raised = {name: d for name, d in packed.dampings.items() if d > pack.damping}
+    raised = {name: d for name, d in packer.dampings.items() if d > pack.damping}
     for name, damping in raised.items():
         run.event("damping_raised", matrix=name, damping=damping)
     with ledger.phase("pack: measure"):
-        _write_reports(job, weights, hessians, packed)
+        _write_reports(job, weights, hessians, packer.dampings, packed)
     with ledger.phase("pack: write"):
         write_bytes(run.artifact, packed.content)
         write_bytes(run.code, code)
@@ -64,7 +71,6 @@ def run(job: Job) -> dict[str, Any]:
             "tokenizer": run.tokenizer.stat().st_size,
             "by_part": packed.by_part,
         },
-        "clip": {"matrix": packed.pack.matrix_clip, "embedding": packed.pack.embedding_clip},
         "artifact_sha256": sha256_of_file(run.artifact),
         "raised_dampings": raised,
     }
@@ -73,105 +79,156 @@ def run(job: Job) -> dict[str, Any]:
 class _Packed(NamedTuple):
     """What one solve gave."""
 
-    pack: PackConfig
-    """With the clips that were used."""
+    steps: dict[str, float]
     quantized: dict[str, Quantized]
-    dampings: dict[str, float]
     content: bytes
     by_part: dict[str, int]
 
+    def matrix_bytes(self) -> int:
+        """Bytes of all integers; what else there is does not depend on the steps."""
+        return sum(self.by_part[name] for name in {artifact.role(name) for name in self.quantized})
 
-def _fill(
-    job: Job, weights: dict[str, Tensor], hessians: dict[str, Tensor], limit: int
-) -> _Packed | None:
-    """Quantize with the clips that fill `limit` bytes; gives nothing on ranks other than 0.
+
+class _Packer:
+    """Solves and codes with any steps; its ranks share the solves, rank 0 codes.
+
+    Attributes:
+        own: what this rank solved last.
+        sizes: weights of every matrix.
+        spreads, dampings: see `Quantizer`; of all matrices on rank 0.
+    """
+
+    def __init__(self, job: Job, weights: dict[str, Tensor], hessians: dict[str, Tensor]) -> None:
+        self._job = job
+        self._ranks = job.runtime.ranks
+        shapes, vectors = artifact.layout(job.config.model)
+        self._vectors = {name: _short(name, weights[name]) for name in vectors}
+        matrices = {name: weights[name].to(job.runtime.device) for name in shapes}
+        self.sizes = {name: matrix.numel() for name, matrix in matrices.items()}
+        pack = job.config.pack
+        try:
+            self._quantizer = Quantizer(
+                matrices, hessians, pack.damping, pack.split == "measured", self._ranks
+            )
+        except ValueError as error:
+            raise UserError(f"cannot quantize: {error}; see the training loss") from error
+        self.own: dict[str, Quantized] = {}
+        self.spreads = self._gathered(self._quantizer.spreads)
+        self.dampings = self._gathered(self._quantizer.dampings)
+
+    def first_steps(self) -> dict[str, float]:
+        """The configuration's."""
+        pack = self._job.config.pack
+        steps = dict.fromkeys(self.sizes, pack.matrix_step)
+        return steps | {EMBEDDING: pack.embedding_step}
+
+    def pack(self, steps: dict[str, float]) -> _Packed | None:
+        """Solve and code; gives nothing on ranks other than 0."""
+        job = self._job
+        with job.ledger.phase("pack: GPTQ"):
+            try:
+                self.own = self._quantizer.solve(steps)
+            except ValueError as error:
+                raise UserError(f"cannot quantize: {error}; see the training loss") from error
+            quantized = self._gathered(self.own)
+            job.runtime.synchronize()
+        if not self._ranks.main:
+            return None
+        with job.ledger.phase("pack: code weights"):
+            content, by_part = artifact.encode(
+                Artifact(
+                    model=job.config.model,
+                    tokenizer_sha256=job.text.tokenizer_sha256,
+                    provenance_sha256=sha256_of_file(job.run.provenance),
+                    stride=job.config.score.stride,
+                    matrices=quantized,
+                    vectors=self._vectors,
+                ),
+                job.reporter.progress("pack", unit="weights").update,
+            )
+        return _Packed(steps, quantized, content, by_part)
+
+    def _gathered(self, own: dict[str, _T]) -> dict[str, _T]:
+        """What all ranks have, in the order of the matrices; nothing on ranks other than 0."""
+        parts = self._ranks.gather_to_main(own)
+        everything = {name: value for part in parts for name, value in part.items()}
+        return {name: everything[name] for name in self.sizes} if self._ranks.main else {}
+
+
+def _fill(job: Job, packer: _Packer, calibration: _Calibration, limit: int) -> _Packed | None:
+    """Quantize with the steps that fill `limit` bytes; gives nothing on ranks other than 0.
 
     Raises:
-        UserError: if not even the widest clips come under the limit.
+        UserError: if not even the widest steps come under the limit.
     """
-    ranks, pack = job.runtime.ranks, job.config.pack
-    names = artifact.layout(job.config.model)[0]
-    matrices = {name: weights[name].to(job.runtime.device) for name in names}
-    num_weights = sum(matrix.numel() for matrix in matrices.values())
-    tried: list[fit.Solve] = []
+    ranks, config = job.runtime.ranks, job.config.pack
+    steps = proportion = packer.first_steps()
+    rate = fit.RateModel(packer.spreads, packer.sizes)
+    target = limit
     best: _Packed | None = None
-    clip = pack.matrix_clip
-    for _ in range(fit.MOST_SOLVES):
-        packed = _packed(job, weights, matrices, hessians, clip)
+    smallest = 0
+    for attempt in range(fit.MOST_SOLVES):
+        packed = packer.pack(steps)
+        balance = attempt == 0 and config.split == "measured"
+        divergences = calibration.divergences(packer.own) if balance else {}
         again = False
         if packed is not None:
-            tried.append(fit.Solve(clip, len(packed.content)))
-            job.run.event("packed", clip=clip, model_bytes=tried[-1].size, limit_bytes=limit)
-            job.reporter.line(f"  pack      clip {clip:.3f}  {tried[-1].size:,} of {limit:,} bytes")
-            if tried[-1].size <= limit and (best is None or tried[-1].size > len(best.content)):
+            size = len(packed.content)
+            job.run.event("packed", model_bytes=size, limit_bytes=limit, steps=steps)
+            job.reporter.line(f"  pack      solve {attempt + 1}  {size:,} of {limit:,} bytes")
+            smallest = min(smallest or size, size)
+            if not config.fill_budget and attempt == 0:
+                target = min(limit, size)
+            first_balanced = attempt == 1 and config.split == "measured"
+            if size <= limit and (best is None or first_balanced or size > len(best.content)):
                 best = packed
-            clip = fit.next_clip(tried, limit, num_weights)
-            again = not fit.fills(tried[-1].size, limit) and clip != tried[-1].clip
-            again = again and (pack.fill_budget or best is None)
-        again, clip = ranks.from_main((again, clip))
+            if balance:
+                job.run.event("divergences", nats=divergences)
+                proportion = fit.balanced(steps, divergences, packer.sizes)
+            integers = packed.matrix_bytes()
+            rate.learn(steps, integers)
+            rest = size - integers
+            following = fit.fill(proportion, rate.of, target - fit.AIM_BYTES - rest)
+            again = balance or (not fit.fills(size, target) and following != steps)
+            steps = following
+        again, steps = ranks.from_main((again, steps))
         if not again:
             break
-    if ranks.main and best is None:
-        nearest = min(tried, key=lambda solve: solve.size)
-        raise UserError(
-            f"pack.budget_bytes = {pack.budget_bytes:,} cannot be met: the nearest size possible "
-            f"is {pack.budget_bytes - limit + nearest.size:,} bytes (clip {nearest.clip:.2f}); go "
-            f"on from the trained weights with --from {job.run.path} --pack.budget-bytes"
-        )
+    if ranks.main:
+        _check(job, best, smallest, limit)
     return best
 
 
-def _packed(
-    job: Job,
-    weights: dict[str, Tensor],
-    matrices: dict[str, Tensor],
-    hessians: dict[str, Tensor],
-    clip: float,
-) -> _Packed | None:
-    """One solve with a clip for the matrices and its share for the embedding, coded."""
-    config, run = job.config, job.run
-    share = config.pack.embedding_clip / config.pack.matrix_clip
-    pack = replace(config.pack, matrix_clip=clip, embedding_clip=clip * share)
-    with job.ledger.phase("pack: GPTQ"):
-        try:
-            quantized, dampings = quantize(matrices, hessians, pack, job.runtime.ranks)
-        except ValueError as error:
-            raise UserError(f"cannot quantize: {error}; see the training loss") from error
-        job.runtime.synchronize()
-    if not job.runtime.ranks.main:
-        return None
-    with job.ledger.phase("pack: code weights"):
-        content, by_part = artifact.encode(
-            Artifact(
-                model=config.model,
-                matrix_bits=pack.matrix_bits,
-                embedding_bits=pack.embedding_bits,
-                tokenizer_sha256=job.text.tokenizer_sha256,
-                provenance_sha256=sha256_of_file(run.provenance),
-                stride=config.score.stride,
-                matrices=quantized,
-                vectors={
-                    name: _short(name, weights[name]) for name in artifact.layout(config.model)[1]
-                },
-            ),
-            job.reporter.progress("pack", unit="weights").update,
+def _check(job: Job, best: _Packed | None, smallest: int, limit: int) -> None:
+    """Say what cannot be met, or cannot be used."""
+    budget = job.config.pack.budget_bytes
+    if best is None:
+        raise UserError(
+            f"pack.budget_bytes = {budget:,} cannot be met: the nearest size possible is "
+            f"{budget - limit + smallest:,} bytes; go on from the trained weights with "
+            f"--from {job.run.path} --pack.budget-bytes"
         )
-    return _Packed(pack, quantized, dampings, content, by_part)
+    if max(best.steps.values()) <= fit.SMALLEST_STEP:
+        job.run.event("budget_not_filled", model_bytes=len(best.content), limit_bytes=limit)
+        job.reporter.line("  pack      the budget cannot be filled: all steps are at their finest")
 
 
 def _write_reports(
-    job: Job, weights: dict[str, Tensor], hessians: dict[str, Tensor], packed: _Packed
+    job: Job,
+    weights: dict[str, Tensor],
+    hessians: dict[str, Tensor],
+    dampings: dict[str, float],
+    packed: _Packed,
 ) -> None:
     reports = {}
     for name, quantized in packed.quantized.items():
-        bits, clip = precision(name, packed.pack)
         hessian = hessians[input_of(name)]
         matrix, integers, scales = (
             tensor.to(hessian.device)
-            for tensor in (weights[name], quantized.integers, quantized.scales)
+            for tensor in (weights[name], quantized.integers, quantized.scales())
         )
-        measured = report(matrix, hessian, integers, scales, bits, packed.dampings[name])
-        reports[name] = {"bits": bits, "clip": clip, **measured._asdict()}
+        measured = report(matrix, hessian, integers, scales, dampings[name])
+        reports[name] = {"step": packed.steps[name], **measured._asdict()}
     write_json(job.run.quantization_file, reports)
 
 
@@ -183,33 +240,55 @@ def _short(name: str, vector: Tensor) -> Tensor:
     return short
 
 
-def _hessians(job: Job, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Hessians over batches of training text, drawn in an order of their own.
+class _Calibration:
+    """The model in full precision, on batches of training text drawn in an order of their own."""
 
-    Every rank sees its share of the batches; then all have the sum.
-    """
-    config, runtime = job.config, job.runtime
-    seq_len = config.model.seq_len
-    model = GPT(config.model, runtime.dtype)
-    model.load_state_dict(weights)
-    model.to(runtime.device)
-    if runtime.compiled:
-        model.compile_parts()
-    shards = job.text.shards("train", job.run.data)
-    sampler = SequenceSampler(shards, seq_len, config.seed, "calibration")
-    rows = config.pack.calibration_batch_tokens // seq_len
+    def __init__(self, job: Job, weights: dict[str, Tensor]) -> None:
+        config, runtime = job.config, job.runtime
+        self._config, self._runtime, self._reporter = config, runtime, job.reporter
+        self._ledger = job.ledger
+        self._order = layer_order(config.model, recurrent=True)
+        self._weights = weights
+        shards = job.text.shards("train", job.run.data)
+        self._sampler = SequenceSampler(shards, config.model.seq_len, config.seed, "calibration")
 
-    numbers = runtime.ranks.mine(range(config.pack.calibration_batches))
+    def hessians(self) -> dict[str, Tensor]:
+        """See `collect_hessians`; every rank sees its share of the batches, all get the sum."""
+        numbers = self._runtime.ranks.mine(range(self._config.pack.calibration_batches))
+        progress = self._reporter.progress("hessians", len(numbers), "batches")
+        batches = (self._batch(number) for number in numbers)
+        model = self._model(self._runtime.dtype)
+        if self._runtime.compiled:
+            model.compile_parts()
+        hessians = collect_hessians(model, self._order, batches, progress.update)
+        sums = [self._runtime.ranks.start_sum_(hessian) for hessian in hessians.values()]
+        for work in sums:
+            wait(work)
+        return hessians
 
-    def batches() -> Iterator[Tensor]:
-        for number in numbers:
-            sequences = sampler.sequences(number * rows, rows)[:, :-1]
-            yield sequences.to(runtime.device, non_blocking=True)
+    def divergences(self, own: dict[str, Quantized]) -> dict[str, float]:
+        """Nats that quantizing each matrix costs; each rank measures its own, rank 0 gets all.
 
-    progress = job.reporter.progress("hessians", len(numbers), "batches")
-    order = layer_order(config.model, recurrent=True)
-    hessians = collect_hessians(model, order, batches(), progress.update)
-    sums = [runtime.ranks.start_sum_(hessian) for hessian in hessians.values()]
-    for work in sums:
-        wait(work)
-    return hessians
+        In float32: bfloat16's rounding alone makes two runs differ by more than quantizing a small
+        matrix does (1.7e-4 against 2.4e-5 nats on the recipe tiny).
+        """
+        with self._ledger.phase("pack: sensitivities"):
+            model = self._model(torch.promote_types(self._runtime.dtype, torch.float32))
+            rows = max(1, _DIVERGENCE_TOKENS // self._config.model.seq_len)
+            progress = self._reporter.progress("measure", len(own), "matrices")
+            replacements = {name: matrix.dequantize() for name, matrix in own.items()}
+            measured = divergences(
+                model, self._order, self._batch(0)[:rows], replacements, progress.update
+            )
+            everyone = self._runtime.ranks.gather_to_main(measured)
+        return {name: nats for part in everyone for name, nats in part.items()}
+
+    def _model(self, dtype: torch.dtype) -> GPT:
+        model = GPT(self._config.model, dtype)
+        model.load_state_dict(self._weights)
+        return model.to(self._runtime.device)
+
+    def _batch(self, number: int) -> Tensor:
+        rows = self._config.pack.calibration_batch_tokens // self._config.model.seq_len
+        sequences = self._sampler.sequences(number * rows, rows)[:, :-1]
+        return sequences.to(self._runtime.device, non_blocking=True)
