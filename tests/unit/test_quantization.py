@@ -478,7 +478,7 @@ def test_quantize_a_model(split_columns: bool) -> None:
         assert float((alone != result.integers).double().mean()) < 0.01
         # The spreads foretell those of the integers.
         spreads = result.integers.double().square().mean(dim=0).sqrt()
-        foretold = (quantizer.spreads[name] / wanted[name]).square() + 1 / 12
+        foretold = (quantizer.spreads[name].columns / wanted[name]).square() + 1 / 12
         assert float((spreads / foretold.sqrt()).log().mean()) == pytest.approx(0, abs=0.05)
         # The output on the calibration inputs is closer than with rounding to nearest, which
         # moves every weight by a uniform part of a step: rms step / sqrt(12).

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from paramgolf.compress.artifact import Quantized
+from paramgolf.compress.fit import Spread
 from paramgolf.compress.gptq import Factor, factor_hessians, pivots, solve
 from paramgolf.compress.hessian import input_of
 from paramgolf.compress.scales import column_scales, row_scales
@@ -30,9 +31,7 @@ class Quantizer:
 
     Attributes:
         dampings: what each Hessian took, by name of the matrix.
-        spreads: of every matrix, (C,) float64: root mean square of its columns, counted in
-            standard deviations of the rows and in units of the columns' scales. Over a step, this
-            is how far a column's integers spread.
+        spreads: how far its weights spread, by name of the matrix.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Quantizer:
             by_shape[matrix.shape].append(name)
         self._batches: list[_Batch] = []
         self.dampings: dict[str, float] = {}
-        self.spreads: dict[str, Tensor] = {}
+        self.spreads: dict[str, Spread] = {}
         for group in by_shape.values():
             names = ranks.mine(group)
             if not names:
@@ -73,11 +72,7 @@ class Quantizer:
             self._batches.append(_Batch(names, stacked, factor, columns))
             self.dampings |= dict(zip(names, factor.damping_M.tolist(), strict=True))
             own_units = (stacked / columns.float()[:, None, :]).double()
-            deviations = own_units.std(dim=-1, correction=0, keepdim=True)
-            # A row of zeros has no scale to count in, and takes no bits.
-            in_deviations = (own_units / deviations).nan_to_num(0, 0, 0)
-            spreads = in_deviations.square().mean(dim=1).sqrt().cpu()
-            self.spreads |= dict(zip(names, spreads, strict=True))
+            self.spreads |= dict(zip(names, map(_spread, own_units), strict=True))
 
     def solve(self, steps: Mapping[str, float]) -> dict[str, Quantized]:
         """Quantize this rank's matrices.
@@ -96,3 +91,10 @@ class Quantizer:
             for name, *tensors in zip(names, integers, rows, columns, strict=True):
                 quantized[name] = Quantized(*(tensor.cpu() for tensor in tensors))
         return quantized
+
+
+def _spread(matrix_RC: Tensor) -> Spread:
+    deviations = matrix_RC.std(dim=-1, correction=0)
+    used = deviations > 0  # a row of zeros takes no bits
+    columns = (matrix_RC[used] / deviations[used, None]).square().mean(dim=0).sqrt().nan_to_num()
+    return Spread(deviations[used].cpu(), columns.cpu())

@@ -25,6 +25,7 @@ from paramgolf.rundir import read_tensors, sha256_of_file, write_bytes, write_js
 
 _T = TypeVar("_T")
 _CODE_UNIT = 256
+_MOST_BYTES_LEFT = 2000  # of a budget that counts as filled
 _DIVERGENCE_TOKENS = 16_384
 
 
@@ -163,7 +164,7 @@ def _fill(job: Job, packer: _Packer, calibration: _Calibration, limit: int) -> _
     """
     ranks, config = job.runtime.ranks, job.config.pack
     steps = proportion = packer.first_steps()
-    rate = fit.RateModel(packer.spreads, packer.sizes)
+    rate = fit.RateModel(packer.spreads)
     target = limit
     best: _Packed | None = None
     smallest = 0
@@ -208,9 +209,12 @@ def _check(job: Job, best: _Packed | None, smallest: int, limit: int) -> None:
             f"{budget - limit + smallest:,} bytes; go on from the trained weights with "
             f"--from {job.run.path} --pack.budget-bytes"
         )
-    if max(best.steps.values()) <= fit.SMALLEST_STEP:
+    left = limit - len(best.content)
+    if job.config.pack.fill_budget and left >= _MOST_BYTES_LEFT:
+        finest = max(best.steps.values()) <= fit.SMALLEST_STEP
+        reason = "all steps are at their finest" if finest else "the other solves were over it"
         job.run.event("budget_not_filled", model_bytes=len(best.content), limit_bytes=limit)
-        job.reporter.line("  pack      the budget cannot be filled: all steps are at their finest")
+        job.reporter.line(f"  pack      {left:,} bytes of the budget are left: {reason}")
 
 
 def _write_reports(
