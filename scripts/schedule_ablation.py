@@ -45,16 +45,18 @@ def plot(curves: dict[str, list[float]], path: Path) -> None:
     """Draw BPB against epochs."""
     import matplotlib.pyplot as plt
 
+    plt.rcParams["svg.fonttype"] = "none"  # text stays text
     figure, axes = plt.subplots(figsize=(7, 4))
     for name, curve in curves.items():
         style = "--" if name.startswith("restart") else "-"
         axes.plot(range(1, len(curve) + 1), curve, style, marker="o", markersize=3, label=name)
+    axes.set_xticks(range(2, 1 + max(map(len, curves.values())), 2))
     axes.set_xlabel("epochs on the scored text")
     axes.set_ylabel("BPB after adaptation (in-sample)")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     arguments = parser.parse_args()
-    scores = []
+    scores, rows = [], []
     for seed in arguments.seeds:
         out = arguments.out / str(seed)
         if not (out / "results.json").exists():
@@ -28,11 +28,13 @@ def main() -> None:
             rest = [] if begin[0] == "--resume" else ["--seed", str(seed), "--out", str(out)]
             subprocess.run([sys.executable, "-m", "paramgolf", "run", *begin, *rest], check=True)
         results = json.loads((out / "results.json").read_text())
-        score = results["stages"]["sliding"]
-        scores.append(score["bpb"])
-        print(
-            f"| {seed} | {score['bpb']:.4f} | {score['label']} | {results['bytes']['artifact']:,} |"
-        )
+        stages = [f"{score['bpb']:.4f}" for score in results["stages"].values()]
+        scores.append(results["stages"]["sliding"]["bpb"])
+        rows.append(f"| {seed} | {' | '.join(stages)} | {results['bytes']['total']:,} |")
+    print(
+        "\n| seed | after EMA | after adaptation | quantized, plain | quantized, sliding | bytes |"
+    )
+    print("|---|---:|---:|---:|---:|---:|", *rows, sep="\n")
     if len(scores) > 1:
         mean, deviation = statistics.mean(scores), statistics.stdev(scores)
         print(f"mean {mean:.4f}, std {deviation:.4f}, mean + 4 std {mean + 4 * deviation:.4f}")

@@ -654,7 +654,7 @@ def test_a_budget_too_large_to_fill(
     out = tmp_path / "run"
     changes = ["--pack.budget-bytes", "200000", "--from", mini_run.path, "--out", out]
     result = run_tiny(cli, *options, *changes)
-    assert "the budget cannot be filled: all steps are at their finest" in result.stdout
+    assert "bytes of the budget are left: all steps are at their finest" in result.stdout
     reports = json.loads((out / "quantization.json").read_text())
     assert {report["step"] for report in reports.values()} == {0.02}
 
