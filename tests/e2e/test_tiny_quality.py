@@ -19,7 +19,7 @@ MOST_SECONDS = 600
 
 
 @pytest.mark.slow
-def test_tiny_is_quick_small_and_good(tmp_path: Path) -> None:
+def test_tiny_is_quick_small_and_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begin = time.monotonic()
     done = subprocess.run(
         command("run", "tiny", "--device", "cpu", "--out", tmp_path / "run"),
@@ -42,7 +42,8 @@ def test_tiny_is_quick_small_and_good(tmp_path: Path) -> None:
     assert stages["adapted"]["bpb"] < stages["ema"]["bpb"]
     assert stages["sliding"]["bpb"] <= CEILING
     assert seconds < MOST_SECONDS
-    print(coding_table(tmp_path / "run" / "model.bin"))
+    with capsys.disabled():
+        print("\n" + coding_table(tmp_path / "run" / "model.bin"))
 
 
 def coding_table(artifact: Path) -> str:
@@ -52,6 +53,8 @@ def coding_table(artifact: Path) -> str:
     assert (done.returncode, done.stderr) == (0, "")
     against_brotli = re.search(r"^\| ours \| [\d,]+ \| (.*)% \|$", done.stdout, re.M)
     over_ideal = re.search(r"over ideal \+(.*)%", done.stdout)
-    assert against_brotli and float(against_brotli[1]) < -1.5
-    assert over_ideal and float(over_ideal[1]) < 0.1
+    assert against_brotli
+    assert float(against_brotli[1]) < -1.6
+    assert over_ideal
+    assert float(over_ideal[1]) < 0.1
     return done.stdout
