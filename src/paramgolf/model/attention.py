@@ -36,17 +36,50 @@ def rotate(x_BTHd: Tensor, cos_Tr: Tensor, sin_Tr: Tensor) -> Tensor:
     return torch.cat([rotated.to(x_BTHd.dtype), rest], dim=-1)
 
 
+class Past:
+    """Keys and values of the positions read so far, for each visit of a block in its turn.
+
+    Attributes:
+        length: positions read.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Make room for `capacity` positions, once the first are read."""
+        self.length = 0
+        self._capacity = capacity
+        self._visit = 0
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def extended(self, k_BTKd: Tensor, v_BTKd: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep what the next visit computed; gives all that it has, (B, length + T, K, d)."""
+        if self._visit == len(self._kept):
+            shape = k_BTKd.size(0), self._capacity, *k_BTKd.shape[2:]
+            self._kept.append((k_BTKd.new_zeros(shape), v_BTKd.new_zeros(shape)))
+        kept = self._kept[self._visit]
+        self._visit += 1
+        end = self.length + k_BTKd.size(1)
+        for all_of_it, new in zip(kept, (k_BTKd, v_BTKd), strict=True):
+            all_of_it[:, self.length : end] = new
+        return kept[0][:, :end], kept[1][:, :end]
+
+    def advance(self, positions: int) -> None:
+        """All visits have read so many positions more."""
+        self.length += positions
+        self._visit = 0
+
+
 def causal_attention(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
     """Softmax attention over the past with scale 1/sqrt(d); (B, T, H, d), dtype of the inputs.
 
-    Query heads share key/value heads in consecutive groups of H / K. PyTorch picks the backend:
+    There may be more keys than queries if there is but one query: the last position's. Query heads
+    share key/value heads in consecutive groups of H / K. PyTorch picks the backend:
     on Hopper cuDNN, which reads grouped heads without repeating them.
     """
     y_BHTd = F.scaled_dot_product_attention(
         q_BTHd.transpose(1, 2),
         k_BTKd.transpose(1, 2),
         v_BTKd.transpose(1, 2),
-        is_causal=True,
+        is_causal=q_BTHd.size(1) == k_BTKd.size(1),
         enable_gqa=q_BTHd.size(2) != k_BTKd.size(2),
     )
     return y_BHTd.transpose(1, 2)

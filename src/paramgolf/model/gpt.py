@@ -19,7 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paramgolf.config import ModelConfig
-from paramgolf.model.attention import causal_attention, exclude_self_value, rotary_tables, rotate
+from paramgolf.model.attention import (
+    Past,
+    causal_attention,
+    exclude_self_value,
+    rotary_tables,
+    rotate,
+)
 from paramgolf.model.losses import softcapped, target_nats
 from paramgolf.model.order import LayerOrder, num_skips
 
@@ -89,6 +95,7 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         with_inputs: bool = False,
+        past: Past | None = None,
     ) -> Tensor | tuple[Tensor, BlockInputs]:
         """Return the new stream (B, T, D) and, on request, what the matrices multiplied."""
         dtype = x_BTD.dtype
@@ -96,7 +103,7 @@ class Block(nn.Module):
         x = mix[0] * x_BTD + mix[1] * x0_BTD
         scale = self.depth_scale.to(dtype)
         attention_in = _norm(x) * scale
-        attended, output_in = self._attention(attention_in, cos, sin)
+        attended, output_in = self._attention(attention_in, cos, sin, past)
         attended = self.attention_scale.to(dtype) * attended
         if self.parallel:
             up_in = attention_in
@@ -111,7 +118,9 @@ class Block(nn.Module):
             return x, BlockInputs(attention_in, output_in, up_in, down_in)
         return x
 
-    def _attention(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def _attention(
+        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: Past | None
+    ) -> tuple[Tensor, Tensor]:
         B, T, _ = x_BTD.shape
         dtype = x_BTD.dtype
         q, k, v = (
@@ -120,7 +129,8 @@ class Block(nn.Module):
         )
         q = rotate(_norm(q), cos, sin) * self.query_gain.to(dtype)[:, None]
         k = rotate(_norm(k), cos, sin)
-        y_BTD = exclude_self_value(causal_attention(q, k, v), v).reshape(B, T, -1)
+        keys, values = (k, v) if past is None else past.extended(k, v)
+        y_BTD = exclude_self_value(causal_attention(q, keys, values), v).reshape(B, T, -1)
         return F.linear(y_BTD, self.output.to(dtype)), y_BTD
 
 
@@ -210,6 +220,7 @@ class GPT(nn.Module):
         tokens_BT: Tensor,
         order: LayerOrder,
         observe: Callable[[int, BlockInputs], None] | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Return the final normalised stream (B, T, D) in the compute dtype.
 
@@ -217,8 +228,12 @@ class GPT(nn.Module):
             tokens_BT: token ids, any integer dtype.
             order: the layer order, from `layer_order`.
             observe: called with the block's index and inputs at every visit (calibration).
+            past: the positions before these, which are then kept in it: all of a window's tokens
+                at once, or one after the other (decoding).
         """
-        cos, sin = self._rotary_tables(tokens_BT.size(1))
+        begin, length = past.length if past else 0, tokens_BT.size(1)
+        cos, sin = self._rotary_tables(max(begin + length, self.config.seq_len if past else 0))
+        cos, sin = cos[begin : begin + length], sin[begin : begin + length]
         x0 = self._call(embed, tokens_BT.long(), self.embedding)
         # A tensor of its own: with x and x0 the same, block 0 would be compiled apart.
         x = x0.clone()
@@ -226,7 +241,7 @@ class GPT(nn.Module):
 
         def run_block(layer: int, x: Tensor) -> Tensor:
             if observe is None:
-                return self.blocks[layer](x, x0, cos, sin)
+                return self.blocks[layer](x, x0, cos, sin, past=past)
             x, inputs = self.blocks[layer](x, x0, cos, sin, with_inputs=True)
             observe(layer, inputs)
             return x
@@ -239,6 +254,8 @@ class GPT(nn.Module):
                 weight, gate = self.skip_weight[position], self.skip_gate[position]
                 x = self._call(merge_skip, x, skips.pop(), weight, gate)
             x = run_block(layer, x)
+        if past is not None:
+            past.advance(length)
         return self._call(final_norm, x)
 
     def target_nats(self, hidden: Tensor, targets: Tensor) -> Tensor:

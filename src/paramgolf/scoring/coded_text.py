@@ -1,0 +1,125 @@
+"""A text as a stream of the bits that the model's predictions leave: the proof of a score.
+
+Both sides compute every distribution from the tokens before it alone, in tensors of the same shapes,
+so that they agree to the last bit; a predictor that peeks or does not normalise cannot be decoded.
+What is summed up here are the bits of the very windows that the score is made of.
+
+Shape suffixes: B windows side by side, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from paramgolf.compress.entropy import NOTHING, Coder, Integers
+from paramgolf.model.attention import Past
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import LayerOrder
+from paramgolf.scoring.windows import Windows
+
+
+@torch.no_grad()
+def code_tokens(
+    model: GPT,
+    order: LayerOrder,
+    coder: Coder,
+    windows: Sequence[Windows],
+    first: int,
+    num_targets: int,
+    known: Integers,
+    lanes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Integers:
+    """Code a stream of tokens in the order of its windows.
+
+    With several lanes, the windows are cut into as many runs of neighbours, and all lanes take
+    their next window side by side. The token with which a lane begins is not known by then: it is
+    coded ahead, all tokens equally likely, and not again as the lane's before target.
+
+    Args:
+        model: on its device, not compiled; both sides need the same machine.
+        order: the layer order.
+        coder: an `Encoder` for tokens that are `known`, or a `Decoder`.
+        windows: from `plain_windows`, or, in one lane, from `sliding_windows`.
+        first: the token before the first target.
+        num_targets: N.
+        known: (N + 1,) the tokens; `NOTHING` to decode.
+        lanes: 1 unless every window scores all that it predicts.
+        progress: called with the number of targets coded and of all.
+
+    Returns:
+        (N + 1,) the tokens.
+    """
+    vocab_size = model.config.vocab_size
+    coding = _Coding(model, order, coder, first, num_targets, known)
+    for starts, scored in windows:
+        if not len(starts):
+            continue
+        runs = np.array_split(starts, min(lanes, len(starts)))
+        heads = np.array([run[0] for run in runs[1:]], np.int64)
+        limits = np.full(len(heads), vocab_size, np.int32)
+        coding.put(heads, coder.code_below(limits, coding.known_at(heads)))
+        for turn in range(len(runs[0])):
+            group = np.array([run[turn] for run in runs if turn < len(run)])
+            coding.code_windows(group, scored, progress)
+    return coding.tokens[: num_targets + 1]
+
+
+class _Coding:
+    """The state of one stream: the tokens found so far."""
+
+    def __init__(
+        self,
+        model: GPT,
+        order: LayerOrder,
+        coder: Coder,
+        first: int,
+        num_targets: int,
+        known: Integers,
+    ) -> None:
+        self._model, self._order, self._coder, self._known = model, order, coder, known
+        self._num_targets = num_targets
+        length = num_targets + 1 + model.config.seq_len  # windows may reach past the end
+        self.tokens: Integers = np.zeros(length, np.int32)
+        self._found = np.zeros(length, bool)
+        self.put(np.array([0]), np.array([first], np.int32))
+
+    def known_at(self, positions: NDArray[np.int64]) -> Integers:
+        return self._known[positions] if len(self._known) else NOTHING
+
+    def put(self, positions: NDArray[np.int64], tokens: Integers) -> None:
+        self.tokens[positions] = tokens
+        self._found[positions] = True
+
+    def code_windows(
+        self,
+        starts: NDArray[np.int64],
+        scored: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Code what windows score, side by side; all of their contexts are known."""
+        seq_len, past = self._model.config.seq_len, Past(self._model.config.seq_len)
+        context = seq_len - scored
+        hidden = self._read(starts[:, None] + np.arange(context + 1), past)
+        for offset in range(context, seq_len):
+            targets = starts + offset + 1  # as positions in the stream
+            if not (targets <= self._num_targets).any():
+                break
+            logits_BV = self._model.logits(hidden)
+            shares_BV = logits_BV.double().softmax(-1).cpu().numpy()
+            for position, shares in zip(targets.tolist(), shares_BV, strict=True):
+                if position <= self._num_targets and not self._found[position]:
+                    at = np.array([position])
+                    self.put(at, self._coder.code(shares, 1, self.known_at(at)))
+            if offset + 1 < seq_len:
+                hidden = self._read(targets[:, None], past)
+            if progress is not None:
+                progress(int(self._found.sum()) - 1, self._num_targets)
+
+    def _read(self, positions_BT: NDArray[np.int64], past: Past) -> torch.Tensor:
+        tokens = torch.from_numpy(self.tokens[positions_BT]).to(self._model.embedding.device)
+        return self._model(tokens, self._order, past=past)[:, -1]
