@@ -19,7 +19,7 @@ from rich.table import Table
 from paramgolf import signals
 from paramgolf.config import RunConfig
 from paramgolf.console import Reporter, duration, speaks, standard_output
-from paramgolf.errors import ConfigError
+from paramgolf.errors import ConfigError, UserError
 from paramgolf.version import __version__
 
 _STAGE_TITLES = {
@@ -78,6 +78,20 @@ class ExportArguments:
     """A new folder."""
 
 
+@dataclass(frozen=True)
+class CompressArguments:
+    """Compress a text with an artifact's predictions, or (decompress) bring it back; on the CPU."""
+
+    artifact: tyro.conf.Positional[Path]
+    """The packed model, model.bin of a run; the same brings the text back."""
+    file: tyro.conf.Positional[Path]
+    """UTF-8 text; for decompress, what compress wrote."""
+    out: Path
+    """The file to write."""
+    tokenizer: Path | None = None
+    """The artifact's tokenizer; by default tokenizer.model beside it."""
+
+
 def main() -> NoReturn:
     """Entry point of the command `paramgolf`."""
     arguments = sys.argv[1:]
@@ -115,6 +129,7 @@ def _usage() -> str:
         "  run RECIPE [--KEY VALUE ...]     from text to a scored artifact; `run tiny` to begin",
         "  run --resume DIR                 go on after the last finished stage",
         "  score ARTIFACT FILE...           bits per byte of any text",
+        "  compress ARTIFACT FILE --out F   a text as a small file; decompress brings it back",
         "  bundle RUN --out DIR             one folder that repeats the run and scores its model",
         "  export ARTIFACT --out DIR        the weights as safetensors",
         "",
@@ -130,6 +145,8 @@ def _dispatch(arguments: Sequence[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "run": _run,
         "score": _score,
+        "compress": _compress,
+        "decompress": _decompress,
         "bundle": _bundle,
         "export": _export,
     }
@@ -269,6 +286,40 @@ def _score(arguments: list[str]) -> None:
             score.label if share is None else f"{score.label} ({share:.1%} seen)",
         )
     reporter.table(table)
+
+
+def _compress(arguments: list[str]) -> None:
+    from paramgolf.data.documents import read_text
+    from paramgolf.rundir import write_bytes
+    from paramgolf.runtime import select_runtime
+    from paramgolf.tools.compress import TextCoder
+
+    parsed = tyro.cli(CompressArguments, prog="paramgolf compress", args=arguments)
+    text = read_text(parsed.file)
+    coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime("cpu"))
+    progress = Reporter(sys.stderr).progress("compress", unit="tokens")
+    coded = coder.compress(text, progress=progress.update)
+    write_bytes(parsed.out, coded.content)
+    size = len(coded.content)
+    per_byte = f", {8 * size / coded.text_bytes:.4f} bits a byte" if coded.text_bytes else ""
+    standard_output().line(f"{coded.text_bytes:,} bytes -> {size:,} in {parsed.out}{per_byte}")
+
+
+def _decompress(arguments: list[str]) -> None:
+    from paramgolf.rundir import write_bytes
+    from paramgolf.runtime import select_runtime
+    from paramgolf.tools.compress import TextCoder
+
+    parsed = tyro.cli(CompressArguments, prog="paramgolf decompress", args=arguments)
+    try:
+        content = parsed.file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {parsed.file}: {error.strerror}") from error
+    coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime("cpu"))
+    progress = Reporter(sys.stderr).progress("decompress", unit="tokens")
+    text = coder.decompress(content, str(parsed.file), progress.update)
+    write_bytes(parsed.out, text.encode())
+    standard_output().line(f"{len(content):,} bytes -> {len(text.encode()):,} in {parsed.out}")
 
 
 def _bundle(arguments: list[str]) -> None:

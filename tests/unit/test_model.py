@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from paramgolf.model.attention import exclude_self_value, rotary_tables, rotate
+from paramgolf.model.attention import Past, exclude_self_value, rotary_tables, rotate
 from paramgolf.model.gpt import GPT, MATRIX_NAMES, BlockInputs, num_parameters
 from paramgolf.model.losses import SoftcappedCrossEntropy, target_nats
 from paramgolf.model.order import layer_order, num_skips
@@ -511,3 +511,19 @@ def test_a_block_is_recomputed_from_its_observed_inputs(layer: int) -> None:
     torch.testing.assert_close(inputs.down, hidden, rtol=0, atol=1e-12)
     torch.testing.assert_close(result, rebuilt, rtol=0, atol=1e-12)
     assert torch.equal(inputs.up, inputs.attention) == (layer >= config.parallel_from)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("first", [1, 5])
+def test_token_by_token_is_the_same_as_all_at_once(variant: str, first: int) -> None:
+    changes, recurrent, *_ = VARIANTS[variant]
+    config = small_config(**changes)
+    model, order = random_model(config, seed=3), layer_order(config, recurrent)
+    tokens = random_tokens(config, 3, config.seq_len)
+    past = Past(config.seq_len)
+    with torch.no_grad():
+        parts = [model(tokens[:, :first], order, past=past)]
+        for position in range(first, config.seq_len):
+            parts.append(model(tokens[:, position : position + 1], order, past=past))
+        expected = model(tokens, order)
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-12)

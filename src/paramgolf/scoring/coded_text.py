@@ -1,8 +1,8 @@
 """A text as a stream of the bits that the model's predictions leave: the proof of a score.
 
-Both sides compute every distribution from the tokens before it alone, in tensors of the same shapes,
-so that they agree to the last bit; a predictor that peeks or does not normalise cannot be decoded.
-What is summed up here are the bits of the very windows that the score is made of.
+Both sides compute every distribution from the tokens before it alone, in tensors of the same
+shapes, so that they agree to the last bit; a predictor that peeks or does not normalise cannot be
+decoded. Windows are those that a score is made of.
 
 Shape suffixes: B windows side by side, T time, V vocabulary.
 """

@@ -40,7 +40,7 @@ class Predictor:
         self.artifact = artifact
         self.tokenizer = tokenizer
         self._provenance = provenance
-        self._order = layer_order(artifact.model, recurrent=True)
+        self.order = layer_order(artifact.model, recurrent=True)
         self._ranks = runtime.ranks
         self.model = GPT(artifact.model, runtime.dtype)
         self.model.load_state_dict(artifact.state())
@@ -100,7 +100,7 @@ class Predictor:
             raise UserError(f"top_p = {top_p} is not possible: it must be over 0 and at most 1")
         tokens = self.tokenizer.encode([prompt])[0].tolist()
         generator = torch.Generator().manual_seed(seed)
-        sampled = sample_tokens(self.model, self._order, tokens, temperature, top_p, generator)
+        sampled = sample_tokens(self.model, self.order, tokens, temperature, top_p, generator)
         return streamed_text(islice(sampled, max_tokens), self.tokenizer)
 
     def score_stream(
@@ -122,7 +122,7 @@ class Predictor:
             else plain_windows(num_targets, seq_len)
         )
         losses = window_losses(
-            self.model, self._order, stream, windows, batch_tokens, progress, self._ranks
+            self.model, self.order, stream, windows, batch_tokens, progress, self._ranks
         )
         return score_losses(losses, stream, self.tokenizer, self.label(texts))
 

@@ -1,0 +1,93 @@
+"""A user's text as a small file and back, and what does not come back."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import pytest
+
+import paramgolf
+from paramgolf.errors import UserError
+from paramgolf.runtime import select_runtime
+from paramgolf.tools.compress import TextCoder
+from tests.e2e.command import Cli, one_line_error
+from tests.e2e.conftest import FinishedRun
+
+TEXT = (
+    "The lambda has a different scope.\r\n\ttabs, caf\u00e9 \u65e5\u672c\u8a9e \U0001f600, end \n"
+)
+
+
+def resealed(content: bytes) -> bytes:
+    """With the checksum that its header and stream ask for."""
+    header, stream = content[:92], content[96:]
+    return header + zlib.crc32(header + stream).to_bytes(4, "little") + stream
+
+
+@pytest.fixture(scope="module")
+def coded(cli: Cli, mini_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coded")
+    (folder / "text").write_bytes(TEXT.encode() * 20)
+    model = mini_run.path / "model.bin"
+    result = cli("compress", model, folder / "text", "--out", folder / "small")
+    assert (result.code, result.stdout.split()[0]) == (0, f"{len(TEXT.encode() * 20):,}")
+    return folder / "small"
+
+
+def test_it_comes_back(cli: Cli, mini_run: FinishedRun, coded: Path, tmp_path: Path) -> None:
+    result = cli("decompress", mini_run.path / "model.bin", coded, "--out", tmp_path / "back")
+    assert (result.code, (tmp_path / "back").read_bytes()) == (0, TEXT.encode() * 20)
+
+
+@pytest.mark.parametrize("text", ["", "x", TEXT])
+@pytest.mark.parametrize("stride", [0, 16])
+def test_any_text(mini_run: FinishedRun, text: str, stride: int) -> None:
+    model = mini_run.path / "model.bin"
+    sides = [TextCoder(model, None, select_runtime("cpu")) for _ in range(2)]
+    coded = sides[0].compress(text, stride)
+    assert sides[1].decompress(coded.content, "it") == text
+
+
+def test_the_stream_takes_what_the_score_says(mini_run: FinishedRun) -> None:
+    """Within 0.1 % and 64 bytes, headers apart, of validation text."""
+    predictor = paramgolf.load(mini_run.path / "model.bin", device="cpu")
+    text = (TEXT.replace("\r\n", " ") + "and so it goes on and on. ") * 60
+    score = predictor.score(text, stride=0)
+    coder = TextCoder(mini_run.path / "model.bin", None, select_runtime("cpu"))
+    size = coder.compress(text).stream_bytes
+    assert abs(size - score.bpb * score.bytes / 8) < 0.001 * size + 64
+
+
+def test_what_is_wrong_is_said_in_a_line(
+    cli: Cli, mini_run: FinishedRun, coded: Path, tmp_path: Path
+) -> None:
+    model, out = mini_run.path / "model.bin", tmp_path / "out"
+    content = coded.read_bytes()
+    other = content[:30] + bytes([content[30] ^ 1]) + content[31:]  # the artifact's hash
+    differs = content[:70] + bytes([content[70] ^ 1]) + content[71:]  # the text's
+    wrong = {
+        "not a text that paramgolf has compressed": b"some other file",
+        "version 7": content[:8] + b"\7" + content[9:],
+        "another artifact": resealed(other),
+        "computes differently": resealed(differs),
+        "is damaged": content[:-3],
+    }
+    for message, changed in wrong.items():
+        (tmp_path / "file").write_bytes(changed)
+        result = cli("decompress", model, tmp_path / "file", "--out", out)
+        assert message in one_line_error(result, 1)
+    (tmp_path / "text").write_text("a \u2581 that turns into a space")
+    result = cli("compress", model, tmp_path / "text", "--out", out)
+    assert "does not give this text back" in one_line_error(result, 1)
+    assert not out.exists()
+
+
+def test_every_changed_byte_is_noticed(mini_run: FinishedRun, coded: Path) -> None:
+    coder = TextCoder(mini_run.path / "model.bin", None, select_runtime("cpu"))
+    content = coded.read_bytes()
+    for position in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        with pytest.raises(UserError):
+            coder.decompress(bytes(changed), "it")
