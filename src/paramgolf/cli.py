@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 from rich.table import Table
@@ -27,6 +27,7 @@ _STAGE_TITLES = {
     "adapted": "after adaptation",
     "quantized": "quantized, plain",
     "sliding": "quantized, sliding",
+    "score_first": "sliding, score-first",
 }
 
 
@@ -80,7 +81,7 @@ class ExportArguments:
 
 @dataclass(frozen=True)
 class CompressArguments:
-    """Compress a text with an artifact's predictions, or (decompress) bring it back; on the CPU."""
+    """Compress a text with an artifact's predictions, or (decompress) bring it back."""
 
     artifact: tyro.conf.Positional[Path]
     """The packed model, model.bin of a run; the same brings the text back."""
@@ -90,6 +91,27 @@ class CompressArguments:
     """The file to write."""
     tokenizer: Path | None = None
     """The artifact's tokenizer; by default tokenizer.model beside it."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """What compressed it has to bring it back: the same kind of processor or GPU."""
+
+
+@dataclass(frozen=True)
+class ProveArguments:
+    """Prove a score: code the text with the artifact, let another process decode it."""
+
+    path: tyro.conf.Positional[Path]
+    """A run's directory, or an artifact (model.bin) with its tokenizer beside it."""
+    text: Path | None = None
+    """A UTF-8 file; by default the run's validation text."""
+    way: Literal["plain", "sliding", "score-first"] = "plain"
+    """Windows one after the other; sliding; or sliding, and learning as the recipe says. The last
+    two code one token after the other: slow."""
+    bytes: int = 100_000
+    """Only the first bytes of the text; 0: all of it."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where both sides compute."""
+    out: Path | None = None
+    """Write the result there, too, as JSON."""
 
 
 def main() -> NoReturn:
@@ -130,6 +152,7 @@ def _usage() -> str:
         "  run --resume DIR                 go on after the last finished stage",
         "  score ARTIFACT FILE...           bits per byte of any text",
         "  compress ARTIFACT FILE --out F   a text as a small file; decompress brings it back",
+        "  prove RUN                        code the scored text and decode it in another process",
         "  bundle RUN --out DIR             one folder that repeats the run and scores its model",
         "  export ARTIFACT --out DIR        the weights as safetensors",
         "",
@@ -147,6 +170,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         "score": _score,
         "compress": _compress,
         "decompress": _decompress,
+        "prove": _prove,
         "bundle": _bundle,
         "export": _export,
     }
@@ -296,9 +320,9 @@ def _compress(arguments: list[str]) -> None:
 
     parsed = tyro.cli(CompressArguments, prog="paramgolf compress", args=arguments)
     text = read_text(parsed.file)
-    coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime("cpu"))
+    coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime(parsed.device))
     progress = Reporter(sys.stderr).progress("compress", unit="tokens")
-    coded = coder.compress(text, progress=progress.update)
+    coded = coder.compress([text], progress=progress.update)
     write_bytes(parsed.out, coded.content)
     size = len(coded.content)
     per_byte = f", {8 * size / coded.text_bytes:.4f} bits a byte" if coded.text_bytes else ""
@@ -315,11 +339,47 @@ def _decompress(arguments: list[str]) -> None:
         content = parsed.file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {parsed.file}: {error.strerror}") from error
-    coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime("cpu"))
+    coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime(parsed.device))
     progress = Reporter(sys.stderr).progress("decompress", unit="tokens")
-    text = coder.decompress(content, str(parsed.file), progress.update)
-    write_bytes(parsed.out, text.encode())
-    standard_output().line(f"{len(content):,} bytes -> {len(text.encode()):,} in {parsed.out}")
+    text = "".join(coder.decompress(content, str(parsed.file), progress.update)).encode()
+    write_bytes(parsed.out, text)
+    standard_output().line(f"{len(content):,} bytes -> {len(text):,} in {parsed.out}")
+
+
+def _prove(arguments: list[str]) -> None:
+    from paramgolf.rundir import write_json
+    from paramgolf.runtime import select_runtime
+    from paramgolf.tools.prove import prove
+
+    parsed = tyro.cli(ProveArguments, prog="paramgolf prove", args=arguments)
+    if parsed.bytes < 0:
+        raise ConfigError(f"--bytes = {parsed.bytes} is not possible: it must be 0 or more")
+    proof = prove(
+        parsed.path,
+        parsed.text,
+        parsed.way,
+        parsed.bytes,
+        select_runtime(parsed.device),
+        Reporter(sys.stderr),
+    )
+    if parsed.out is not None:
+        write_json(parsed.out, {**dataclasses.asdict(proof), "holds": proof.holds})
+    reporter = standard_output()
+    size = proof.text_bytes
+    for name, value in (
+        ("score", f"{proof.claimed_bpb:.4f} BPB ({proof.label}), {proof.way} windows"),
+        ("text", f"{size:,} bytes; xz -9: {proof.xz_bytes:,}"),
+        ("claimed", f"{proof.claimed_bytes:,.1f} bytes"),
+        ("stream", f"{proof.stream_bytes:,} bytes (at most {proof.most_stream_bytes:,.1f})"),
+        ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer and code"),
+        ("encode", f"{proof.encode_seconds:.1f} s, {size / proof.encode_seconds:,.0f} bytes/s"),
+        ("decode", f"{proof.decode_seconds:.1f} s, {size / proof.decode_seconds:,.0f} bytes/s"),
+        ("decoded", proof.why_not or "bit for bit, by another process"),
+        ("verdict", "proven" if proof.holds else "not proven"),
+    ):
+        reporter.line(f"{name:<9} {value}")
+    if not proof.holds:
+        raise UserError(f"the score of {parsed.path} is not proven")
 
 
 def _bundle(arguments: list[str]) -> None:

@@ -19,7 +19,15 @@ import python_minifier
 from paramgolf.config import DataConfig, RunConfig, to_json
 
 _ENTRY = "standalone"
-_LEFT_OUT = {"__main__", "cli", "recipes", "code_builder", "data.corpus", "data.tokenizer_training"}
+_LEFT_OUT = {
+    "__main__",
+    "cli",
+    "recipes",
+    "code_builder",
+    "data.corpus",
+    "data.tokenizer_training",
+    "scoring.coded_text",
+}
 """Modules that only the installed command uses; a bundle starts from documents or shards."""
 
 _ANNOTATIONS = python_minifier.RemoveAnnotationsOptions(

@@ -291,6 +291,39 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True)
+class ScoreFirstConfig:
+    """Learning from the text while it is scored, each chunk after its score (PR #1493)."""
+
+    optimizer: Literal["none", "sgd", "adamw"] = "none"
+    """"none": a fixed predictor; "sgd": with momentum, as published; "adamw"."""
+    lr: float = 0.005
+    """First learning rate; it falls to 0 along one cosine over the chunks."""
+    momentum: float = 0.9
+    """Of "sgd"."""
+    epochs: int = 3
+    """Steps on every chunk."""
+    chunk_tokens: int = 32_768
+    """Targets that are scored before they are learned from, all in one step."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.optimizer in ("none", "sgd", "adamw"), "score_first.optimizer", self.optimizer,
+            "none, sgd or adamw",
+        )  # fmt: skip
+        _require_positive("score_first", self, "lr", "epochs", "chunk_tokens", "grad_clip")
+        _require(
+            0 <= self.momentum < 1, "score_first.momentum", self.momentum, "at least 0, below 1"
+        )
+
+    @property
+    def learns(self) -> bool:
+        """Whether the predictor is adaptive."""
+        return self.optimizer != "none"
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's result."""
 
@@ -304,6 +337,7 @@ class RunConfig:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    score_first: ScoreFirstConfig = field(default_factory=ScoreFirstConfig)
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 - 1")
@@ -313,6 +347,7 @@ class RunConfig:
             ("adapt.chunk_tokens", self.adapt.chunk_tokens),
             ("pack.calibration_batch_tokens", self.pack.calibration_batch_tokens),
             ("score.batch_tokens", self.score.batch_tokens),
+            ("score_first.chunk_tokens", self.score_first.chunk_tokens),
         ):
             _require(
                 value % seq_len == 0, key, value, f"a multiple of model.seq_len = {seq_len} tokens"

@@ -8,7 +8,6 @@ from functools import cached_property
 from paramgolf.config import RunConfig
 from paramgolf.console import Reporter
 from paramgolf.data.prepared import PreparedText
-from paramgolf.errors import UserError
 from paramgolf.ledger import Ledger
 from paramgolf.rundir import RunDir
 from paramgolf.runtime import Runtime
@@ -31,10 +30,7 @@ class Job:
         Raises:
             UserError: if it is not prepared yet.
         """
-        record = self.run.record("prepare")
-        if record is None:
-            raise UserError(f"{self.run.path} has no prepared text yet")
-        return PreparedText.from_json(record["text"])
+        return PreparedText.of(self.run)
 
     @property
     def adapted_on(self) -> list[str]:

@@ -11,6 +11,7 @@ from paramgolf.config import (
     PackConfig,
     RunConfig,
     ScoreConfig,
+    ScoreFirstConfig,
     TrainConfig,
 )
 
@@ -79,6 +80,8 @@ _H200 = RunConfig(
     pack=PackConfig(calibration_batches=128),
 )
 
+_LEGAL = ScoreFirstConfig(optimizer="sgd")
+
 RECIPES: dict[str, tuple[str, RunConfig]] = {
     "tiny": ("2-core CPU, minutes: documentation of Python's own library, nothing to fetch", _TINY),
     "record": (
@@ -86,6 +89,11 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
         _RECORD,
     ),
     "h200": ("one GPU, about 10 minutes: the record's model, 180 s of training", _H200),
+    "legal": (
+        "tiny, then score-first: each chunk of the text is learned from once it is scored",
+        replace(_TINY, score_first=replace(_LEGAL, chunk_tokens=4096)),
+    ),
+    "h200-legal": ("h200, then score-first", replace(_H200, score_first=_LEGAL)),
     "h200-in-sample": (
         "h200, then 6 epochs on the scored text as the reference does (labelled in-sample)",
         replace(_H200, adapt=replace(_H200.adapt, text="scored")),

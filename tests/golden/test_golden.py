@@ -19,7 +19,7 @@ from paramgolf.compress import artifact
 from paramgolf.compress.artifact import Artifact, Quantized
 from paramgolf.compress.hessian import input_of
 from paramgolf.compress.scales import scales_from_exponents
-from paramgolf.config import ModelConfig
+from paramgolf.config import ModelConfig, ScoreFirstConfig
 from paramgolf.data.provenance import sampled_shingles, shingles
 from paramgolf.data.shards import open_shard, read_stream, write_shard
 from paramgolf.model.gpt import GPT
@@ -27,7 +27,7 @@ from paramgolf.model.order import layer_order
 from tests.helpers import random_model, random_tokens, small_config
 
 HERE = Path(__file__).parent
-ARTIFACT_FILE = HERE / "artifact_v3.bin"
+ARTIFACT_FILE = HERE / "artifact_v4.bin"
 SHARD_FILE = HERE / "shard_v1.bin"
 
 # The artifact.
@@ -49,7 +49,7 @@ MODEL = ModelConfig(
     loop_visits=2,
     parallel_from=3,
 )
-HEADER_SHA256 = "a95bdab2e0775830a8d4f0db10b41ad4ca644d1740792d9a8f15065ebc4651ac"
+HEADER_SHA256 = "ce7a8f126cba1db409df44d2957b2d46a4ecb17159013d4ae3824e02380a369a"
 SECTION_SHA256 = {
     "embedding": "aa7f021730e45761143b6757250274c9098cc0180edca2755051974b75bbb825",
     "query": "9848c410935255725294e765d422ad2502c3e62c211682e3d4c929cf538c0cc9",
@@ -86,6 +86,7 @@ def fixed_artifact() -> Artifact:
         tokenizer_sha256="ab" * 32,
         provenance_sha256="cd" * 32,
         stride=8,
+        score_first=ScoreFirstConfig("sgd", chunk_tokens=64),
         matrices={name: matrices[name] for name in matrix_shapes},
         vectors={name: vectors[name] for name in vector_shapes},
     )
@@ -94,7 +95,7 @@ def fixed_artifact() -> Artifact:
 def header_and_sections(content: bytes) -> tuple[dict[str, object], dict[str, bytes]]:
     """Take an artifact apart as docs/format.md says, without the package."""
     magic, version, header_bytes, digest = struct.unpack_from("<8sII32s", content)
-    assert (magic, version) == (b"PARAGOLF", 3)
+    assert (magic, version) == (b"PARAGOLF", 4)
     assert hashlib.sha256(content[48:]).digest() == digest
     header = json.loads(content[80 : 80 + header_bytes])
     sections = {}
@@ -128,9 +129,9 @@ def test_the_file_of_then_is_pinned() -> None:
     check_pinned(ARTIFACT_FILE.read_bytes())
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_file_of_an_old_version_is_refused_by_its_number(version: int) -> None:
-    wanted = f"version {version}; this program reads version 3"
+    wanted = f"version {version}; this program reads version 4"
     with pytest.raises(artifact.ArtifactError, match=wanted):
         artifact.decode((HERE / f"artifact_v{version}.bin").read_bytes())
 

@@ -31,7 +31,7 @@ from paramgolf.compress.artifact import (
 )
 from paramgolf.compress.hessian import input_of
 from paramgolf.compress.scales import scales_from_exponents
-from paramgolf.config import ModelConfig
+from paramgolf.config import ModelConfig, ScoreFirstConfig
 from paramgolf.data.provenance import Provenance, sampled_shingles
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
@@ -95,7 +95,7 @@ def random_artifact(
             matrices[name] = Quantized(integers, rows, shared)
         else:
             vectors[name] = torch.randn(shape, generator=generator).bfloat16()
-    return Artifact(config, "a" * 64, "b" * 64, stride, matrices, vectors)
+    return Artifact(config, "a" * 64, "b" * 64, stride, ScoreFirstConfig(), matrices, vectors)
 
 
 def assert_same(one: Artifact, other: Artifact) -> None:
@@ -103,6 +103,7 @@ def assert_same(one: Artifact, other: Artifact) -> None:
     assert one.tokenizer_sha256 == other.tokenizer_sha256
     assert one.provenance_sha256 == other.provenance_sha256
     assert one.stride == other.stride
+    assert one.score_first == other.score_first
     assert list(one.matrices) == list(other.matrices)
     for name, matrix in one.matrices.items():
         assert other.matrices[name].integers.dtype == torch.int8
@@ -167,11 +168,12 @@ def test_the_file_is_as_its_description_says() -> None:
     artifact = random_artifact(CONFIG, stride=7)
     content, _ = encode(artifact)
     magic, version, header_bytes, digest, tensors = struct.unpack("<8sII32s32s", content[:80])
-    assert (magic, version) == (b"PARAGOLF", 3)
+    assert (magic, version) == (b"PARAGOLF", 4)
     assert hashlib.sha256(content[48:]).digest() == digest
     header = json.loads(content[80 : 80 + header_bytes])
     assert header["model"] == asdict(CONFIG)
     assert header["stride"] == 7
+    assert header["score_first"] is None
     assert 80 + header_bytes + sum(header["sections"].values()) == len(content)
     plain = b""
     for matrix in artifact.matrices.values():
@@ -198,7 +200,7 @@ def signed(header: Any, sections: bytes = SECTIONS) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     body = TENSORS + text + sections
     digest = hashlib.sha256(body).digest()
-    return struct.pack("<8sII32s", b"PARAGOLF", 3, len(text), digest) + body
+    return struct.pack("<8sII32s", b"PARAGOLF", 4, len(text), digest) + body
 
 
 def assert_refused(content: bytes, *fragments: str) -> None:
@@ -313,7 +315,7 @@ def test_foreign_files_are_refused() -> None:
 
 
 def test_another_version_is_refused_by_its_number() -> None:
-    assert_refused(GOOD[:8] + struct.pack("<I", 77) + GOOD[12:], "77", "version 3")
+    assert_refused(GOOD[:8] + struct.pack("<I", 77) + GOOD[12:], "77", "version 4")
 
 
 def test_an_extended_file_is_refused() -> None:
@@ -491,7 +493,11 @@ def packed(
     artifact = random_artifact(ModelConfig(**shape), stride=8)
     beside = (tmp_path / "provenance.safetensors").read_bytes()
     hashes = tokenizer.sha256, hashlib.sha256(beside).hexdigest()
-    content, _ = encode(Artifact(artifact.model, *hashes, 8, artifact.matrices, artifact.vectors))
+    tokenizer_sha256, provenance_sha256 = hashes
+    changed = replace(
+        artifact, tokenizer_sha256=tokenizer_sha256, provenance_sha256=provenance_sha256
+    )
+    content, _ = encode(changed)
     (tmp_path / "tokenizer.model").write_bytes(tokenizer_model)
     (tmp_path / "model.bin").write_bytes(content)
     return tmp_path / "model.bin"

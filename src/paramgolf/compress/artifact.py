@@ -31,18 +31,19 @@ from paramgolf.compress.entropy import NOTHING, Decoder, Encoder, ScaleModel, Ve
 from paramgolf.compress.hessian import input_of
 from paramgolf.compress.matrices import code_matrices
 from paramgolf.compress.scales import LARGEST_INTEGER, scale_exponents, scales_from_exponents
-from paramgolf.config import ModelConfig, from_json
+from paramgolf.config import ModelConfig, ScoreFirstConfig, from_json
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT, MATRIX_NAMES
 from paramgolf.model.order import num_skips
 
 MAGIC = b"PARAGOLF"
-VERSION = 3
+VERSION = 4
 _HEADER_KEYS = {
     "model",
     "tokenizer_sha256",
     "provenance_sha256",
     "stride",
+    "score_first",
     "sections",
 }
 _PREFIX = struct.Struct("<8sII32s")
@@ -85,6 +86,8 @@ class Artifact:
     provenance_sha256: str
     stride: int
     """Stride of sliding windows that the recipe scores with."""
+    score_first: ScoreFirstConfig
+    """How the recipe learns while it scores."""
     matrices: dict[str, Quantized]
     vectors: dict[str, Tensor]
     """bfloat16 tensors by name."""
@@ -140,6 +143,7 @@ def encode(
         "tokenizer_sha256": artifact.tokenizer_sha256,
         "provenance_sha256": artifact.provenance_sha256,
         "stride": artifact.stride,
+        "score_first": asdict(artifact.score_first) if artifact.score_first.learns else None,
         "sections": {name: len(content) for name, content in stored.items()},
     }
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -316,6 +320,10 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
         raise ValueError("the header describes a model of more than 2^28 parameters")
     if type(header["stride"]) is not int or not 0 < header["stride"] <= config.seq_len:
         raise ValueError(f"stride out of range: {header['stride']!r}")
+    stored = header["score_first"]
+    learning = ScoreFirstConfig() if stored is None else from_json(ScoreFirstConfig, stored)
+    if learning.chunk_tokens % config.seq_len and learning.learns:
+        raise ValueError("chunks of score-first learning are not whole sequences")
     sections = _sections(config)
     lengths = header["sections"]
     if list(lengths) != list(sections):
@@ -342,6 +350,7 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
         header["tokenizer_sha256"],
         header["provenance_sha256"],
         header["stride"],
+        learning,
         matrices,
         vectors,
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from paramgolf.data.shards import read_stream
 from paramgolf.errors import UserError
+from paramgolf.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,18 @@ class PreparedText:
         """The reverse of `to_json`."""
         splits = {name: Split(**split) for name, split in values["splits"].items()}
         return cls(values["source"], values["corpus_sha256"], values["tokenizer_sha256"], splits)
+
+    @classmethod
+    def of(cls, run: RunDir) -> PreparedText:
+        """The prepared text of a run.
+
+        Raises:
+            UserError: if it is not prepared yet.
+        """
+        record = run.record("prepare")
+        if record is None:
+            raise UserError(f"{run.path} has no prepared text yet")
+        return cls.from_json(record["text"])
 
     def shards(self, split: str, folder: Path) -> list[Path]:
         """Paths of a split's shards, given the run's data folder.

@@ -11,7 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +68,14 @@ class Label:
     """What a score says of the scored text; it stands beside every number."""
 
     name: str
-    """"held-out", "in-sample", or "unverified" where nothing could be compared."""
+    """"held-out", "score-first" where the predictor learned from what it had scored, "in-sample",
+    or "unverified" where nothing could be compared."""
     overlap_share: float | None
     """Share of the text's sampled shingles that shaped the artifact."""
+
+    def adaptive(self) -> Label:
+        """The label of the same text under an adaptive predictor: in-sample wins."""
+        return replace(self, name="score-first") if self.name == "held-out" else self
 
 
 @dataclass(frozen=True)

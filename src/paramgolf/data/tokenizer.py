@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,10 @@ class Tokenizer:
         self._keeps_leading_space = keeps_space and not adds_space
         self._boundary = np.array([self._is_boundary(i) for i in range(self.vocab_size)])
         self._bytes, self._bytes_at_start = self._byte_tables(name)
+        byte_pieces = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        # Where an added space would come between them, text cannot be encoded in parts.
+        escapes = self._keeps_leading_space and all(map(self._processor.is_byte, byte_pieces))
+        self._escaped_mark = byte_pieces if escapes else None
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -103,14 +108,27 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
         """Tokens of every text, each beginning with BOS; texts are shared out over all cores.
 
+        A U+2581 in a text, which SentencePiece takes for a space, is written in byte pieces, so
+        that it comes back (not by tokenizers that add a space in front of a text).
+
         Raises:
             UserError: if a text is no Unicode (it holds half of a surrogate pair).
         """
+        mark = self._escaped_mark
+        parts = [text.split(_SPACE) if mark else [text] for text in texts]
         try:
-            encoded = self._processor.encode(list(texts), num_threads=os.cpu_count() or 1)
+            encoded = iter(
+                self._processor.encode(list(chain(*parts)), num_threads=os.cpu_count() or 1)
+            )
         except TypeError as error:
             raise UserError(f"the text is not valid Unicode: {error}") from error
-        return [np.array([self.bos, *tokens], dtype=np.uint16) for tokens in encoded]
+        documents: list[NDArray[np.uint16]] = []
+        for own in parts:
+            tokens = [self.bos, *next(encoded)]
+            for part in islice(encoded, len(own) - 1):
+                tokens += [*(mark or []), *part]
+            documents.append(np.array(tokens, dtype=np.uint16))
+        return documents
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of a document's tokens; U+FFFD for bytes that are no character."""

@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paramgolf.config import ScoreFirstConfig
 from paramgolf.data.provenance import Label
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.distributed import Ranks
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
+from paramgolf.scoring.score_first import walk
 from paramgolf.scoring.windows import Windows
 
 
@@ -31,7 +33,7 @@ class Score:
     """Targets scored, boundary tokens included."""
     bytes: int
     label: str
-    """"held-out", "in-sample" or "unverified"; see `data.provenance`."""
+    """"held-out", "score-first", "in-sample" or "unverified"; see `data.provenance`."""
     overlap_share: float | None
     """Share of the text's sampled shingles that shaped the artifact."""
 
@@ -49,7 +51,6 @@ def score_losses(
     )
 
 
-@torch.no_grad()
 def window_losses(
     model: GPT,
     order: LayerOrder,
@@ -58,12 +59,9 @@ def window_losses(
     batch_tokens: int,
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
+    learning: ScoreFirstConfig | None = None,
 ) -> Tensor:
     """Loss of every target in nats, each scored by exactly one window; (N,), float32 or wider.
-
-    All windows of a batch run together, and only scored positions pass through the output head.
-    Windows that reach past the text are padded (the model is causal: nothing scored sees it), and
-    so is the last batch, so that there is one shape to compile.
 
     Args:
         model: the model, on its device.
@@ -73,43 +71,90 @@ def window_losses(
         batch_tokens: tokens of one forward pass.
         progress: called with the number of targets scored and of all.
         ranks: share the batches out; all get all losses.
+        learning: how an adaptive predictor learns between chunks; None: it is fixed.
 
     Raises:
         RuntimeError: if the windows do not score every target exactly once.
+        UserError: see `score_first.walk`.
     """
     ranks = ranks or Ranks()
-    seq_len = model.config.seq_len
-    batch = max(1, batch_tokens // seq_len)
-    device = model.embedding.device
-    num_targets = len(tokens) - 1
-    stream = torch.zeros(num_targets + 1 + seq_len, dtype=torch.int32, device=device)
-    stream[: num_targets + 1] = torch.from_numpy(tokens.astype(np.int32))
-    wide = torch.promote_types(model.dtype, torch.float32)
-    # One slot more than targets: padded positions write there.
-    losses = torch.zeros(num_targets + 1, dtype=wide, device=device)
-    times_scored = torch.zeros(num_targets + 1, dtype=torch.int32, device=device)
-    offsets = torch.arange(seq_len, device=device)
-    done = 0
-    for starts, scored in windows:
-        rows = batch if model.compiled else max(1, min(batch, len(starts)))
-        for first in ranks.mine(range(0, len(starts), rows)):
+    scorer = _Scorer(model, order, tokens, batch_tokens, progress, ranks)
+
+    def visit(chunk: Sequence[Windows]) -> NDArray[np.uint16]:
+        for some in chunk:
+            scorer.score(some)
+        return tokens
+
+    learning = learning or ScoreFirstConfig()
+    walk(model, order, learning, windows, len(tokens) - 1, visit, ranks)
+    return scorer.losses()
+
+
+class _Scorer:
+    """Scores windows of one stream in batches.
+
+    Only scored positions pass through the output head. Windows that reach past the text are padded
+    (the model is causal: nothing scored sees it), and so is the last batch, so that there is one
+    shape to compile.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        order: LayerOrder,
+        tokens: NDArray[np.uint16],
+        batch_tokens: int,
+        progress: Callable[[int, int], None] | None,
+        ranks: Ranks,
+    ) -> None:
+        self._model, self._order, self._progress, self._ranks = model, order, progress, ranks
+        self._seq_len = model.config.seq_len
+        self._batch = max(1, batch_tokens // self._seq_len)
+        self._num_targets = num_targets = len(tokens) - 1
+        device = model.embedding.device
+        self._stream = torch.zeros(
+            num_targets + 1 + self._seq_len, dtype=torch.int32, device=device
+        )
+        self._stream[: num_targets + 1] = torch.from_numpy(tokens.astype(np.int32))
+        wide = torch.promote_types(model.dtype, torch.float32)
+        # One slot more than targets: padded positions write there.
+        self._losses = torch.zeros(num_targets + 1, dtype=wide, device=device)
+        self._times_scored = torch.zeros(num_targets + 1, dtype=torch.int32, device=device)
+        self._offsets = torch.arange(self._seq_len, device=device)
+        self._done = 0
+
+    @torch.no_grad()
+    def score(self, windows: Windows) -> None:
+        starts, scored = windows
+        model, num_targets, last = self._model, self._num_targets, len(self._stream) - 1
+        rows = self._batch if model.compiled else max(1, min(self._batch, len(starts)))
+        for first in self._ranks.mine(range(0, len(starts), rows)):
             chosen = starts[first : first + rows]
             padded = np.full(rows, num_targets)  # windows of padding score nothing
             padded[: len(chosen)] = chosen
-            begin = torch.from_numpy(padded).to(device)[:, None]
-            positions = begin + offsets
-            hidden = model(stream[positions.clamp(max=len(stream) - 1)], order)
-            targets = positions[:, seq_len - scored :]
-            next_tokens = stream[(targets + 1).clamp(max=len(stream) - 1)]
-            nats = model.target_nats(hidden[:, seq_len - scored :], next_tokens)
+            begin = torch.from_numpy(padded).to(self._stream.device)[:, None]
+            positions = begin + self._offsets
+            hidden = model(self._stream[positions.clamp(max=last)], self._order)
+            targets = positions[:, self._seq_len - scored :]
+            next_tokens = self._stream[(targets + 1).clamp(max=last)]
+            nats = model.target_nats(hidden[:, self._seq_len - scored :], next_tokens)
             slots = targets.clamp(max=num_targets)
-            losses[slots] = nats
-            times_scored.index_add_(0, slots.flatten(), torch.ones_like(slots).flatten().int())
-            done += len(chosen) * scored * ranks.size
-            if progress is not None:
-                progress(min(done, num_targets), num_targets)
-    # Where another rank scored, this one has 0.
-    losses, times_scored = ranks.sum_(losses[:-1]), ranks.sum_(times_scored[:-1])
-    if not bool((times_scored == 1).all()):
-        raise RuntimeError("the windows do not score every target exactly once")
-    return losses
+            self._losses[slots] = nats
+            ones = torch.ones_like(slots).flatten().int()
+            self._times_scored.index_add_(0, slots.flatten(), ones)
+            self._done += len(chosen) * scored * self._ranks.size
+            if self._progress is not None:
+                self._progress(min(self._done, num_targets), num_targets)
+
+    def losses(self) -> Tensor:
+        """(N,) of all ranks.
+
+        Raises:
+            RuntimeError: if a target was not scored exactly once.
+        """
+        # Where another rank scored, this one has 0.
+        losses = self._ranks.sum_(self._losses[:-1])
+        times_scored = self._ranks.sum_(self._times_scored[:-1])
+        if not bool((times_scored == 1).all()):
+            raise RuntimeError("the windows do not score every target exactly once")
+        return losses

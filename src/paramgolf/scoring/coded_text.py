@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from paramgolf.compress.entropy import NOTHING, Coder, Integers
+from paramgolf.config import ScoreFirstConfig
 from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
+from paramgolf.scoring.score_first import walk
 from paramgolf.scoring.windows import Windows
 
 
-@torch.no_grad()
 def code_tokens(
     model: GPT,
     order: LayerOrder,
@@ -32,6 +33,7 @@ def code_tokens(
     num_targets: int,
     known: Integers,
     lanes: int = 1,
+    learning: ScoreFirstConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Integers:
     """Code a stream of tokens in the order of its windows.
@@ -49,23 +51,20 @@ def code_tokens(
         num_targets: N.
         known: (N + 1,) the tokens; `NOTHING` to decode.
         lanes: 1 unless every window scores all that it predicts.
+        learning: how an adaptive predictor learns between chunks; None: it is fixed.
         progress: called with the number of targets coded and of all.
 
     Returns:
         (N + 1,) the tokens.
     """
-    vocab_size = model.config.vocab_size
-    coding = _Coding(model, order, coder, first, num_targets, known)
-    for starts, scored in windows:
-        if not len(starts):
-            continue
-        runs = np.array_split(starts, min(lanes, len(starts)))
-        heads = np.array([run[0] for run in runs[1:]], np.int64)
-        limits = np.full(len(heads), vocab_size, np.int32)
-        coding.put(heads, coder.code_below(limits, coding.known_at(heads)))
-        for turn in range(len(runs[0])):
-            group = np.array([run[turn] for run in runs if turn < len(run)])
-            coding.code_windows(group, scored, progress)
+    coding = _Coding(model, order, coder, first, num_targets, known, progress)
+
+    def visit(chunk: Sequence[Windows]) -> Integers:
+        for some in chunk:
+            coding.code(some, lanes)
+        return coding.tokens
+
+    walk(model, order, learning or ScoreFirstConfig(), windows, num_targets, visit)
     return coding.tokens[: num_targets + 1]
 
 
@@ -80,27 +79,36 @@ class _Coding:
         first: int,
         num_targets: int,
         known: Integers,
+        progress: Callable[[int, int], None] | None,
     ) -> None:
         self._model, self._order, self._coder, self._known = model, order, coder, known
-        self._num_targets = num_targets
+        self._num_targets, self._progress = num_targets, progress
         length = num_targets + 1 + model.config.seq_len  # windows may reach past the end
         self.tokens: Integers = np.zeros(length, np.int32)
         self._found = np.zeros(length, bool)
-        self.put(np.array([0]), np.array([first], np.int32))
+        self._put(np.array([0]), np.array([first], np.int32))
 
-    def known_at(self, positions: NDArray[np.int64]) -> Integers:
+    @torch.no_grad()
+    def code(self, windows: Windows, lanes: int) -> None:
+        starts, scored = windows
+        if not len(starts):
+            return
+        runs = np.array_split(starts, min(lanes, len(starts)))
+        heads = np.array([run[0] for run in runs[1:]], np.int64)
+        limits = np.full(len(heads), self._model.config.vocab_size, np.int32)
+        self._put(heads, self._coder.code_below(limits, self._known_at(heads)))
+        for turn in range(len(runs[0])):
+            group = np.array([run[turn] for run in runs if turn < len(run)])
+            self._code_side_by_side(group, scored)
+
+    def _known_at(self, positions: NDArray[np.int64]) -> Integers:
         return self._known[positions] if len(self._known) else NOTHING
 
-    def put(self, positions: NDArray[np.int64], tokens: Integers) -> None:
+    def _put(self, positions: NDArray[np.int64], tokens: Integers) -> None:
         self.tokens[positions] = tokens
         self._found[positions] = True
 
-    def code_windows(
-        self,
-        starts: NDArray[np.int64],
-        scored: int,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
+    def _code_side_by_side(self, starts: NDArray[np.int64], scored: int) -> None:
         """Code what windows score, side by side; all of their contexts are known."""
         seq_len, past = self._model.config.seq_len, Past(self._model.config.seq_len)
         context = seq_len - scored
@@ -114,11 +122,11 @@ class _Coding:
             for position, shares in zip(targets.tolist(), shares_BV, strict=True):
                 if position <= self._num_targets and not self._found[position]:
                     at = np.array([position])
-                    self.put(at, self._coder.code(shares, 1, self.known_at(at)))
+                    self._put(at, self._coder.code(shares, 1, self._known_at(at)))
             if offset + 1 < seq_len:
                 hidden = self._read(targets[:, None], past)
-            if progress is not None:
-                progress(int(self._found.sum()) - 1, self._num_targets)
+            if self._progress is not None:
+                self._progress(int(self._found.sum()) - 1, self._num_targets)
 
     def _read(self, positions_BT: NDArray[np.int64], past: Past) -> torch.Tensor:
         tokens = torch.from_numpy(self.tokens[positions_BT]).to(self._model.embedding.device)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from paramgolf.compress.artifact import Artifact, ArtifactError, read
 from paramgolf.data.provenance import Label, Provenance
@@ -21,13 +22,16 @@ from paramgolf.model.order import layer_order
 from paramgolf.runtime import Runtime, select_runtime
 from paramgolf.scoring.bits_per_byte import Score, score_losses, window_losses
 from paramgolf.scoring.generate import sample_tokens, streamed_text
-from paramgolf.scoring.windows import plain_windows, sliding_windows
+from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
 
 _DEFAULT_BATCH_TOKENS = 8192
 
 
 class Predictor:
-    """A fixed predictor: nothing of it changes while it scores."""
+    """A packed model: fixed, or learning while it scores if its recipe says so.
+
+    After a text it is what it was before.
+    """
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class Predictor:
         text: str,
         stride: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        fixed: bool = False,
     ) -> Score:
         """Score one document.
 
@@ -66,13 +71,16 @@ class Predictor:
             text: the document, any Unicode.
             stride: of sliding windows; 0: consecutive windows; None: as the recipe.
             progress: called with the number of targets scored and of all.
+            fixed: do not learn, whatever the recipe says.
 
         Raises:
             UserError: if the text is empty, or its tokens do not decode to it (a tokenizer that
-                normalises, a U+2581): its bytes would be counted wrong.
+                normalises): its bytes would be counted wrong.
         """
         stream = encoded("the text", [text], self.tokenizer)
-        return self.score_stream(stream.tokens, stream.texts, stride, progress=progress)
+        return self.score_stream(
+            stream.tokens, stream.texts, stride, progress=progress, fixed=fixed
+        )
 
     def generate(
         self,
@@ -110,21 +118,49 @@ class Predictor:
         stride: int | None = None,
         batch_tokens: int = _DEFAULT_BATCH_TOKENS,
         progress: Callable[[int, int], None] | None = None,
+        fixed: bool = False,
     ) -> Score:
         """Score a stream of (N + 1,) tokens; `texts` are its documents, for the label."""
-        seq_len, num_targets = self.artifact.model.seq_len, len(stream) - 1
+        losses = self.losses(stream, stride, batch_tokens, progress, fixed)
+        return self.score_of(losses, stream, texts, fixed)
+
+    def losses(
+        self,
+        stream: NDArray[np.uint16],
+        stride: int | None = None,
+        batch_tokens: int = _DEFAULT_BATCH_TOKENS,
+        progress: Callable[[int, int], None] | None = None,
+        fixed: bool = False,
+    ) -> Tensor:
+        """Loss of every target of a stream in nats, (N,); arguments as `score_stream`."""
+        windows = self.windows(len(stream) - 1, stride)
+        learning = None if fixed else self.artifact.score_first
+        return window_losses(
+            self.model, self.order, stream, windows, batch_tokens, progress, self._ranks, learning
+        )
+
+    def windows(self, num_targets: int, stride: int | None = None) -> list[Windows]:
+        """The windows that score so many targets.
+
+        Raises:
+            ConfigError: if the stride is longer than a window.
+        """
+        seq_len = self.artifact.model.seq_len
         stride = self.artifact.stride if stride is None else stride
         if not 0 <= stride <= seq_len:
             raise ConfigError(f"stride = {stride} is not possible: it must be 0 to {seq_len}")
-        windows = (
-            sliding_windows(num_targets, seq_len, stride)
-            if stride
-            else plain_windows(num_targets, seq_len)
-        )
-        losses = window_losses(
-            self.model, self.order, stream, windows, batch_tokens, progress, self._ranks
-        )
-        return score_losses(losses, stream, self.tokenizer, self.label(texts))
+        if stride:
+            return sliding_windows(num_targets, seq_len, stride)
+        return plain_windows(num_targets, seq_len)
+
+    def score_of(
+        self, losses_N: Tensor, stream: NDArray[np.uint16], texts: Sequence[str], fixed: bool
+    ) -> Score:
+        """The score that the losses of a stream make."""
+        label = self.label(texts)
+        if self.artifact.score_first.learns and not fixed:
+            label = label.adaptive()
+        return score_losses(losses_N, stream, self.tokenizer, label)
 
 
 def load(path: str | Path, tokenizer: str | Path | None = None, device: str = "auto") -> Predictor:

@@ -6,6 +6,7 @@ starts at s reads tokens s .. s + L - 1 and predicts targets s .. s + L - 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,3 +33,19 @@ def sliding_windows(num_targets: int, seq_len: int, stride: int) -> list[Windows
     """
     starts = np.arange(0, max(1, num_targets - (seq_len - stride)), stride)
     return [Windows(starts[:1], seq_len), Windows(starts[1:], stride)]
+
+
+def in_chunks(
+    windows: Sequence[Windows], num_targets: int, seq_len: int, chunk_targets: int
+) -> list[list[Windows]]:
+    """The windows of every chunk of `chunk_targets` targets, in order.
+
+    A window belongs where the first target lies that it scores, so that a chunk's targets are
+    scored once its windows and those of earlier chunks are.
+    """
+    chunks: list[list[Windows]] = [[] for _ in range(-(-num_targets // chunk_targets))]
+    for starts, scored in windows:
+        numbers = (starts + seq_len - scored) // chunk_targets
+        for number in np.unique(numbers):
+            chunks[number].append(Windows(starts[numbers == number], scored))
+    return chunks

@@ -142,6 +142,7 @@ class _Packer:
                     tokenizer_sha256=job.text.tokenizer_sha256,
                     provenance_sha256=sha256_of_file(job.run.provenance),
                     stride=job.config.score.stride,
+                    score_first=job.config.score_first,
                     matrices=quantized,
                     vectors=self._vectors,
                 ),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from paramgolf.console import Reporter
 from paramgolf.data import shards
-from paramgolf.data.documents import Document, find_jsonl, read_jsonl
+from paramgolf.data.documents import Document, find_jsonl, read_jsonl, text_digest
 from paramgolf.data.prepared import PreparedText, Split
 from paramgolf.data.provenance import Provenance, Shingles, sampled_shingles, union
 from paramgolf.data.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ def _from_stdlib(job: Job) -> PreparedText:
         documents = corpus.stdlib_documents(reporter.progress("corpus", unit="files").update)
         shares = {"val": config.data.val_share, "adapt": config.data.adapt_share}
         splits = corpus.split_by_hash(documents, shares, rest="train")
-        digest = _text_hash(document.text for document in documents)
+        digest = text_digest(document.text for document in documents).hex()
     size = sum(len(document.text.encode()) for document in documents)
     reporter.line(f"  corpus    {len(documents)} documents, {size:,} bytes, sha256 {digest[:16]}")
     tokenizer = _tokenizer(job, splits["train"])
@@ -86,7 +86,7 @@ def _from_jsonl(folder: Path, job: Job) -> PreparedText:
                     path, job.reporter.progress(f"read {name}", unit="bytes").update
                 )
             ]
-        digest = _text_hash(document.text for parts in splits.values() for document in parts)
+        digest = text_digest(document.text for parts in splits.values() for document in parts).hex()
     tokenizer = _tokenizer(job, splits["train"])
     with ledger.phase("data: encode"):
         encoded = {
@@ -191,18 +191,12 @@ def _tokenizer(job: Job, documents: list[Document]) -> Tokenizer:
     return tokenizer
 
 
-def _text_hash(texts: Iterable[str]) -> str:
-    """SHA-256 over texts, each followed by a zero byte."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()
-
-
 def _described(tokens: Stream, tokenizer: Tokenizer) -> _Encoded:
     """A stream with what its decoded text says."""
     texts = tokenizer.decode_documents(tokens)
-    return _Encoded(tokens, len(texts), _text_hash(texts), union(map(sampled_shingles, texts)))
+    return _Encoded(
+        tokens, len(texts), text_digest(texts).hex(), union(map(sampled_shingles, texts))
+    )
 
 
 def _cut_validation(encoded: dict[str, _Encoded], targets: int, tokenizer: Tokenizer) -> None:
@@ -249,5 +243,5 @@ def _encode(
         known += map(sampled_shingles, batch)
         done += sum(map(len, batch))
         progress.update(done)
-    digest = _text_hash(document.text for document in documents)
+    digest = text_digest(document.text for document in documents).hex()
     return _Encoded(np.concatenate(tokens), len(documents), digest, union(known))

@@ -26,12 +26,16 @@ def run(job: Job) -> dict[str, Any]:
     xz = _Compression(content)
     if job.runtime.ranks.main:
         xz.start()
-    for name, window_stride in (("quantized", 0), ("sliding", stride)):
+    ways = {"quantized": (0, True), "sliding": (stride, True)}
+    if job.config.score_first.learns:
+        ways["score_first"] = stride, False
+    for name, (window_stride, fixed) in ways.items():
         progress = job.reporter.progress(name, unit="targets")
         with ledger.phase(f"score: {name}"):
-            scores[name] = predictor.score_stream(
-                stream, texts, window_stride, job.config.score.batch_tokens, progress.update
+            losses = predictor.losses(
+                stream, window_stride, job.config.score.batch_tokens, progress.update, fixed
             )
+            scores[name] = predictor.score_of(losses, stream, texts, fixed)
     if not job.runtime.ranks.main:
         return {}
     with ledger.phase("score: xz -9, for scale"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from paramgolf.compress.entropy import NOTHING, Decoder, Encoder
+from paramgolf.data.documents import text_digest
 from paramgolf.errors import UserError
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.coded_text import code_tokens
 from paramgolf.scoring.predictor import Predictor, load_on
-from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
 
-MAGIC, VERSION = b"PARATEXT", 1
-_HEADER = struct.Struct("<8sIIIQ32s32s")
+MAGIC, VERSION = b"PARATEXT", 2
+_HEADER = struct.Struct("<8sIIIIQ32s32s")
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of header and stream, between the two
 MOST_LANES = 64
 """Windows side by side: what a lane costs, some bits, is little against a window of text."""
@@ -48,36 +48,44 @@ class TextCoder:
         self._predictor: Predictor = load_on(artifact, tokenizer, replace(runtime, compiled=False))
         self._sha256 = hashlib.sha256(artifact.read_bytes()).digest()
 
-    def compress(self, text: str, stride: int = 0, progress: Progress | None = None) -> CodedText:
-        """Code a text.
+    def compress(
+        self,
+        texts: Sequence[str],
+        stride: int = 0,
+        fixed: bool = True,
+        progress: Progress | None = None,
+    ) -> CodedText:
+        """Code the documents of a text.
 
         Args:
-            text: any that the tokenizer gives back.
+            texts: any that the tokenizer gives back.
             stride: of sliding windows, slow and one after the other; 0: consecutive windows.
+            fixed: do not learn from what is coded, whatever the recipe says.
             progress: called with the number of tokens coded and of all.
 
         Raises:
             UserError: if the tokenizer does not give the text back, or the stride is not possible.
         """
         tokenizer = self._predictor.tokenizer
-        tokens = tokenizer.encode([text])[0].astype(np.int32)
-        if tokenizer.decode(tokens[1:].tolist()) != text:
+        tokens = np.concatenate(tokenizer.encode(texts))
+        if tokenizer.decode_documents(tokens) != list(texts):
             raise UserError(
                 "the tokenizer does not give this text back (it normalises, or has no piece for a "
                 "character): it cannot be compressed without loss"
             )
         encoder = Encoder()
-        self._code(encoder, len(tokens) - 1, stride, tokens, progress)
-        content = text.encode()
-        digest = hashlib.sha256(content).digest()
         count = len(tokens) - 1
-        header = _HEADER.pack(MAGIC, VERSION, stride, MOST_LANES, count, self._sha256, digest)
+        self._code(encoder, count, stride, fixed, tokens.astype(np.int32), progress)
+        header = _HEADER.pack(
+            MAGIC, VERSION, stride, MOST_LANES, int(fixed), count, self._sha256, text_digest(texts)
+        )
         stream = encoder.content()
         checksum = _CHECKSUM.pack(zlib.crc32(header + stream))
-        return CodedText(header + checksum + stream, len(stream), len(content))
+        size = sum(len(text.encode()) for text in texts)
+        return CodedText(header + checksum + stream, len(stream), size)
 
-    def decompress(self, content: bytes, name: str, progress: Progress | None = None) -> str:
-        """The text of a coded file; `name` stands for it in errors.
+    def decompress(self, content: bytes, name: str, progress: Progress | None = None) -> list[str]:
+        """The documents of a coded file; `name` stands for it in errors.
 
         Raises:
             UserError: if it is none, of another version or artifact, damaged, or was written by a
@@ -86,7 +94,7 @@ class TextCoder:
         begin = _HEADER.size + _CHECKSUM.size
         if len(content) < begin or not content.startswith(MAGIC):
             raise UserError(f"{name} is not a text that paramgolf has compressed")
-        _, version, stride, lanes, count, artifact, digest = _HEADER.unpack_from(content)
+        _, version, stride, lanes, fixed, count, artifact, digest = _HEADER.unpack_from(content)
         (checksum,) = _CHECKSUM.unpack_from(content, _HEADER.size)
         stream = content[begin:]
         if version != VERSION:
@@ -102,36 +110,38 @@ class TextCoder:
             )
         try:
             decoder = Decoder(stream)
-            tokens = self._code(decoder, count, stride, NOTHING, progress)
+            tokens = self._code(decoder, count, stride, bool(fixed), NOTHING, progress)
             decoder.finish()
-            text = self._predictor.tokenizer.decode(tokens[1:].tolist())
-            same = hashlib.sha256(text.encode()).digest() == digest
+            texts = self._predictor.tokenizer.decode_documents(tokens.astype(np.uint16))
+            same = text_digest(texts) == digest
         except ValueError:
-            text, same = "", False
+            texts, same = [], False
         if not same:
             raise UserError(
                 f"{name} does not give its text back: this machine computes differently from the "
-                "one that wrote it (processor, number of threads, version of PyTorch)"
+                "one that wrote it (processor or GPU, number of threads, version of PyTorch)"
             )
-        return text
+        return texts
 
     def _code(
         self,
         coder: Encoder | Decoder,
         count: int,
         stride: int,
+        fixed: bool,
         known: np.ndarray,
         progress: Progress | None,
     ) -> np.ndarray:
         predictor = self._predictor
-        seq_len = predictor.artifact.model.seq_len
-        if not 0 <= stride <= seq_len:
-            raise UserError(f"stride = {stride} is not possible: it must be 0 to {seq_len}")
-        windows: list[Windows] = (
-            sliding_windows(count, seq_len, stride) if stride else plain_windows(count, seq_len)
-        )
-        lanes = 1 if stride else MOST_LANES
-        first = predictor.tokenizer.bos
         return code_tokens(
-            predictor.model, predictor.order, coder, windows, first, count, known, lanes, progress
+            predictor.model,
+            predictor.order,
+            coder,
+            predictor.windows(count, stride),
+            predictor.tokenizer.bos,
+            count,
+            known,
+            1 if stride else MOST_LANES,
+            None if fixed else predictor.artifact.score_first,
+            progress,
         )

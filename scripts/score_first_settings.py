@@ -1,0 +1,86 @@
+"""Which settings help score-first learning: BPB and seconds of each, for one packed model.
+
+Cost: about 8 minutes on one NVIDIA H200 (compilation once for every size of chunk). Needs the
+folder `corpus/` and a packed model with its tokenizer beside it. Expected: the table of
+docs/experiments.md.
+
+    python scripts/score_first_settings.py --artifact runs/bench/not-adapted/model.bin
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from paramgolf.config import ScoreFirstConfig
+from paramgolf.data.documents import find_jsonl, read_jsonl
+from paramgolf.data.provenance import Label
+from paramgolf.runtime import select_runtime
+from paramgolf.scoring.bits_per_byte import score_losses, window_losses
+from paramgolf.scoring.predictor import load_on
+
+TARGETS = 2_883_584
+LARGE, SMALL = 32_768, 8_192
+SETTINGS = [
+    ScoreFirstConfig(),
+    ScoreFirstConfig("sgd", 0.005, epochs=1, chunk_tokens=LARGE),
+    ScoreFirstConfig("sgd", 0.005, epochs=3, chunk_tokens=LARGE),
+    ScoreFirstConfig("sgd", 0.02, epochs=1, chunk_tokens=LARGE),
+    ScoreFirstConfig("sgd", 0.05, epochs=1, chunk_tokens=LARGE),
+    ScoreFirstConfig("sgd", 0.15, epochs=1, chunk_tokens=LARGE),
+    ScoreFirstConfig("adamw", 1e-4, epochs=1, chunk_tokens=LARGE),
+    ScoreFirstConfig("adamw", 3e-4, epochs=1, chunk_tokens=LARGE),
+    ScoreFirstConfig("adamw", 1e-3, epochs=1, chunk_tokens=LARGE),
+    ScoreFirstConfig("adamw", 3e-4, epochs=3, chunk_tokens=LARGE),
+    ScoreFirstConfig("adamw", 1e-4, epochs=1, chunk_tokens=SMALL),
+    ScoreFirstConfig("adamw", 3e-4, epochs=1, chunk_tokens=SMALL),
+    ScoreFirstConfig("adamw", 6e-4, epochs=1, chunk_tokens=SMALL),
+    ScoreFirstConfig("adamw", 1e-3, epochs=1, chunk_tokens=SMALL),
+    ScoreFirstConfig("sgd", 0.02, epochs=1, chunk_tokens=SMALL),
+    ScoreFirstConfig("sgd", 0.06, epochs=1, chunk_tokens=SMALL),
+    ScoreFirstConfig("adamw", 3e-4, epochs=2, chunk_tokens=SMALL),
+]
+SLIDING_BEST = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--artifact", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, default=Path("corpus"))
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--targets", type=int, default=TARGETS)
+    arguments = parser.parse_args()
+    predictor = load_on(arguments.artifact, None, select_runtime(arguments.device))
+    files = find_jsonl(arguments.corpus, "val")
+    texts = [text for path in files for _, text in read_jsonl(path)]
+    stream = np.concatenate(predictor.tokenizer.encode(texts))[: arguments.targets + 1]
+
+    def measure(config: ScoreFirstConfig, stride: int) -> float:
+        start = time.monotonic()
+        batch_tokens = 98_304 if stride else config.chunk_tokens
+        losses = window_losses(
+            predictor.model,
+            predictor.order,
+            stream,
+            predictor.windows(len(stream) - 1, stride),
+            batch_tokens,
+            learning=config,
+        )
+        score = score_losses(losses, stream, predictor.tokenizer, Label("", None))
+        name = f"{config.optimizer} | {config.lr} | {config.epochs} | {config.chunk_tokens:,}"
+        seconds = time.monotonic() - start
+        print(f"| {stride} | {name} | {score.bpb:.4f} | {seconds:.1f} |", flush=True)
+        return score.bpb
+
+    print("| stride | optimizer | lr | epochs | chunk | BPB | s |")
+    print("|---:|---|---:|---:|---:|---:|---:|")
+    by_bpb = sorted(SETTINGS, key=lambda config: measure(config, 0))
+    for config in [*by_bpb[:SLIDING_BEST], ScoreFirstConfig()]:
+        measure(config, predictor.artifact.stride)
+
+
+if __name__ == "__main__":
+    main()
