@@ -80,8 +80,6 @@ _H200 = RunConfig(
     pack=PackConfig(calibration_batches=128),
 )
 
-_LEGAL = ScoreFirstConfig(optimizer="sgd")
-
 RECIPES: dict[str, tuple[str, RunConfig]] = {
     "tiny": ("2-core CPU, minutes: documentation of Python's own library, nothing to fetch", _TINY),
     "record": (
@@ -91,9 +89,12 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
     "h200": ("one GPU, about 10 minutes: the record's model, 180 s of training", _H200),
     "legal": (
         "tiny, then score-first: each chunk of the text is learned from once it is scored",
-        replace(_TINY, score_first=replace(_LEGAL, chunk_tokens=4096)),
+        replace(_TINY, score_first=ScoreFirstConfig("adamw", lr=3e-4, epochs=1, chunk_tokens=1024)),
     ),
-    "h200-legal": ("h200, then score-first", replace(_H200, score_first=_LEGAL)),
+    "h200-legal": (
+        "h200, then score-first",
+        replace(_H200, score_first=ScoreFirstConfig("adamw", lr=1e-4, epochs=1)),
+    ),
     "h200-in-sample": (
         "h200, then 6 epochs on the scored text as the reference does (labelled in-sample)",
         replace(_H200, adapt=replace(_H200.adapt, text="scored")),
