@@ -20,6 +20,7 @@ from paramgolf import signals
 from paramgolf.config import RunConfig
 from paramgolf.console import Reporter, duration, speaks, standard_output
 from paramgolf.errors import ConfigError, UserError
+from paramgolf.ledger import account
 from paramgolf.version import __version__
 
 _STAGE_TITLES = {
@@ -55,8 +56,24 @@ class ScoreArguments:
     """Its tokenizer; by default tokenizer.model beside the artifact."""
     stride: int = -1
     """Stride of sliding windows; 0: consecutive windows; -1: as the recipe."""
+    fixed: bool = False
+    """Do not learn while scoring, whatever the recipe says."""
+    losses: Path | None = None
+    """Write the loss of every token in nats to this .npy file, too (one text)."""
     device: str = "auto"
     """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True)
+class AuditArguments:
+    """Recompute what makes a run's score true, a line a check; exit code 1 if one fails."""
+
+    run: tyro.conf.Positional[Path]
+    """The directory of a finished run."""
+    positions: int = 4
+    """Positions at which every token of the alphabet is scored; each costs a window a token."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to score; as the run did."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,7 @@ def _usage() -> str:
         "  score ARTIFACT FILE...           bits per byte of any text",
         "  compress ARTIFACT FILE --out F   a text as a small file; decompress brings it back",
         "  prove RUN                        code the scored text and decode it in another process",
+        "  audit RUN                        check everything that makes the score true",
         "  bundle RUN --out DIR             one folder that repeats the run and scores its model",
         "  export ARTIFACT --out DIR        the weights as safetensors",
         "",
@@ -171,6 +189,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         "compress": _compress,
         "decompress": _decompress,
         "prove": _prove,
+        "audit": _audit,
         "bundle": _bundle,
         "export": _export,
     }
@@ -271,15 +290,23 @@ def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> N
     phases = Table(title="seconds by phase", title_justify="left")
     phases.add_column("phase")
     phases.add_column("seconds", justify="right")
+    phases.add_column("budget")
     for name, value in seconds.items():
-        phases.add_row(name, f"{value:.1f}")
+        budget, reason = account(name, results["adapted_on"])
+        phases.add_row(name, f"{value:.1f}", budget if not reason else f"none: {reason}")
     phases.add_row("all", f"{sum(seconds.values()):.1f} ({duration(sum(seconds.values()))})")
+    for name, value in results["budgets"].items():
+        phases.add_row(f"all of budget {name}", f"{value:.1f}")
     reporter.table(phases)
+    reporter.line(
+        f"labels    the maker's word until rerun; `paramgolf audit {path}` checks the rest"
+    )
     reporter.line(f"everything is in {path}: results.json, model.bin, tokenizer.model, ...")
 
 
 def _score(arguments: list[str]) -> None:
     from paramgolf.data.streams import read_streams
+    from paramgolf.rundir import write_array
     from paramgolf.scoring.predictor import load
 
     if not speaks():
@@ -299,7 +326,10 @@ def _score(arguments: list[str]) -> None:
     stride = None if parsed.stride < 0 else parsed.stride
     for name, tokens, texts in read_streams(parsed.files, predictor.tokenizer):
         progress = Reporter(sys.stderr).progress("score", unit="targets")
-        score = predictor.score_stream(tokens, texts, stride, progress=progress.update)
+        losses = predictor.losses(tokens, stride, progress=progress.update, fixed=parsed.fixed)
+        if parsed.losses is not None:
+            write_array(parsed.losses, losses.double().cpu().numpy())
+        score = predictor.score_of(losses, tokens, texts, parsed.fixed)
         share = score.overlap_share
         table.add_row(
             name,
@@ -380,6 +410,25 @@ def _prove(arguments: list[str]) -> None:
         reporter.line(f"{name:<9} {value}")
     if not proof.holds:
         raise UserError(f"the score of {parsed.path} is not proven")
+
+
+def _audit(arguments: list[str]) -> None:
+    from paramgolf.runtime import select_runtime
+    from paramgolf.tools.audit import audit
+
+    parsed = tyro.cli(AuditArguments, prog="paramgolf audit", args=arguments)
+    if parsed.positions < 1:
+        raise ConfigError(f"--positions = {parsed.positions} is not possible: it must be 1 or more")
+    runtime = select_runtime(parsed.device)
+    result = audit(parsed.run, parsed.positions, runtime, Reporter(sys.stderr))
+    reporter = standard_output()
+    for check in result.checks:
+        reporter.line(f"{check.outcome:<14} {check.name:<26} {check.figure}")
+    reporter.line("")
+    for line in result.summary():
+        reporter.line(line)
+    if not result.passed:
+        raise UserError(f"the audit of {parsed.run} fails: {', '.join(result.failed)}")
 
 
 def _bundle(arguments: list[str]) -> None:

@@ -324,6 +324,21 @@ class ScoreFirstConfig:
 
 
 @dataclass(frozen=True)
+class LimitsConfig:
+    """What the audit holds the books against."""
+
+    training_seconds: float = 0.0
+    """The training budget: steps, Hessians, quantization, coding; 0: no limit."""
+    evaluation_seconds: float = 0.0
+    """The evaluation budget: all that reads the scored text; 0: no limit."""
+
+    def __post_init__(self) -> None:
+        for name in ("training_seconds", "evaluation_seconds"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"limits.{name}", value, "0 (no limit) or more")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's result."""
 
@@ -338,6 +353,7 @@ class RunConfig:
     pack: PackConfig = field(default_factory=PackConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     score_first: ScoreFirstConfig = field(default_factory=ScoreFirstConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 - 1")

@@ -1,16 +1,84 @@
-"""The books: seconds of every phase, on one monotonic clock."""
+"""The books: every second of a run under a phase and a budget, on one monotonic clock."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+Budget = Literal["training", "evaluation", "none"]
+
+OTHER = "between phases"
+"""What of a stage's seconds is under no phase."""
+
+
+class Account(NamedTuple):
+    """Where a phase's seconds count."""
+
+    budget: Budget
+    reason: str = ""
+    """Why they are in no budget."""
+
+
+_DATA = Account("none", "tokenizing and sharding")
+_SETUP = Account("none", "set-up, on synthetic tokens")
+_FOR_THE_REPORT = Account("none", "a figure for the report: nothing depends on it")
+_TRAINING, _EVALUATION = Account("training"), Account("evaluation")
+_ADAPTATION = "the text decides"
+
+_PHASES: dict[str, Account | str] = {
+    "set-up: imports": _SETUP,
+    "data: corpus": _DATA,
+    "data: tokenizer": _DATA,
+    "data: encode": _DATA,
+    "data: check shards": _DATA,
+    "train: build model": _SETUP,
+    "train: compile, warm up": _SETUP,
+    "train: steps": _TRAINING,
+    "train: write": _TRAINING,
+    "train: score": _FOR_THE_REPORT,
+    "adapt: build model": _ADAPTATION,
+    "adapt: first epoch (compiles)": _ADAPTATION,
+    "adapt: steps": _ADAPTATION,
+    "adapt: write": _ADAPTATION,
+    "adapt: score": _FOR_THE_REPORT,
+    "pack: Hessians": _TRAINING,
+    "pack: GPTQ": _TRAINING,
+    "pack: sensitivities": _TRAINING,
+    "pack: code weights": _TRAINING,
+    "pack: build code file": _TRAINING,
+    "pack: measure": _FOR_THE_REPORT,
+    "pack: write": _TRAINING,
+    "score: load artifact": _EVALUATION,
+    "score: quantized": _EVALUATION,
+    "score: sliding": _EVALUATION,
+    "score: score_first": _EVALUATION,
+    "score: xz -9, for scale": _FOR_THE_REPORT,
+    OTHER: Account("none", "between phases: reading and writing records"),
+}
+
+
+def account(phase: str, adapted_on: Literal["none", "adapt", "scored"]) -> Account:
+    """Where the seconds of a phase count.
+
+    Args:
+        phase: its name.
+        adapted_on: what adaptation reads; reading the scored text is evaluation.
+    """
+    found = _PHASES[phase]
+    if isinstance(found, Account):
+        return found
+    return _EVALUATION if adapted_on == "scored" else _TRAINING
 
 
 class Ledger:
     """Seconds by phase; phases do not overlap, and one phase may be entered many times."""
 
     def __init__(self) -> None:
+        """Open the books now."""
+        self._opened = time.monotonic()
+        self._earlier = 0.0
         self._seconds: dict[str, float] = {}
         self._open: str | None = None
 
@@ -26,10 +94,18 @@ class Ledger:
             self.add(name, time.monotonic() - start)
             self._open = None
 
-    def add(self, name: str, seconds: float) -> None:
-        """Book seconds that were measured elsewhere."""
+    def add(self, name: str, seconds: float, earlier: float = 0.0) -> None:
+        """Book seconds that were measured elsewhere, some of them before the books were opened."""
+        assert name in _PHASES, f"the books have no account for {name!r}"
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        self._earlier += earlier
 
     def seconds(self) -> dict[str, float]:
         """Seconds by phase, in the order of their first entry."""
         return dict(self._seconds)
+
+    def close(self) -> dict[str, float]:
+        """Book what is left of the time since the books were opened; gives `seconds`."""
+        wall = time.monotonic() - self._opened + self._earlier
+        self.add(OTHER, max(0.0, wall - sum(self._seconds.values())))
+        return self.seconds()

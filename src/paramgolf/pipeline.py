@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from paramgolf import IMPORT_SECONDS
 from paramgolf.config import RunConfig, to_json
 from paramgolf.console import Reporter, duration
 from paramgolf.distributed import Ranks
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.job import Job
+from paramgolf.ledger import account
 from paramgolf.rundir import RunDir, write_json
 from paramgolf.runtime import Runtime
 from paramgolf.stages import adapt, pack, prepare, score, train
@@ -40,7 +42,7 @@ def run_job(
     Raises:
         UserError: what a stage could not do; everything finished before is kept.
     """
-    ranks = runtime.ranks
+    ranks, begun = runtime.ranks, False
     with run.locked() if ranks.main else nullcontext():
         for name, stage in STAGES.items():
             if ranks.from_main(run.record(name) is not None):
@@ -51,8 +53,11 @@ def run_job(
             reporter.line(name)
             run.event("stage_started", stage=name)
             job = Job(config, run, runtime, reporter)
+            if not begun:
+                job.ledger.add("set-up: imports", IMPORT_SECONDS, earlier=IMPORT_SECONDS)
+                begun = True
             record = stage(job)
-            seconds = job.ledger.seconds()
+            seconds = job.ledger.close()
             if ranks.main:
                 run.finish(name, {**record, "num_ranks": ranks.size, "seconds": seconds})
             run.event("stage_finished", stage=name, seconds=sum(seconds.values()))
@@ -113,6 +118,7 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, An
     """Put the records of all stages together; the keys are documented in docs/results.md."""
     records = {name: run.record(name) or {} for name in STAGES}
     prepared, packed = records["prepare"]["text"], records["pack"]
+    seconds = _added(record.get("seconds", {}) for record in records.values())
     return {
         "recipe": recipe,
         "seed": config.seed,
@@ -131,7 +137,8 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, An
         "bytes": packed["bytes"],
         "artifact_sha256": packed["artifact_sha256"],
         "raised_dampings": packed["raised_dampings"],
-        "seconds": _merged(records, "seconds"),
+        "seconds": seconds,
+        "budgets": _budgets(seconds, config),
         "tokens_per_second": _merged(records, "tokens_per_second"),
         "peak_gpu_bytes": records["train"]["peak_gpu_bytes"],
         "xz": records["score"]["xz"],
@@ -142,6 +149,22 @@ def _merged(records: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
     return {
         name: value for record in records.values() for name, value in record.get(key, {}).items()
     }
+
+
+def _added(books: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for seconds in books:
+        for phase, value in seconds.items():
+            total[phase] = total.get(phase, 0.0) + value
+    return total
+
+
+def _budgets(seconds: dict[str, float], config: RunConfig) -> dict[str, float]:
+    """Seconds by budget."""
+    total: dict[str, float] = {"training": 0.0, "evaluation": 0.0, "none": 0.0}
+    for phase, value in seconds.items():
+        total[account(phase, config.adapt.text).budget] += value
+    return total
 
 
 def new_run(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from paramgolf.config import (
     AdaptConfig,
     DataConfig,
+    LimitsConfig,
     ModelConfig,
     PackConfig,
     RunConfig,
@@ -64,6 +65,7 @@ _RECORD = RunConfig(
     ),
     train=TrainConfig(checkpoint_seconds=0),
     adapt=AdaptConfig(text="scored"),
+    limits=LimitsConfig(training_seconds=600, evaluation_seconds=600),
 )
 
 _H200 = RunConfig(

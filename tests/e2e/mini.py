@@ -117,7 +117,9 @@ def read_results(run: Path) -> dict[str, Any]:
 def without_times(results: dict[str, Any]) -> dict[str, Any]:
     """What runs of one result have in common: not the time, nor the code, which names every key."""
     sizes = {k: v for k, v in results["bytes"].items() if k not in ("code", "total")}
-    rest = {k: v for k, v in results.items() if k not in ("seconds", "tokens_per_second")}
+    rest = {
+        k: v for k, v in results.items() if k not in ("seconds", "budgets", "tokens_per_second")
+    }
     return {**rest, "bytes": sizes}
 
 

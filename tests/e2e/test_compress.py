@@ -14,7 +14,7 @@ from paramgolf.tools.compress import TextCoder
 from tests.e2e.command import Cli, one_line_error
 from tests.e2e.conftest import FinishedRun
 
-TEXT = "The \u2581lambda\u2581 has its scope.\r\n\ttabs, caf\u00e9 \u65e5\u672c\u8a9e \U0001f600, end \n"
+TEXT = "The \u2581lambda\u2581 has.\r\n\ttabs, caf\u00e9 \u65e5\u672c\u8a9e \U0001f600, end \n"
 
 
 def resealed(content: bytes) -> bytes:

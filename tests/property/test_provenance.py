@@ -18,6 +18,7 @@ from paramgolf.data.provenance import (
     SHINGLE_WORDS,
     Label,
     Provenance,
+    Text,
     sampled_shingles,
     shingles,
     union,
@@ -119,8 +120,8 @@ def test_union_is_a_sorted_set(parts: list[list[int]]) -> None:
 
 def known_texts(**texts: str) -> Provenance:
     return Provenance(
-        {role: sampled_shingles(text) for role, text in texts.items()},
-        text_sha256=dict.fromkeys(texts, "0" * 64),
+        {role: Text.of([text], "0" * 64) for role, text in texts.items()},
+        {"training": "train"},
     )
 
 
@@ -163,16 +164,20 @@ def test_of_keeps_the_named_roles() -> None:
     assert known.of("train", "adapt").label([random_text(36, 3000)]).name == "in-sample"
     alone = known.of("train")
     assert alone.label([random_text(36, 3000)]).name == "held-out"
-    assert list(alone.text_sha256) == list(alone.shingles) == ["train"]
+    assert list(alone.texts) == ["train"]
+    assert alone.uses == known.uses
 
 
 def assert_equal(one: Provenance, other: Provenance) -> None:
-    assert set(one.shingles) == set(other.shingles)
-    for role, hashes in one.shingles.items():
-        assert other.shingles[role].dtype == np.uint64
-        assert hashes.tolist() == other.shingles[role].tolist()
+    assert set(one.texts) == set(other.texts)
+    for role, text in one.texts.items():
+        for name in ("shingles", "documents"):
+            hashes, same = getattr(text, name), getattr(other.texts[role], name)
+            assert same.dtype == np.uint64
+            assert hashes.tolist() == same.tolist()
+        assert (text.sha256, text.shards) == (other.texts[role].sha256, other.texts[role].shards)
     assert one.sampled_bits == other.sampled_bits
-    assert one.text_sha256 == other.text_sha256
+    assert one.uses == other.uses
 
 
 @settings(max_examples=40)
@@ -183,9 +188,13 @@ def assert_equal(one: Provenance, other: Provenance) -> None:
     )
 )
 def test_save_and_load(scratch: Path, content: dict[str, list[int]]) -> None:
+    arrays = {role: np.array(values, dtype=np.uint64) for role, values in content.items()}
     saved = Provenance(
-        {role: np.array(sorted(values), dtype=np.uint64) for role, values in content.items()},
-        text_sha256={role: f"{len(values):064x}" for role, values in content.items()},
+        {
+            role: Text(np.sort(values), values, f"{len(values):064x}", ("ab", "cd"))
+            for role, values in arrays.items()
+        },
+        {"training": "train", "tokenizer": "not known"},
     )
     path = scratch / "provenance.safetensors"
     saved.save(path)
@@ -207,15 +216,16 @@ def test_too_many_shingles_are_thinned_out(
 ) -> None:
     train, adapt = random_text(50, 40_000), random_text(51, 20_000)
     full = known_texts(train=train, adapt=adapt)
-    assert 3500 < sum(map(len, full.shingles.values())) < 4000
+    assert 3500 < sum(len(text.shingles) for text in full.texts.values()) < 4000
     monkeypatch.setattr(provenance, "MOST_SHINGLES", most)
     full.save(tmp_path / "thin")
     thin = Provenance.load(tmp_path / "thin")
-    assert most / 2 < sum(map(len, thin.shingles.values())) <= most
+    assert most / 2 < sum(len(text.shingles) for text in thin.texts.values()) <= most
     assert thin.sampled_bits == SAMPLED_BITS + more_bits
-    for role, hashes in full.shingles.items():
-        step = 2**thin.sampled_bits
-        assert thin.shingles[role].tolist() == [h for h in hashes.tolist() if h % step == 0]
+    step = 2**thin.sampled_bits
+    for role, text in full.texts.items():
+        kept = [h for h in text.shingles.tolist() if h % step == 0]
+        assert thin.texts[role].shingles.tolist() == kept
     assert thin.label([adapt]) == Label("in-sample", 1.0)
     assert thin.label([random_text(52, 20_000)]) == Label("held-out", 0.0)
     half = thin.label([random_text(51, 10_000) + " " + random_text(53, 10_000)]).overlap_share
@@ -226,7 +236,7 @@ def test_at_the_limit_nothing_is_thinned_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = known_texts(train=random_text(54, 20_000))
-    monkeypatch.setattr(provenance, "MOST_SHINGLES", len(full.shingles["train"]))
+    monkeypatch.setattr(provenance, "MOST_SHINGLES", len(full.texts["train"].shingles))
     full.save(tmp_path / "all")
     assert_equal(full, Provenance.load(tmp_path / "all"))
 
@@ -260,3 +270,13 @@ def test_a_damaged_file_is_a_user_error(damage: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing"):
         Provenance.load(tmp_path / "nothing")
+
+
+def test_documents_are_recognised_word_for_word_or_by_half_of_them() -> None:
+    train = [random_text(seed, 2000) for seed in range(5)] + ["a short one"]
+    known = Provenance({"train": Text.of(train)})
+    edited = train[0].upper().replace(" ", "\n\t")
+    half = " ".join(train[1].split()[:1300]) + random_text(90, 700)
+    tenth = " ".join(train[2].split()[:200]) + random_text(91, 1800)
+    scored = [random_text(92, 2000), edited, half, tenth, "A SHORT, ONE!", "another short one"]
+    assert known.seen(scored) == [1, 2, 4]

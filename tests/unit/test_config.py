@@ -21,7 +21,7 @@ from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.data.corpus import split_by_hash
 from paramgolf.data.documents import Document, find_jsonl, read_jsonl, read_text
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.ledger import Ledger
+from paramgolf.ledger import OTHER, Ledger, account
 from paramgolf.recipes import RECIPES
 from paramgolf.rundir import (
     RunDir,
@@ -300,52 +300,73 @@ def test_phases_add_up() -> None:
     ledger = Ledger()
     start = time.monotonic()
     for _ in range(3):
-        with ledger.phase("work"):
+        with ledger.phase("train: steps"):
             time.sleep(0.02)
-    with ledger.phase("rest"):
+    with ledger.phase("pack: GPTQ"):
         time.sleep(0.01)
-    ledger.add("elsewhere", 5.0)
-    ledger.add("elsewhere", 2.5)
+    ledger.add("data: corpus", 5.0)
+    ledger.add("data: corpus", 2.5)
     elapsed = time.monotonic() - start
     seconds = ledger.seconds()
-    assert list(seconds) == ["work", "rest", "elsewhere"]
-    assert seconds["work"] >= 0.06
-    assert seconds["rest"] >= 0.01
-    assert seconds["work"] + seconds["rest"] <= elapsed
-    assert seconds["elsewhere"] == 7.5
+    assert list(seconds) == ["train: steps", "pack: GPTQ", "data: corpus"]
+    assert seconds["train: steps"] >= 0.06
+    assert seconds["pack: GPTQ"] >= 0.01
+    assert seconds["train: steps"] + seconds["pack: GPTQ"] <= elapsed
+    assert seconds["data: corpus"] == 7.5
 
 
 def test_phases_do_not_nest() -> None:
     ledger = Ledger()
-    with ledger.phase("outer"):
-        with pytest.raises(AssertionError, match="inner"), ledger.phase("inner"):
+    with ledger.phase("pack: write"):
+        with pytest.raises(AssertionError, match="pack: measure"), ledger.phase("pack: measure"):
             pytest.fail("entered")
-        with pytest.raises(AssertionError), ledger.phase("outer"):
+        with pytest.raises(AssertionError), ledger.phase("pack: write"):
             pytest.fail("entered")
-    assert list(ledger.seconds()) == ["outer"]
+    assert list(ledger.seconds()) == ["pack: write"]
 
 
 def test_an_error_is_booked_and_closes_the_phase() -> None:
     ledger = Ledger()
 
     def work() -> None:
-        with ledger.phase("broken"):
+        with ledger.phase("pack: GPTQ"):
             time.sleep(0.01)
             raise KeyError
 
     with pytest.raises(KeyError):
         work()
-    assert ledger.seconds()["broken"] >= 0.01
-    with ledger.phase("next"):
+    assert ledger.seconds()["pack: GPTQ"] >= 0.01
+    with ledger.phase("pack: write"):
         pass
-    assert list(ledger.seconds()) == ["broken", "next"]
+    assert list(ledger.seconds()) == ["pack: GPTQ", "pack: write"]
 
 
 def test_seconds_are_a_copy() -> None:
     ledger = Ledger()
-    ledger.add("a", 1.0)
-    ledger.seconds()["a"] = 99.0
-    assert ledger.seconds() == {"a": 1.0}
+    ledger.add("data: corpus", 1.0)
+    ledger.seconds()["data: corpus"] = 99.0
+    assert ledger.seconds() == {"data: corpus": 1.0}
+
+
+def test_what_is_under_no_phase_is_booked_as_such() -> None:
+    ledger = Ledger()
+    time.sleep(0.02)
+    with ledger.phase("train: steps"):
+        time.sleep(0.01)
+    ledger.add("train: steps", 7.0, earlier=7.0)
+    seconds = ledger.close()
+    assert seconds["train: steps"] == pytest.approx(7.01, abs=0.01)
+    assert seconds[OTHER] == pytest.approx(0.02, abs=0.01)
+
+
+def test_every_phase_has_a_budget_or_a_reason() -> None:
+    with pytest.raises(AssertionError, match="lunch"):
+        Ledger().add("lunch", 1.0)
+    assert account("pack: Hessians", "none") == ("training", "")
+    assert account("score: sliding", "adapt") == ("evaluation", "")
+    assert account("adapt: steps", "adapt").budget == "training"
+    assert account("adapt: steps", "scored").budget == "evaluation"
+    assert account("train: compile, warm up", "none").reason
 
 
 # Run directories.

@@ -158,8 +158,8 @@ def test_shingles_of_the_splits_are_kept(
     folder = jsonl_folder(tmp_path / "text", train, val)
     job = new_job(tmp_path / "run", folder, tokenizer=str(tokenizer_file))
     text = prepared(job)
-    known = Provenance.load(job.run.data / "shingles.safetensors")
-    assert set(known.shingles) == {"train", "val"}
+    known = Provenance.load(job.run.data / "provenance.safetensors")
+    assert set(known.texts) == {"train", "val"}
     assert known.text_sha256 == {name: split.text_sha256 for name, split in text.splits.items()}
     assert known.of("train").label(train).overlap_share == 1.0
     assert known.of("val").label(val).overlap_share == 1.0
@@ -201,8 +201,8 @@ def test_val_targets_cut_the_validation_split(
     # No document is in both: the one that is cut has its rest left out.
     assert scored.count(1) + len(adapted_on) <= len(texts) - 20
     assert text.splits["train"].text_sha256 == sha256_of_texts(texts[:20])
-    known = Provenance.load(data / "shingles.safetensors")
-    assert set(known.shingles) == {"train", "val", "adapt"}
+    known = Provenance.load(data / "provenance.safetensors")
+    assert set(known.texts) == {"train", "val", "adapt"}
     assert known.of("adapt").label(adapted_on).overlap_share == 1.0
 
 
@@ -251,7 +251,7 @@ def test_small_batches_encode_as_one(
     monkeypatch.setattr(prepare, "_BATCH_CHARS", 3000)
     batched = new_job(tmp_path / "batched", folder, tokenizer=str(tokenizer_file))
     assert prepared(batched) == expected
-    for name in ("text_train_000000.bin", "text_val_000000.bin", "shingles.safetensors"):
+    for name in ("text_train_000000.bin", "text_val_000000.bin", "provenance.safetensors"):
         assert (batched.run.data / name).read_bytes() == (whole.run.data / name).read_bytes()
 
 
@@ -282,7 +282,7 @@ def test_shard_folder(texts: Texts, tokenizer_file: Path, tmp_path: Path) -> Non
     val = read_bin(folder / "web_val_000000.bin")
     assert tokens_of(text, "val", job.run.data) == val[:4001]
     assert tokens_of(text, "adapt", job.run.data) == val[val.index(1, 4001) :]
-    known = Provenance.load(job.run.data / "shingles.safetensors")
+    known = Provenance.load(job.run.data / "provenance.safetensors")
     assert known.of("train").label(texts[:20]).overlap_share == 1.0
     assert job.run.tokenizer.read_bytes() == tokenizer_file.read_bytes()
 
@@ -493,7 +493,7 @@ def test_stdlib_prepared(stdlib: list[Document], tokenizer_file: Path, tmp_path:
         assert text.splits[name].text_sha256 == sha256_of_texts(documents)
         found += documents
     assert sorted(found) == sorted(document.text for document in stdlib)
-    known = Provenance.load(job.run.data / "shingles.safetensors")
+    known = Provenance.load(job.run.data / "provenance.safetensors")
     scored = documents_in(tokens_of(text, "val", job.run.data), tokenizer_file.read_bytes())
     label = known.of("train", "adapt").label(scored)
     assert label.name == "held-out"

@@ -7,10 +7,11 @@ hash: the same shingle is kept or dropped in every text.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,9 @@ MOST_SHINGLES = 1 << 21
 IN_SAMPLE_SHARE = 0.01
 """A text that shares more of its sampled shingles with the artifact's own is in-sample. Disjoint
 documents of one corpus share 0.1 to 0.3 % (quotations, boilerplate)."""
+SEEN_SHARE = 0.5
+"""A document that shares more with what shaped the artifact is one of its documents, edited."""
+_ENOUGH_SHINGLES = 4
 
 _WORD = re.compile(r"[^\W_]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -46,6 +50,12 @@ def shingles(text: str) -> Shingles:
         hashes = (hashes ^ values[offset : offset + count]) * _MULTIPLIER
         hashes ^= hashes >> np.uint64(29)
     return hashes
+
+
+def document_hash(text: str) -> int:
+    """64 bits of the SHA-256 of a document's words, in lower case without spacing."""
+    words = " ".join(_WORD.findall(text.lower()))
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little")
 
 
 def sampled_shingles(text: str) -> Shingles:
@@ -79,41 +89,85 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Text:
+    """What is kept of one text: enough to recognise it, not to read it."""
+
+    shingles: Shingles
+    """Sampled hashes of its shingles, sorted, each once."""
+    documents: Shingles
+    """(D,) a hash of every document's words, in order; see `document_hash`."""
+    sha256: str = ""
+    """Of its documents; of its tokens, where it came as shards."""
+    shards: tuple[str, ...] = ()
+    """SHA-256 of every shard file."""
+
+    @classmethod
+    def of(cls, documents: Sequence[str], sha256: str = "") -> Text:
+        """What is kept of these documents."""
+        hashes = np.array([document_hash(text) for text in documents], np.uint64)
+        return cls(union(map(sampled_shingles, documents)), hashes, sha256)
+
+
+@dataclass(frozen=True)
 class Provenance:
-    """Sampled shingles of every text that shaped an artifact, by role ("train", "adapt")."""
+    """Every text that shaped an artifact, by its name ("train", "adapt", ...).
 
-    shingles: dict[str, Shingles]
+    It is the maker's word: only a rerun can verify it.
+    """
+
+    texts: dict[str, Text]
+    uses: dict[str, str] = field(default_factory=dict)
+    """What shaped the artifact ("training", "tokenizer", ...), and with which text."""
     sampled_bits: int = SAMPLED_BITS
-    text_sha256: dict[str, str] = field(default_factory=dict)
 
-    def of(self, *roles: str) -> Provenance:
-        """The part of it that concerns these roles."""
-        return Provenance(
-            {role: self.shingles[role] for role in roles},
-            self.sampled_bits,
-            {role: self.text_sha256[role] for role in roles},
-        )
+    def of(self, *names: str) -> Provenance:
+        """The part of it that concerns these texts."""
+        return replace(self, texts={name: self.texts[name] for name in names})
 
     def label(self, texts: Iterable[str]) -> Label:
         """Label the score of a text, given as its documents."""
         scored = _sample(union(map(sampled_shingles, texts)), self.sampled_bits)
         if len(scored) == 0:
             return Label("unverified", None)
-        seen = np.zeros(len(scored), dtype=bool)
-        for known in self.shingles.values():
-            seen |= np.isin(scored, known, assume_unique=True)
-        share = float(seen.mean())
+        share = float(self._known(scored).mean())
         return Label("in-sample" if share > IN_SAMPLE_SHARE else "held-out", share)
+
+    def seen(self, texts: Sequence[str]) -> list[int]:
+        """Which documents are among these texts: word for word, or half of their shingles."""
+        known = union(text.documents for text in self.texts.values())
+        hashes = np.array([document_hash(text) for text in texts], np.uint64)
+        found = np.isin(hashes, known)
+        for number in np.flatnonzero(~found).tolist():
+            own = _sample(sampled_shingles(texts[number]), self.sampled_bits)
+            if len(own) >= _ENOUGH_SHINGLES:
+                found[number] = self._known(own).mean() >= SEEN_SHARE
+        return np.flatnonzero(found).tolist()
+
+    def _known(self, hashes: Shingles) -> NDArray[np.bool_]:
+        known = np.zeros(len(hashes), dtype=bool)
+        for text in self.texts.values():
+            places = np.searchsorted(text.shingles, hashes)
+            inside = places < len(text.shingles)
+            known[inside] |= text.shingles[places[inside]] == hashes[inside]
+        return known
 
     def save(self, path: Path) -> None:
         """Write the provenance; equal provenance gives equal bytes. Thinned out where too large."""
-        bits, shingles = self.sampled_bits, self.shingles
+        bits = self.sampled_bits
+        shingles = {name: text.shingles for name, text in self.texts.items()}
         while sum(map(len, shingles.values())) > MOST_SHINGLES:
             bits += 1
-            shingles = {role: _sample(hashes, bits) for role, hashes in shingles.items()}
-        notes = {"sampled_bits": bits, "text_sha256": self.text_sha256}
+            shingles = {name: _sample(hashes, bits) for name, hashes in shingles.items()}
+        arrays = {f"shingles.{name}": hashes for name, hashes in shingles.items()}
+        arrays |= {f"documents.{name}": text.documents for name, text in self.texts.items()}
+        notes = {
+            "sampled_bits": bits,
+            "uses": self.uses,
+            "sha256": {name: text.sha256 for name, text in self.texts.items()},
+            "shards": {name: list(text.shards) for name, text in self.texts.items()},
+        }
         content = save(
-            dict(sorted(shingles.items())), metadata={"notes": json.dumps(notes, sort_keys=True)}
+            dict(sorted(arrays.items())), metadata={"notes": json.dumps(notes, sort_keys=True)}
         )
         write_bytes(path, content)
 
@@ -127,10 +181,19 @@ class Provenance:
         try:
             with safe_open(path, framework="np") as file:
                 notes = json.loads(file.metadata()["notes"])
-                shingles = {role: file.get_tensor(role) for role in file.keys()}  # noqa: SIM118
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             bits = notes["sampled_bits"]
-            if type(bits) is not int or any(s.dtype != np.uint64 for s in shingles.values()):
+            if type(bits) is not int or any(a.dtype != np.uint64 for a in arrays.values()):
                 raise ValueError("its fields have other types")
-            return cls(shingles, bits, notes["text_sha256"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            texts = {
+                name: Text(
+                    arrays[f"shingles.{name}"],
+                    arrays[f"documents.{name}"],
+                    sha256,
+                    tuple(notes["shards"][name]),
+                )
+                for name, sha256 in notes["sha256"].items()
+            }
+            return cls(texts, notes["uses"], bits)
+        except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"cannot read the provenance {path}: {error}") from error

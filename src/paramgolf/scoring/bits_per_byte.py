@@ -78,7 +78,7 @@ def window_losses(
         UserError: see `score_first.walk`.
     """
     ranks = ranks or Ranks()
-    scorer = _Scorer(model, order, tokens, batch_tokens, progress, ranks)
+    scorer = WindowScorer(model, order, tokens, batch_tokens, progress, ranks)
 
     def visit(chunk: Sequence[Windows]) -> NDArray[np.uint16]:
         for some in chunk:
@@ -90,12 +90,15 @@ def window_losses(
     return scorer.losses()
 
 
-class _Scorer:
+class WindowScorer:
     """Scores windows of one stream in batches.
 
     Only scored positions pass through the output head. Windows that reach past the text are padded
     (the model is causal: nothing scored sees it), and so is the last batch, so that there is one
     shape to compile.
+
+    Attributes:
+        so_far: (N + 1,) losses in nats that this rank has computed; the last is of no target.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class _Scorer:
         progress: Callable[[int, int], None] | None,
         ranks: Ranks,
     ) -> None:
+        """Arguments as `window_losses`."""
         self._model, self._order, self._progress, self._ranks = model, order, progress, ranks
         self._seq_len = model.config.seq_len
         self._batch = max(1, batch_tokens // self._seq_len)
@@ -118,13 +122,14 @@ class _Scorer:
         self._stream[: num_targets + 1] = torch.from_numpy(tokens.astype(np.int32))
         wide = torch.promote_types(model.dtype, torch.float32)
         # One slot more than targets: padded positions write there.
-        self._losses = torch.zeros(num_targets + 1, dtype=wide, device=device)
+        self.so_far = torch.zeros(num_targets + 1, dtype=wide, device=device)
         self._times_scored = torch.zeros(num_targets + 1, dtype=torch.int32, device=device)
         self._offsets = torch.arange(self._seq_len, device=device)
         self._done = 0
 
     @torch.no_grad()
     def score(self, windows: Windows) -> None:
+        """Score what these windows score; of several ranks, each takes some."""
         starts, scored = windows
         model, num_targets, last = self._model, self._num_targets, len(self._stream) - 1
         rows = self._batch if model.compiled else max(1, min(self._batch, len(starts)))
@@ -139,7 +144,7 @@ class _Scorer:
             next_tokens = self._stream[(targets + 1).clamp(max=last)]
             nats = model.target_nats(hidden[:, self._seq_len - scored :], next_tokens)
             slots = targets.clamp(max=num_targets)
-            self._losses[slots] = nats
+            self.so_far[slots] = nats
             ones = torch.ones_like(slots).flatten().int()
             self._times_scored.index_add_(0, slots.flatten(), ones)
             self._done += len(chosen) * scored * self._ranks.size
@@ -153,7 +158,7 @@ class _Scorer:
             RuntimeError: if a target was not scored exactly once.
         """
         # Where another rank scored, this one has 0.
-        losses = self._ranks.sum_(self._losses[:-1])
+        losses = self._ranks.sum_(self.so_far[:-1])
         times_scored = self._ranks.sum_(self._times_scored[:-1])
         if not bool((times_scored == 1).all()):
             raise RuntimeError("the windows do not score every target exactly once")

@@ -24,7 +24,7 @@ from paramgolf.scoring.bits_per_byte import Score, score_losses, window_losses
 from paramgolf.scoring.generate import sample_tokens, streamed_text
 from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
 
-_DEFAULT_BATCH_TOKENS = 8192
+_BATCH_TOKENS = {"cpu": 8192, "cuda": 98_304}
 
 
 class Predictor:
@@ -116,11 +116,20 @@ class Predictor:
         stream: NDArray[np.uint16],
         texts: Sequence[str],
         stride: int | None = None,
-        batch_tokens: int = _DEFAULT_BATCH_TOKENS,
+        batch_tokens: int = 0,
         progress: Callable[[int, int], None] | None = None,
         fixed: bool = False,
     ) -> Score:
-        """Score a stream of (N + 1,) tokens; `texts` are its documents, for the label."""
+        """Score a stream of (N + 1,) tokens.
+
+        Args:
+            stream: the tokens.
+            texts: its documents, for the label.
+            stride: of sliding windows; 0: consecutive windows; None: as the recipe.
+            batch_tokens: tokens of one forward pass; 0: what suits the device.
+            progress: called with the number of targets scored and of all.
+            fixed: do not learn, whatever the recipe says.
+        """
         losses = self.losses(stream, stride, batch_tokens, progress, fixed)
         return self.score_of(losses, stream, texts, fixed)
 
@@ -128,11 +137,12 @@ class Predictor:
         self,
         stream: NDArray[np.uint16],
         stride: int | None = None,
-        batch_tokens: int = _DEFAULT_BATCH_TOKENS,
+        batch_tokens: int = 0,
         progress: Callable[[int, int], None] | None = None,
         fixed: bool = False,
     ) -> Tensor:
         """Loss of every target of a stream in nats, (N,); arguments as `score_stream`."""
+        batch_tokens = batch_tokens or _BATCH_TOKENS[self.model.embedding.device.type]
         windows = self.windows(len(stream) - 1, stride)
         learning = None if fixed else self.artifact.score_first
         return window_losses(

@@ -23,14 +23,14 @@ class Validation:
         self._tokenizer = Tokenizer.load(run.tokenizer)
         self._stream = job.text.stream("val", run.data)
         self._texts = self._tokenizer.decode_documents(self._stream)
-        self._shingles = Provenance.load(run.data / "shingles.safetensors")
+        self._known = Provenance.load(run.data / "provenance.safetensors")
         self._reporter = job.reporter
         self._ranks = job.runtime.ranks
         self._order = layer_order(job.config.model, recurrent=True)
 
     def score(self, model: GPT, adapted_on: Iterable[str]) -> Score:
         """Score the model, which was trained on "train" and adapted on the named splits."""
-        shaped_by = self._shingles.of("train", *adapted_on)
+        shaped_by = self._known.of("train", *adapted_on)
         progress = self._reporter.progress("score", unit="targets")
         windows = plain_windows(len(self._stream) - 1, self._config.model.seq_len)
         losses = window_losses(

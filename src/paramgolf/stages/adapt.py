@@ -51,7 +51,8 @@ def run(job: Job) -> dict[str, Any]:
         job.reporter.line(_epoch_line(record))
     assert score is not None
     if runtime.ranks.main:
-        write_tensors(job.run.adapted, dict(adaptation.model.named_parameters()))
+        with ledger.phase("adapt: write"):
+            write_tensors(job.run.adapted, dict(adaptation.model.named_parameters()))
     seconds = ledger.seconds().get("adapt: steps", 0.0)
     tokens = (config.adapt.epochs - 1) * adaptation.num_tokens
     return {

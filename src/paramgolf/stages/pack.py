@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -44,8 +45,10 @@ def run(job: Job) -> dict[str, Any]:
     with ledger.phase("pack: build code file"):
         code = code_file(job.config) if ranks.main else b""
         if ranks.main:
-            known = Provenance.load(run.data / "shingles.safetensors").of("train", *job.adapted_on)
-            known.save(run.provenance)
+            known = Provenance.load(run.data / "provenance.safetensors")
+            adaptation = ", ".join(job.adapted_on) or "none"
+            uses = known.uses | {"adaptation": adaptation}
+            replace(known.of("train", *job.adapted_on), uses=uses).save(run.provenance)
     with ledger.phase("pack: GPTQ"):
         packer = _Packer(job, weights, hessians)
         job.runtime.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,11 +15,11 @@ from paramgolf.console import Reporter
 from paramgolf.data import shards
 from paramgolf.data.documents import Document, find_jsonl, read_jsonl, text_digest
 from paramgolf.data.prepared import PreparedText, Split
-from paramgolf.data.provenance import Provenance, Shingles, sampled_shingles, union
+from paramgolf.data.provenance import Provenance, Text, document_hash, sampled_shingles, union
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.job import Job
-from paramgolf.rundir import write_bytes
+from paramgolf.rundir import sha256_of_file, write_bytes
 
 _BATCH_CHARS = 1 << 24
 
@@ -104,19 +105,22 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
     files = shards.find_shards(folder, "train")
     with ledger.phase("data: check shards"):
         progress = job.reporter.progress("shards", len(files))
-        train_hash, tokens, documents, known = hashlib.sha256(), 0, 0, []
+        train_hash, tokens, known = hashlib.sha256(), 0, _Known()
+        rest = np.zeros(0, np.uint16)  # a document may go on in the next shard
         for number, path in enumerate(files):
             stream = shards.open_shard(path)
             shards.check_vocabulary(path, stream, tokenizer.vocab_size)
             train_hash.update(stream.tobytes())
             tokens += len(stream)
-            texts = tokenizer.decode_documents(stream)
-            documents += len(texts)
-            known.append(union(map(sampled_shingles, texts)))
+            stream = np.concatenate([rest, stream])
+            begins = np.flatnonzero(stream == tokenizer.bos)
+            last = int(begins[-1]) if len(begins) and number < len(files) - 1 else len(stream)
+            stream, rest = stream[:last], stream[last:]
+            known.add(tokenizer.decode_documents(stream) if len(stream) else [])
             progress.update(number + 1)
-        train = Split(
-            [str(path.resolve()) for path in files], tokens, documents, train_hash.hexdigest()
-        )
+        text = known.text(train_hash.hexdigest())
+        names = [str(path.resolve()) for path in files]
+        train = Split(names, tokens, len(text.documents), text.sha256)
         val_files = shards.find_shards(folder, "val")
         if not val_files:
             raise UserError(f"{folder} holds no *_val_*.bin")
@@ -131,18 +135,29 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
         digest = hashlib.sha256(
             train_hash.digest() + hashlib.sha256(val.tobytes()).digest()
         ).hexdigest()
-        return _finish(
-            job, str(folder), digest, tokenizer, encoded, {"train": (train, union(known))}
-        )
+        return _finish(job, str(folder), digest, tokenizer, encoded, {"train": (train, text)})
 
 
 class _Encoded(NamedTuple):
     """One split, encoded."""
 
     tokens: Stream
-    documents: int
-    text_sha256: str
-    shingles: Shingles
+    text: Text
+
+
+class _Known:
+    """Gathers what is kept of a text, some documents at a time."""
+
+    def __init__(self) -> None:
+        self._shingles: list[NDArray[np.uint64]] = []
+        self._documents: list[int] = []
+
+    def add(self, texts: list[str]) -> None:
+        self._shingles.append(union(map(sampled_shingles, texts)))
+        self._documents += map(document_hash, texts)
+
+    def text(self, sha256: str) -> Text:
+        return Text(union(self._shingles), np.array(self._documents, np.uint64), sha256)
 
 
 def _finish(
@@ -151,25 +166,31 @@ def _finish(
     corpus_sha256: str,
     tokenizer: Tokenizer,
     encoded: dict[str, _Encoded],
-    existing: dict[str, tuple[Split, Shingles]] | None = None,
+    existing: dict[str, tuple[Split, Text]] | None = None,
 ) -> PreparedText:
-    """Write the shards of the encoded splits, the shingles of all, and describe everything."""
+    """Write the shards of the encoded splits, and what is kept of all texts; describe them."""
     existing = existing or {}
     data, shard_tokens = job.run.data, job.config.data.shard_tokens
     splits = {name: split for name, (split, _) in existing.items()}
-    known = {name: shingles for name, (_, shingles) in existing.items()}
-    for name, part in encoded.items():
-        if len(part.tokens) < 2:
+    texts = {name: text for name, (_, text) in existing.items()}
+    for name, (tokens, text) in encoded.items():
+        if len(tokens) < 2:
             raise UserError(f"the {name!r} split has no text to predict; give more documents")
         names = []
-        for number, start in enumerate(range(0, len(part.tokens), shard_tokens)):
+        for number, start in enumerate(range(0, len(tokens), shard_tokens)):
             names.append(f"text_{name}_{number:06d}.bin")
-            shards.write_shard(data / names[-1], part.tokens[start : start + shard_tokens])
-        splits[name] = Split(names, len(part.tokens), part.documents, part.text_sha256)
-        known[name] = part.shingles
-    hashes = {name: split.text_sha256 for name, split in splits.items()}
-    Provenance(known, text_sha256=hashes).save(data / "shingles.safetensors")
-    return PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
+            shards.write_shard(data / names[-1], tokens[start : start + shard_tokens])
+        splits[name] = Split(names, len(tokens), len(text.documents), text.sha256)
+        texts[name] = text
+    prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
+    for name, text in texts.items():
+        hashes = tuple(sha256_of_file(path) for path in prepared.shards(name, data))
+        texts[name] = dataclasses.replace(text, shards=hashes)
+    given = job.config.data.tokenizer
+    made_of = "not known: the tokenizer was given" if given else "train"
+    uses = {"training": "train", "calibration": "train", "tokenizer": made_of}
+    Provenance(texts, uses).save(data / "provenance.safetensors")
+    return prepared
 
 
 def _tokenizer(job: Job, documents: list[Document]) -> Tokenizer:
@@ -194,9 +215,7 @@ def _tokenizer(job: Job, documents: list[Document]) -> Tokenizer:
 def _described(tokens: Stream, tokenizer: Tokenizer) -> _Encoded:
     """A stream with what its decoded text says."""
     texts = tokenizer.decode_documents(tokens)
-    return _Encoded(
-        tokens, len(texts), text_digest(texts).hex(), union(map(sampled_shingles, texts))
-    )
+    return _Encoded(tokens, Text.of(texts, text_digest(texts).hex()))
 
 
 def _cut_validation(encoded: dict[str, _Encoded], targets: int, tokenizer: Tokenizer) -> None:
@@ -236,12 +255,12 @@ def _encode(
         raise UserError(f"the {name!r} split has no documents; give more text")
     progress = reporter.progress(f"encode {name}", sum(len(text) for _, text in documents), "chars")
     tokens: list[Stream] = []
-    known: list[Shingles] = []
+    known = _Known()
     done = 0
     for batch in _batches(documents):
         tokens += tokenizer.encode(batch)
-        known += map(sampled_shingles, batch)
+        known.add(batch)
         done += sum(map(len, batch))
         progress.update(done)
     digest = text_digest(document.text for document in documents).hex()
-    return _Encoded(np.concatenate(tokens), len(documents), digest, union(known))
+    return _Encoded(np.concatenate(tokens), known.text(digest))

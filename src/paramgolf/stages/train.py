@@ -32,11 +32,12 @@ def run(job: Job) -> dict[str, Any]:
         f"  model     {num_parameters(trainer.model):,} parameters on {job.runtime.device}"
     )
     # They exist if the run was stopped while they were scored.
+    now = 0.0
     if not ranks.from_main(job.run.trained.exists()):
-        _train(job, trainer)
+        now = _train(job, trainer)
     weights, measured = read_tensors(job.run.trained)
     trainer.model.load_state_dict(weights)
-    job.ledger.add("train: steps", measured["seconds"])
+    job.ledger.add("train: steps", measured["seconds"], earlier=measured["seconds"] - now)
     with job.ledger.phase("train: score"):
         score = Validation(job).score(trainer.model, [])
     return {
@@ -47,8 +48,12 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def _train(job: Job, trainer: Trainer) -> None:
-    """Train to the end; write the averaged weights and what was measured."""
+def _train(job: Job, trainer: Trainer) -> float:
+    """Train to the end; write the averaged weights and what was measured.
+
+    Returns:
+        The seconds of the steps that this process took.
+    """
     config, runtime, ledger = job.config, job.runtime, job.ledger
     if runtime.compiled:
         with ledger.phase("train: compile, warm up"):
@@ -67,22 +72,24 @@ def _train(job: Job, trainer: Trainer) -> None:
         loop.require_finite_weights()
         _require_equal_weights(trainer)
         if runtime.ranks.main:
-            write_tensors(
-                job.run.trained,
-                trainer.average.average,
-                steps=trainer.step,
-                seconds=loop.clock.elapsed,
-                micro_batch_tokens=trainer.micro_batch_tokens,
-                last_train_loss_nats=loop.last_loss,
-                tokens_per_second=loop.clock.rates(),
-                peak_gpu_bytes=torch.cuda.max_memory_allocated() if runtime.on_gpu else None,
-            )
+            with ledger.phase("train: write"):
+                write_tensors(
+                    job.run.trained,
+                    trainer.average.average,
+                    steps=trainer.step,
+                    seconds=loop.clock.elapsed,
+                    micro_batch_tokens=trainer.micro_batch_tokens,
+                    last_train_loss_nats=loop.last_loss,
+                    tokens_per_second=loop.clock.rates(),
+                    peak_gpu_bytes=torch.cuda.max_memory_allocated() if runtime.on_gpu else None,
+                )
             loop.checkpoint_file.unlink(missing_ok=True)
         if sum(runtime.ranks.agree(preempted())):
             raise Preempted(
                 "stopped by SIGTERM after the last step of training; "
                 f"`paramgolf run --resume {job.run.path}` goes on"
             )
+    return loop.clock.elapsed - loop.start_elapsed
 
 
 def _require_equal_weights(trainer: Trainer) -> None:
@@ -180,7 +187,7 @@ class _Loop:
             else reporter.progress("train", self._budget, "s")
         )
         self._last_checkpoint = time.monotonic()
-        self._start_elapsed = 0.0
+        self.start_elapsed = 0.0
         self._ranks = trainer.runtime.ranks
 
     def resume(self) -> None:
@@ -189,7 +196,7 @@ class _Loop:
             tensors, notes = read_tensors(self.checkpoint_file)
             try:
                 self.trainer.load_state_tensors(tensors, notes["step"])
-                self._start_elapsed = notes["elapsed_seconds"]
+                self.start_elapsed = notes["elapsed_seconds"]
                 self.last_loss = notes["loss_nats"]
             except (KeyError, RuntimeError, ValueError) as error:
                 raise UserError(
@@ -211,7 +218,7 @@ class _Loop:
         Raises:
             Preempted: if a rank was asked to stop; there is a checkpoint then.
         """
-        self.clock.start(self._start_elapsed)
+        self.clock.start(self.start_elapsed)
         in_flight: _InFlight | None = None
         sequences = self._next_sequences()
         while True:
