@@ -423,7 +423,7 @@ def _audit(arguments: list[str]) -> None:
     result = audit(parsed.run, parsed.positions, runtime, Reporter(sys.stderr))
     reporter = standard_output()
     for check in result.checks:
-        reporter.line(f"{check.outcome:<14} {check.name:<26} {check.figure}")
+        reporter.line(f"{check.outcome:<14} {check.name:<34} {check.figure}")
     reporter.line("")
     for line in result.summary():
         reporter.line(line)

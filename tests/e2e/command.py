@@ -40,10 +40,13 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "paramgolf", *map(str, arguments)]
 
 
-def run(*arguments: str | Path, cwd: Path | None = None) -> Result:
-    """Run a command in a fresh process."""
+def run(
+    *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> Result:
+    """Run a command in a fresh process, with variables of its own."""
+    environment = ENVIRONMENT | (env or {})
     done = subprocess.run(
-        command(*arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, timeout=_TIMEOUT
+        command(*arguments), cwd=cwd, env=environment, capture_output=True, timeout=_TIMEOUT
     )
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 

@@ -317,7 +317,7 @@ class _Auditor:
         return np.array(losses)
 
     def _score_before_update(self) -> Iterator[Check]:
-        """The state of sampled chunks rebuilt from the chunks before them alone."""
+        """Losses of every chunk by a state rebuilt from the chunks before it alone."""
         name, condition = "state from earlier chunks", "3 score before update"
         learning = self.config.score_first
         if not learning.learns:
@@ -325,20 +325,19 @@ class _Auditor:
             return
         num_targets, size = len(self._stream) - 1, learning.chunk_tokens
         count = -(-num_targets // size)
-        sampled = set(self._some(count, 3)) | {count - 1}
         apart: list[Losses] = []
         way = next(way for way in self.ways if not way.fixed)
         model, order = self._predictor.model, self._predictor.order
+        progress = self._reporter.progress("replay", count, "chunks")
         with restored(model):
             learner = Learner(model, order, learning, count)
-            for chunk in range(max(sampled) + 1):
+            for chunk in range(count):
                 if chunk:
                     learner.learn(chunk - 1, self._stream[: chunk * size + 1])
-                if chunk in sampled:
-                    own = range(chunk * size, min((chunk + 1) * size, num_targets))
-                    targets = [own.start + place for place in self._some(len(own), 24)]
-                    alone = self._alone(targets, way.stride)
-                    apart.append(alone - self._losses[way.stage][targets])
+                first, last = chunk * size, min((chunk + 1) * size, num_targets)
+                targets = [first + place for place in self._some(last - first, 6)]
+                apart.append(self._alone(targets, way.stride) - self._losses[way.stage][targets])
+                progress.update(chunk + 1)
         yield self._compare(name, condition, np.concatenate(apart))
 
     def _provenance(self) -> Iterator[Check]:
