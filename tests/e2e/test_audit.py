@@ -137,3 +137,9 @@ def test_one_scored_document_in_a_hundred_was_trained_on(tmp_path: Path) -> None
     assert result.code == 1
     assert failed(run) == ["provenance"], result.stdout
     assert "2 of 200 documents seen" in result.stdout
+
+
+def test_its_score_is_proven_by_decoding(legal: Path) -> None:
+    result = command.run("prove", legal, "--way", "score-first", "--bytes", "2500")
+    assert result.code == 0, result.stdout + result.stderr
+    assert "(score-first), score-first windows" in result.stdout

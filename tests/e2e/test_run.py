@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 import paramgolf
 from paramgolf.compress.artifact import Artifact, decode
 from paramgolf.config import to_json
+from paramgolf.ledger import OTHER, account
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from tests.e2e import command
@@ -80,6 +81,7 @@ def test_results_have_the_documented_keys(mini_run: FinishedRun, source: Path) -
     assert list(results) == [
         "recipe", "seed", "corpus", "num_ranks", "adapted_on", "parameters", "steps", "stages",
         "adaptation", "bytes", "artifact_sha256", "raised_dampings", "seconds",
+        "budgets",
         "tokens_per_second", "peak_gpu_bytes", "xz",
     ]  # fmt: skip
     assert (results["recipe"], results["seed"]) == ("tiny", 1337)
@@ -129,11 +131,15 @@ def test_bytes_by_part_add_up_to_the_file(mini_run: FinishedRun) -> None:
 def test_seconds_by_phase_cover_the_run(mini_run: FinishedRun) -> None:
     seconds = read_results(mini_run.path)["seconds"]
     stages = {name.split(":")[0] for name in seconds}
-    assert stages == {"data", "train", "adapt", "pack", "score"}
+    assert stages == {"set-up", "data", "train", "adapt", "pack", "score", OTHER}
     assert all(value >= 0 for value in seconds.values())
     lines = events(mini_run.path)
     wall = lines[-1]["time"] - lines[0]["time"]
-    assert 0.9 * wall - 0.1 < sum(seconds.values()) < wall + 0.1
+    booked = sum(seconds.values()) - seconds["set-up: imports"]
+    assert wall - 0.2 < booked < wall + 0.1
+    assert sum(read_results(mini_run.path)["budgets"].values()) == pytest.approx(
+        sum(seconds.values())
+    )
 
 
 def test_events_tell_the_story(mini_run: FinishedRun) -> None:
@@ -159,7 +165,9 @@ def test_printed_table_says_what_the_results_say(mini_run: FinishedRun) -> None:
     xz = results["xz"]
     assert rows["xz -9, for scale"] == [f"{xz['bpb']:.4f}", "", "", f"{xz['bytes']:,}", ""]
     for phase, value in results["seconds"].items():
-        assert rows[phase] == [f"{value:.1f}"]
+        budget, reason = account(phase, "adapt")
+        assert rows[phase][0] == f"{value:.1f}"
+        assert rows[phase][1] == (f"none: {reason}" if reason else budget)
     size = results["bytes"]
     assert f"bytes     {size['total']:,} of {size['budget']:,}: model.bin" in mini_run.stdout
     assert f"sha256 {results['corpus']['sha256'][:16]}" in mini_run.stdout

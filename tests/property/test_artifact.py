@@ -32,7 +32,7 @@ from paramgolf.compress.artifact import (
 from paramgolf.compress.hessian import input_of
 from paramgolf.compress.scales import scales_from_exponents
 from paramgolf.config import ModelConfig, ScoreFirstConfig
-from paramgolf.data.provenance import Provenance, sampled_shingles
+from paramgolf.data.provenance import Provenance, Text
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import UserError
@@ -488,7 +488,7 @@ def packed(
     tokenizer: Tokenizer, tokenizer_model: bytes, english: list[str], tmp_path: Path
 ) -> Path:
     """A run's artifact, tokenizer and provenance in a folder."""
-    Provenance({"train": sampled_shingles(english[0])}).save(tmp_path / "provenance.safetensors")
+    Provenance({"train": Text.of([english[0]])}).save(tmp_path / "provenance.safetensors")
     shape = {**asdict(CONFIG), "vocab_size": tokenizer.vocab_size}
     artifact = random_artifact(ModelConfig(**shape), stride=8)
     beside = (tmp_path / "provenance.safetensors").read_bytes()
@@ -534,7 +534,7 @@ def test_another_tokenizer_is_refused(packed: Path, english: list[str]) -> None:
 def test_missing_files_and_another_provenance_are_user_errors(packed: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.bin"):
         load_on(packed.with_name("nothing.bin"), None, CPU)
-    Provenance({"train": sampled_shingles("")}).save(packed.with_name("provenance.safetensors"))
+    Provenance({"train": Text.of([""])}).save(packed.with_name("provenance.safetensors"))
     with pytest.raises(UserError, match=r"provenance\.safetensors"):
         load_on(packed, None, CPU)
     packed.with_name("provenance.safetensors").unlink()

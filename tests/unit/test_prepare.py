@@ -160,7 +160,13 @@ def test_shingles_of_the_splits_are_kept(
     text = prepared(job)
     known = Provenance.load(job.run.data / "provenance.safetensors")
     assert set(known.texts) == {"train", "val"}
-    assert known.text_sha256 == {name: split.text_sha256 for name, split in text.splits.items()}
+    for name, split in text.splits.items():
+        kept = known.texts[name]
+        assert kept.sha256 == split.text_sha256
+        assert len(kept.documents) == split.documents
+        paths = text.shards(name, job.run.data)
+        assert list(kept.shards) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
+    assert known.uses["tokenizer"].startswith("not known")
     assert known.of("train").label(train).overlap_share == 1.0
     assert known.of("val").label(val).overlap_share == 1.0
     assert known.of("train").label(val).overlap_share != 1.0

@@ -43,7 +43,7 @@ def in_chunks(
     A window belongs where the first target lies that it scores, so that a chunk's targets are
     scored once its windows and those of earlier chunks are.
     """
-    chunks: list[list[Windows]] = [[] for _ in range(-(-num_targets // chunk_targets))]
+    chunks: list[list[Windows]] = [[] for _ in range(max(1, -(-num_targets // chunk_targets)))]
     for starts, scored in windows:
         numbers = (starts + seq_len - scored) // chunk_targets
         for number in np.unique(numbers):

@@ -1,0 +1,146 @@
+"""Score-first learning against a serial simulation written down from its description."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paramgolf.compress.entropy import NOTHING, Decoder, Encoder
+from paramgolf.config import ScoreFirstConfig
+from paramgolf.errors import UserError
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import layer_order
+from paramgolf.scoring.bits_per_byte import window_losses
+from paramgolf.scoring.coded_text import code_tokens
+from paramgolf.scoring.windows import Windows, in_chunks, plain_windows, sliding_windows
+from tests.helpers import random_model, small_config
+
+CONFIG = small_config()
+LENGTH = CONFIG.seq_len
+ORDER = layer_order(CONFIG, recurrent=True)
+SGD = ScoreFirstConfig("sgd", lr=0.05, epochs=2, chunk_tokens=2 * LENGTH)
+ADAMW = ScoreFirstConfig("adamw", lr=3e-3, epochs=1, chunk_tokens=2 * LENGTH)
+
+
+def small_model(dtype: torch.dtype = torch.float64) -> GPT:
+    return random_model(CONFIG, seed=5, dtype=dtype)
+
+
+def some_tokens(count: int, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, CONFIG.vocab_size, count + 1).astype(np.uint16)
+
+
+def windows_of(num_targets: int, stride: int) -> list[Windows]:
+    if stride:
+        return sliding_windows(num_targets, LENGTH, stride)
+    return plain_windows(num_targets, LENGTH)
+
+
+def simulated(tokens: np.ndarray, stride: int, config: ScoreFirstConfig) -> list[float]:
+    """Target by target, the weights learning after the last target of every whole chunk."""
+    model = copy.deepcopy(small_model())
+    parameters = list(model.parameters())
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, momentum=config.momentum)
+    else:
+        optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.999), weight_decay=0.0)
+    stream = torch.from_numpy(tokens.astype(np.int64))
+    num_targets, size = len(tokens) - 1, config.chunk_tokens
+    chunks = math.ceil(num_targets / size)
+    losses: list[float] = []
+    for target in range(num_targets):
+        step = stride or LENGTH
+        if stride == 0:
+            start = target // LENGTH * LENGTH
+        else:
+            start = max(0, math.ceil((target + 1 - LENGTH) / step) * step)
+        with torch.no_grad():
+            logits = model.logits(model(stream[None, start : target + 1], ORDER)[0, -1])
+        losses.append(-float(logits.log_softmax(-1)[stream[target + 1]]))
+        chunk = target // size
+        if (target + 1) % size or chunk == chunks - 1:
+            continue
+        rows = [
+            stream[begin : begin + LENGTH + 1]
+            for begin in range(chunk * size, (chunk + 1) * size, LENGTH)
+        ]
+        optimizer.param_groups[0]["lr"] = config.lr * (1 + math.cos(math.pi * chunk / chunks)) / 2
+        for _ in range(config.epochs):
+            optimizer.zero_grad()
+            logits = model.logits(model(torch.stack(rows)[:, :-1], ORDER))
+            wanted = torch.stack(rows)[:, 1:].flatten()
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+            optimizer.step()
+    return losses
+
+
+@pytest.mark.parametrize("config", [SGD, ADAMW])
+@pytest.mark.parametrize("stride", [0, 4, LENGTH])
+def test_losses_are_those_of_the_simulation(config: ScoreFirstConfig, stride: int) -> None:
+    """Strides that divide a chunk: a window's targets are all of one chunk."""
+    model, tokens = small_model(), some_tokens(7 * LENGTH + 3)
+    before = copy.deepcopy(model.state_dict())
+    windows = windows_of(len(tokens) - 1, stride)
+    losses = window_losses(model, ORDER, tokens, windows, 8 * LENGTH, learning=config)
+    expected = simulated(tokens, stride, config)
+    assert losses.tolist() == pytest.approx(expected, abs=1e-8)
+    fixed = window_losses(model, ORDER, tokens, windows, 8 * LENGTH)
+    assert torch.equal(fixed[: 2 * LENGTH], losses[: 2 * LENGTH])
+    assert not torch.allclose(fixed[2 * LENGTH :], losses[2 * LENGTH :], atol=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 400), st.integers(0, LENGTH), st.integers(1, 5))
+def test_a_chunk_is_scored_before_it_is_learned_from(
+    num_targets: int, stride: int, sequences: int
+) -> None:
+    """For all strides: all windows once, and a chunk's targets by its own or earlier windows."""
+    windows, size = windows_of(num_targets, stride), sequences * LENGTH
+    chunks = in_chunks(windows, num_targets, LENGTH, size)
+    scored: set[int] = set()
+    starts: list[int] = []
+    for number, chunk in enumerate(chunks):
+        for some in chunk:
+            starts += some.starts.tolist()
+            for start in some.starts.tolist():
+                scored |= set(range(start + LENGTH - some.scored, start + LENGTH))
+        assert scored >= set(range(min((number + 1) * size, num_targets)))
+    if num_targets:
+        assert sorted(starts) == sorted(start for some in windows for start in some.starts.tolist())
+
+
+@pytest.mark.parametrize("config", [SGD, ADAMW])
+@pytest.mark.parametrize(("stride", "lanes"), [(0, 1), (0, 3), (5, 1)])
+def test_a_learning_predictor_codes_there_and_back(
+    config: ScoreFirstConfig, stride: int, lanes: int
+) -> None:
+    model, tokens = small_model(torch.float32), some_tokens(6 * LENGTH + 1).astype(np.int32)
+    count = len(tokens) - 1
+    windows, first = windows_of(count, stride), int(tokens[0])
+    encoder = Encoder()
+    code_tokens(model, ORDER, encoder, windows, first, count, tokens, lanes, config)
+    decoder = Decoder(encoder.content())
+    found = code_tokens(model, ORDER, decoder, windows, first, count, NOTHING, lanes, config)
+    decoder.finish()
+    assert np.array_equal(found, tokens)
+    if lanes == 1:
+        nats = window_losses(
+            model, ORDER, tokens.astype(np.uint16), windows, 64, learning=config
+        ).double()
+        assert encoder.ideal_bits == pytest.approx(float(nats.sum()) / math.log(2), rel=1e-4)
+
+
+def test_divergence_is_said() -> None:
+    wild = ScoreFirstConfig("sgd", lr=1e30, chunk_tokens=LENGTH)
+    model, tokens = small_model(torch.float32), some_tokens(5 * LENGTH)
+    with pytest.raises(UserError, match="diverges in chunk"):
+        window_losses(model, ORDER, tokens, plain_windows(5 * LENGTH, LENGTH), 64, learning=wild)
