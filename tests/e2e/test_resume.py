@@ -43,7 +43,8 @@ def check_equal(run: Path, undisturbed: FinishedRun) -> None:
         assert (run / name).read_bytes() == (undisturbed.path / name).read_bytes(), name
     ours, theirs = read_results(run), read_results(undisturbed.path)
     assert without_times(ours) == without_times(theirs)
-    assert ours["seconds"].keys() == theirs["seconds"].keys()
+    # Who is killed between the weights' file and the books has not booked the writing.
+    assert ours["seconds"].keys() | {"train: write"} == theirs["seconds"].keys()
 
 
 def start_or_resume(run: Path, options: list[str]) -> subprocess.Popen[bytes]:
