@@ -45,6 +45,7 @@ _PHASES: dict[str, Account | str] = {
     "adapt: score": _FOR_THE_REPORT,
     "pack: Hessians": _TRAINING,
     "pack: GPTQ": _TRAINING,
+    "pack: fill the budget": _TRAINING,
     "pack: sensitivities": _TRAINING,
     "pack: code weights": _TRAINING,
     "pack: build code file": _TRAINING,

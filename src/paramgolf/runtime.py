@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -54,8 +57,25 @@ def select_runtime(device: Literal["auto", "cpu", "cuda"], ranks: Ranks | None =
     ranks = ranks or Ranks()
     if not wants_gpu(device):
         return Runtime(torch.device("cpu"), torch.float32, compiled=False, ranks=ranks)
+    # What `reproducible` asks for, and on Hopper PyTorch's own default; cuBLAS reads it once.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     gpu = torch.device("cuda", torch.cuda.current_device())
     return Runtime(gpu, torch.bfloat16, compiled=True, ranks=ranks)
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Inside, equal calls give equal bits in every process on the same machine.
+
+    Without it, cuDNN's attention and the gradient of an embedding are not that on a GPU. What a
+    score is made of without learning does not need it: it has been equal to the last digit.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def named_seed(seed: int, name: str) -> int:

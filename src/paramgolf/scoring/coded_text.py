@@ -20,6 +20,7 @@ from paramgolf.config import ScoreFirstConfig
 from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
+from paramgolf.runtime import reproducible
 from paramgolf.scoring.score_first import walk
 from paramgolf.scoring.windows import Windows
 
@@ -64,7 +65,8 @@ def code_tokens(
             coding.code(some, lanes)
         return coding.tokens
 
-    walk(model, order, learning or ScoreFirstConfig(), windows, num_targets, visit)
+    with reproducible():
+        walk(model, order, learning or ScoreFirstConfig(), windows, num_targets, visit)
     return coding.tokens[: num_targets + 1]
 
 

@@ -20,6 +20,7 @@ from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
 from paramgolf.optim.schedule import cosine
+from paramgolf.runtime import reproducible
 from paramgolf.scoring.windows import Windows, in_chunks
 
 Visit = Callable[[Sequence[Windows]], NDArray[np.integer]]
@@ -124,8 +125,9 @@ class Learner:
         lr = cosine(chunk / self._num_chunks, config.lr, 0.0)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        for _ in range(config.epochs):
-            self._step(rows, chunk)
+        with reproducible():
+            for _ in range(config.epochs):
+                self._step(rows, chunk)
 
     def _step(self, rows: Tensor, chunk: int) -> None:
         with torch.enable_grad():

@@ -190,10 +190,11 @@ def _fill(job: Job, packer: _Packer, calibration: _Calibration, limit: int) -> _
             if balance:
                 job.run.event("divergences", nats=divergences)
                 proportion = fit.balanced(steps, divergences, packer.sizes)
-            integers = packed.matrix_bytes()
-            rate.learn(steps, integers)
-            rest = size - integers
-            following = fit.fill(proportion, rate.of, target - fit.AIM_BYTES - rest)
+            with job.ledger.phase("pack: fill the budget"):
+                integers = packed.matrix_bytes()
+                rate.learn(steps, integers)
+                rest = size - integers
+                following = fit.fill(proportion, rate.of, target - fit.AIM_BYTES - rest)
             again = balance or (not fit.fills(size, target) and following != steps)
             steps = following
         again, steps = ranks.from_main((again, steps))
