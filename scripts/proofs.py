@@ -1,8 +1,9 @@
 """Proofs of a finished run's scores by coding its validation text, beside other compressors.
 
-Cost: on one NVIDIA H200 about 2 minutes a way for 300,000 bytes in plain windows and 30,000 in
-sliding ones; on two cores, for the recipes tiny and legal, seconds for plain windows and minutes for
-the others. Expected: the table of docs/experiments.md. Needs brotli and zstandard (the extra `dev`).
+Cost: on one NVIDIA H200 some minutes a way for 300,000 bytes in plain windows and 30,000 in
+sliding ones; on two cores, for the recipes tiny and legal, seconds for plain windows and minutes
+for the others. Expected: the table of docs/experiments.md. Needs brotli and zstandard (the extra
+`dev`).
 
     python scripts/proofs.py --run runs/h200-legal-... plain=300000 sliding=30000
 """

@@ -12,15 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.data import provenance
-from paramgolf.data.provenance import (
-    IN_SAMPLE_SHARE,
+from paramgolf.data.fingerprints import (
     SAMPLED_BITS,
     SHINGLE_WORDS,
+    fingerprints,
+    sampled_shingles,
+    shingles,
+)
+from paramgolf.data.provenance import (
+    IN_SAMPLE_SHARE,
+    Gathering,
     Label,
     Provenance,
     Text,
-    sampled_shingles,
-    shingles,
     union,
 )
 from paramgolf.errors import UserError
@@ -280,3 +284,33 @@ def test_documents_are_recognised_word_for_word_or_by_half_of_them() -> None:
     tenth = " ".join(train[2].split()[:200]) + random_text(91, 1800)
     scored = [random_text(92, 2000), edited, half, tenth, "A SHORT, ONE!", "another short one"]
     assert known.seen(scored) == [1, 2, 4]
+
+
+def test_documents_are_hashed_alone() -> None:
+    """What stands beside a document, and how many are hashed at once, changes nothing."""
+    texts = [random_text(seed, seed * 700) for seed in range(60)] + ["", "\n", "One.", "one", "two"]
+    together = fingerprints(texts)
+    for number, text in enumerate(texts):
+        alone = fingerprints([text])
+        assert alone.documents[0] == together.documents[number]
+        own = together.shingles[together.document_of == number]
+        assert alone.shingles.tolist() == own.tolist()
+    assert together.documents[-3] == together.documents[-2] != together.documents[-1]
+    assert len(np.unique(together.documents)) == len(texts) - 3  # 0, "" and "\n"; "One.", "one"
+
+
+def test_gathering_is_bounded_and_gives_what_thinning_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = [random_text(seed, 4000) for seed in range(40)]
+    full = Text.of(texts)
+    monkeypatch.setattr(provenance, "MOST_SHINGLES", 1000)
+    gathering = Gathering()
+    for text in texts:
+        gathering.add(fingerprints([text]))
+    gathered = gathering.text()
+    assert len(gathered.shingles) <= 2000
+    assert gathered.sampled_bits > SAMPLED_BITS
+    expected = full.thinned(gathered.sampled_bits)
+    assert gathered.shingles.tolist() == expected.shingles.tolist()
+    assert gathered.documents.tolist() == full.documents.tolist()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from paramgolf.data.documents import Document
-from paramgolf.data.provenance import shingles
+from paramgolf.data.fingerprints import shingles
 from paramgolf.errors import UserError
 
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

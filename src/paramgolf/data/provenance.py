@@ -1,16 +1,8 @@
-"""Which texts shaped an artifact, and whether a scored text overlaps with them.
-
-Texts are compared by their 13-word shingles, words taken in lower case without punctuation and
-spacing, so that an edited space hides nothing. Of all shingles one in 2^k is kept, chosen by its
-hash: the same shingle is kept or dropped in every text.
-"""
+"""Which texts shaped an artifact, and whether a scored text overlaps with them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +12,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from paramgolf.data.fingerprints import (
+    SAMPLED_BITS,
+    Fingerprints,
+    Hashes,
+    fingerprints,
+    is_sampled,
+    sampled_shingles,
+)
 from paramgolf.errors import UserError
 from paramgolf.rundir import write_bytes
 
-SHINGLE_WORDS = 13
-SAMPLED_BITS = 4
-"""One shingle in 2^4 is sampled, fewer if a corpus would pass MOST_SHINGLES."""
+VERSION = 2
+"""Of the file, and of how words are hashed."""
 MOST_SHINGLES = 1 << 21
+"""Fewer are sampled of a corpus that would pass this."""
 IN_SAMPLE_SHARE = 0.01
 """A text that shares more of its sampled shingles with the artifact's own is in-sample. Disjoint
 documents of one corpus share 0.1 to 0.3 % (quotations, boilerplate)."""
@@ -34,41 +34,9 @@ SEEN_SHARE = 0.5
 """A document that shares more with what shaped the artifact is one of its documents, edited."""
 _ENOUGH_SHINGLES = 4
 
-_WORD = re.compile(r"[^\W_]+")
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
-Shingles = NDArray[np.uint64]
-
-
-def shingles(text: str) -> Shingles:
-    """Hashes of all shingles of a text, in its order; (words - 12,), empty for shorter texts."""
-    words = [zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())]
-    count = max(0, len(words) - SHINGLE_WORDS + 1)
-    values = np.array(words, dtype=np.uint64)
-    hashes = np.zeros(count, dtype=np.uint64)
-    for offset in range(SHINGLE_WORDS):
-        hashes = (hashes ^ values[offset : offset + count]) * _MULTIPLIER
-        hashes ^= hashes >> np.uint64(29)
-    return hashes
-
-
-def document_hash(text: str) -> int:
-    """64 bits of the SHA-256 of a document's words, in lower case without spacing."""
-    words = " ".join(_WORD.findall(text.lower()))
-    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little")
-
-
-def sampled_shingles(text: str) -> Shingles:
-    """Hashes of the sampled shingles of a text, sorted, each once; (S,)."""
-    return np.unique(_sample(shingles(text), SAMPLED_BITS))
-
-
-def _sample(hashes: Shingles, bits: int) -> Shingles:
-    return hashes[hashes & np.uint64((1 << bits) - 1) == 0]
-
-
-def union(parts: Iterable[Shingles]) -> Shingles:
-    """All shingles of the parts, sorted, each once."""
+def union(parts: Iterable[Hashes]) -> Hashes:
+    """All hashes of the parts, sorted, each once."""
     arrays = list(parts)
     return np.unique(np.concatenate(arrays)) if arrays else np.zeros(0, dtype=np.uint64)
 
@@ -92,20 +60,57 @@ class Label:
 class Text:
     """What is kept of one text: enough to recognise it, not to read it."""
 
-    shingles: Shingles
+    shingles: Hashes
     """Sampled hashes of its shingles, sorted, each once."""
-    documents: Shingles
-    """(D,) a hash of every document's words, in order; see `document_hash`."""
+    documents: Hashes
+    """(D,) a hash of every document's words, in order."""
     sha256: str = ""
     """Of its documents; of its tokens, where it came as shards."""
     shards: tuple[str, ...] = ()
     """SHA-256 of every shard file."""
+    sampled_bits: int = SAMPLED_BITS
+    """One shingle in 2^bits is sampled."""
 
     @classmethod
     def of(cls, documents: Sequence[str], sha256: str = "") -> Text:
         """What is kept of these documents."""
-        hashes = np.array([document_hash(text) for text in documents], np.uint64)
-        return cls(union(map(sampled_shingles, documents)), hashes, sha256)
+        gathering = Gathering()
+        gathering.add(fingerprints(documents))
+        return gathering.text(sha256)
+
+    def thinned(self, bits: int) -> Text:
+        """The same with fewer shingles, one in 2^bits."""
+        if bits == self.sampled_bits:
+            return self
+        kept = self.shingles[is_sampled(self.shingles, bits)]
+        return replace(self, shingles=kept, sampled_bits=bits)
+
+
+class Gathering:
+    """Gathers what is kept of one text, some documents at a time, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._bits = SAMPLED_BITS
+        self._shingles: list[Hashes] = []
+        self._documents: list[Hashes] = []
+        self._size = 0
+
+    def add(self, found: Fingerprints) -> None:
+        """Add documents."""
+        self._documents.append(found.documents)
+        self._shingles.append(found.shingles[is_sampled(found.shingles, self._bits)])
+        self._size += len(self._shingles[-1])
+        while self._size > 2 * MOST_SHINGLES:
+            everything = union(self._shingles)
+            if len(everything) > MOST_SHINGLES:
+                self._bits += 1
+                everything = everything[is_sampled(everything, self._bits)]
+            self._shingles, self._size = [everything], len(everything)
+
+    def text(self, sha256: str = "", shards: Sequence[str] = ()) -> Text:
+        """What was gathered."""
+        documents = np.concatenate([np.zeros(0, np.uint64), *self._documents])
+        return Text(union(self._shingles), documents, sha256, tuple(shards), self._bits)
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,11 @@ class Provenance:
     texts: dict[str, Text]
     uses: dict[str, str] = field(default_factory=dict)
     """What shaped the artifact ("training", "tokenizer", ...), and with which text."""
-    sampled_bits: int = SAMPLED_BITS
+
+    @property
+    def sampled_bits(self) -> int:
+        """One shingle in 2^bits is sampled of every text."""
+        return max((text.sampled_bits for text in self.texts.values()), default=SAMPLED_BITS)
 
     def of(self, *names: str) -> Provenance:
         """The part of it that concerns these texts."""
@@ -126,7 +135,7 @@ class Provenance:
 
     def label(self, texts: Iterable[str]) -> Label:
         """Label the score of a text, given as its documents."""
-        scored = _sample(union(map(sampled_shingles, texts)), self.sampled_bits)
+        scored = self._sample(sampled_shingles(*texts))
         if len(scored) == 0:
             return Label("unverified", None)
         share = float(self._known(scored).mean())
@@ -135,15 +144,18 @@ class Provenance:
     def seen(self, texts: Sequence[str]) -> list[int]:
         """Which documents are among these texts: word for word, or half of their shingles."""
         known = union(text.documents for text in self.texts.values())
-        hashes = np.array([document_hash(text) for text in texts], np.uint64)
-        found = np.isin(hashes, known)
-        for number in np.flatnonzero(~found).tolist():
-            own = _sample(sampled_shingles(texts[number]), self.sampled_bits)
-            if len(own) >= _ENOUGH_SHINGLES:
-                found[number] = self._known(own).mean() >= SEEN_SHARE
-        return np.flatnonzero(found).tolist()
+        prints = fingerprints(texts)
+        sampled = is_sampled(prints.shingles, self.sampled_bits)
+        of, size = prints.document_of[sampled], len(texts)
+        count = np.bincount(of, minlength=size)
+        common = np.bincount(of, self._known(prints.shingles[sampled]), minlength=size)
+        edited = (count >= _ENOUGH_SHINGLES) & (common >= SEEN_SHARE * count)
+        return np.flatnonzero(edited | np.isin(prints.documents, known)).tolist()
 
-    def _known(self, hashes: Shingles) -> NDArray[np.bool_]:
+    def _sample(self, hashes: Hashes) -> Hashes:
+        return hashes[is_sampled(hashes, self.sampled_bits)]
+
+    def _known(self, hashes: Hashes) -> NDArray[np.bool_]:
         known = np.zeros(len(hashes), dtype=bool)
         for text in self.texts.values():
             places = np.searchsorted(text.shingles, hashes)
@@ -154,13 +166,14 @@ class Provenance:
     def save(self, path: Path) -> None:
         """Write the provenance; equal provenance gives equal bytes. Thinned out where too large."""
         bits = self.sampled_bits
-        shingles = {name: text.shingles for name, text in self.texts.items()}
-        while sum(map(len, shingles.values())) > MOST_SHINGLES:
+        texts = {name: text.thinned(bits) for name, text in self.texts.items()}
+        while sum(len(text.shingles) for text in texts.values()) > MOST_SHINGLES:
             bits += 1
-            shingles = {name: _sample(hashes, bits) for name, hashes in shingles.items()}
-        arrays = {f"shingles.{name}": hashes for name, hashes in shingles.items()}
-        arrays |= {f"documents.{name}": text.documents for name, text in self.texts.items()}
+            texts = {name: text.thinned(bits) for name, text in texts.items()}
+        arrays = {f"shingles.{name}": text.shingles for name, text in texts.items()}
+        arrays |= {f"documents.{name}": text.documents for name, text in texts.items()}
         notes = {
+            "version": VERSION,
             "sampled_bits": bits,
             "uses": self.uses,
             "sha256": {name: text.sha256 for name, text in self.texts.items()},
@@ -182,6 +195,8 @@ class Provenance:
             with safe_open(path, framework="np") as file:
                 notes = json.loads(file.metadata()["notes"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if notes.get("version") != VERSION:
+                raise ValueError(f"it is not of version {VERSION}; make it again")
             bits = notes["sampled_bits"]
             if type(bits) is not int or any(a.dtype != np.uint64 for a in arrays.values()):
                 raise ValueError("its fields have other types")
@@ -191,9 +206,10 @@ class Provenance:
                     arrays[f"documents.{name}"],
                     sha256,
                     tuple(notes["shards"][name]),
+                    bits,
                 )
                 for name, sha256 in notes["sha256"].items()
             }
-            return cls(texts, notes["uses"], bits)
+            return cls(texts, notes["uses"])
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"cannot read the provenance {path}: {error}") from error

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from paramgolf.console import Reporter
 from paramgolf.data import shards
 from paramgolf.data.documents import Document, find_jsonl, read_jsonl, text_digest
+from paramgolf.data.fingerprints import fingerprints
 from paramgolf.data.prepared import PreparedText, Split
-from paramgolf.data.provenance import Provenance, Text, document_hash, sampled_shingles, union
+from paramgolf.data.provenance import Gathering, Provenance, Text
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.job import Job
@@ -105,7 +106,7 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
     files = shards.find_shards(folder, "train")
     with ledger.phase("data: check shards"):
         progress = job.reporter.progress("shards", len(files))
-        train_hash, tokens, known = hashlib.sha256(), 0, _Known()
+        train_hash, tokens, known = hashlib.sha256(), 0, Gathering()
         rest = np.zeros(0, np.uint16)  # a document may go on in the next shard
         for number, path in enumerate(files):
             stream = shards.open_shard(path)
@@ -116,7 +117,7 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
             begins = np.flatnonzero(stream == tokenizer.bos)
             last = int(begins[-1]) if len(begins) and number < len(files) - 1 else len(stream)
             stream, rest = stream[:last], stream[last:]
-            known.add(tokenizer.decode_documents(stream) if len(stream) else [])
+            known.add(fingerprints(tokenizer.decode_documents(stream) if len(stream) else []))
             progress.update(number + 1)
         text = known.text(train_hash.hexdigest())
         names = [str(path.resolve()) for path in files]
@@ -143,21 +144,6 @@ class _Encoded(NamedTuple):
 
     tokens: Stream
     text: Text
-
-
-class _Known:
-    """Gathers what is kept of a text, some documents at a time."""
-
-    def __init__(self) -> None:
-        self._shingles: list[NDArray[np.uint64]] = []
-        self._documents: list[int] = []
-
-    def add(self, texts: list[str]) -> None:
-        self._shingles.append(union(map(sampled_shingles, texts)))
-        self._documents += map(document_hash, texts)
-
-    def text(self, sha256: str) -> Text:
-        return Text(union(self._shingles), np.array(self._documents, np.uint64), sha256)
 
 
 def _finish(
@@ -255,11 +241,11 @@ def _encode(
         raise UserError(f"the {name!r} split has no documents; give more text")
     progress = reporter.progress(f"encode {name}", sum(len(text) for _, text in documents), "chars")
     tokens: list[Stream] = []
-    known = _Known()
+    known = Gathering()
     done = 0
     for batch in _batches(documents):
         tokens += tokenizer.encode(batch)
-        known.add(batch)
+        known.add(fingerprints(batch))
         done += sum(map(len, batch))
         progress.update(done)
     digest = text_digest(document.text for document in documents).hex()

@@ -1,0 +1,121 @@
+"""Hashes by which texts are recognised, whatever happened to their spaces, case and punctuation.
+
+Words are runs of letters and digits in lower case. A shingle is 13 words in a row; of all shingles
+one in 2^k is kept, chosen by its hash: the same shingle is kept or dropped in every text.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHINGLE_WORDS = 13
+SAMPLED_BITS = 4
+"""One shingle in 2^4 is sampled."""
+
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_LONGEST_WORD = 1 << 12  # characters; longer ones count as several words
+_GROUP_CHARS = 1 << 17  # hashed at once: what fits the processor's caches
+
+Hashes = NDArray[np.uint64]
+
+
+class Fingerprints(NamedTuple):
+    """What documents are recognised by."""
+
+    documents: Hashes
+    """(D,) a hash of every document's words."""
+    shingles: Hashes
+    """(S,) hashes of all shingles, in their order."""
+    document_of: NDArray[np.int64]
+    """(S,) the document that each shingle is of."""
+
+
+@functools.cache
+def _in_words() -> NDArray[np.bool_]:
+    """Which code points are letters or digits."""
+    return np.array([chr(point).isalnum() for point in range(sys.maxunicode + 1)])
+
+
+def _mixed(values: Hashes) -> Hashes:
+    values = (values ^ (values >> np.uint64(29))) * _MULTIPLIER
+    return values ^ (values >> np.uint64(32))
+
+
+def _sums(values: Hashes, begins: NDArray[np.int64]) -> Hashes:
+    """Sums modulo 2^64 of the runs of values that begin there; the last goes to the end."""
+    return np.add.reduceat(values, begins) if len(begins) else np.zeros(0, np.uint64)
+
+
+def _powers(count: int) -> Hashes:
+    """Odd multipliers for the places in a word or document, (count,)."""
+    return _mixed(np.arange(1, count + 1, dtype=np.uint64) * _MULTIPLIER) | np.uint64(1)
+
+
+def _words(lowered: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hashes of all words, and the document of each."""
+    sizes = np.array([len(text) + 1 for text in lowered], np.int64)
+    joined = "\n".join([*lowered, ""]).encode("utf-32-le", "surrogatepass")
+    points = np.frombuffer(joined, "<u4")
+    inside = _in_words()[points]
+    begins = np.flatnonzero(inside & ~np.concatenate([[False], inside[:-1]]))
+    places = np.flatnonzero(inside)
+    first = np.searchsorted(places, begins)  # of every word, among the characters of words
+    lengths = np.diff(np.append(first, len(places)))
+    in_word = (np.arange(len(places)) - np.repeat(first, lengths)) % _LONGEST_WORD
+    letters = _mixed((points[places] + np.uint64(1)) * _MULTIPLIER)
+    starts = np.flatnonzero(in_word == 0)  # those of overlong words' parts, too
+    hashes = _mixed(_sums(letters * _powers(_LONGEST_WORD)[in_word], starts))
+    documents = np.searchsorted(np.cumsum(sizes), places[starts], side="right")
+    return hashes, documents
+
+
+def fingerprints(texts: Sequence[str]) -> Fingerprints:
+    """What documents are recognised by; 20 to 40 MB a second on one core."""
+    parts = [Fingerprints(np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.int64))]
+    begin, size = 0, 0
+    for number, text in enumerate(texts, start=1):
+        size += len(text)
+        if size >= _GROUP_CHARS or number == len(texts):
+            part = _of_group(texts[begin:number])
+            parts.append(part._replace(document_of=part.document_of + begin))
+            begin, size = number, 0
+    return Fingerprints(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _of_group(texts: Sequence[str]) -> Fingerprints:
+    words, document_of = _words([text.lower() for text in texts])
+    first = np.searchsorted(document_of, np.arange(len(texts) + 1))
+    counts = np.diff(first)
+    in_document = np.arange(len(words)) - np.repeat(first[:-1], counts)
+    placed = words * _powers(int(counts.max(initial=0)))[in_document]
+    documents = counts.astype(np.uint64)
+    documents[counts > 0] += _sums(placed, first[:-1][counts > 0])
+    count = max(0, len(words) - SHINGLE_WORDS + 1)
+    hashes = np.zeros(count, np.uint64)
+    for offset in range(SHINGLE_WORDS):
+        hashes = (hashes ^ words[offset : offset + count]) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+    whole = document_of[:count] == document_of[len(words) - count :]
+    return Fingerprints(_mixed(documents), hashes[whole], document_of[:count][whole])
+
+
+def shingles(text: str) -> Hashes:
+    """Hashes of all shingles of a text, in its order; (words - 12,), empty for shorter texts."""
+    return fingerprints([text]).shingles
+
+
+def is_sampled(hashes: Hashes, bits: int) -> NDArray[np.bool_]:
+    """Which of the shingles are kept of one in 2^bits."""
+    return hashes & np.uint64((1 << bits) - 1) == 0
+
+
+def sampled_shingles(*texts: str) -> Hashes:
+    """Hashes of the sampled shingles of documents, sorted, each once; (S,)."""
+    hashes = fingerprints(texts).shingles
+    return np.unique(hashes[is_sampled(hashes, SAMPLED_BITS)])
