@@ -173,6 +173,7 @@ def _usage() -> str:
         "  audit RUN                        check everything that makes the score true",
         "  bundle RUN --out DIR             one folder that repeats the run and scores its model",
         "  export ARTIFACT --out DIR        the weights as safetensors",
+        "  data build|fetch|info            any text to token shards, with tokenizer and manifest",
         "",
         "recipes:",
         *(f"  {name:<15}  {purpose}" for name, (purpose, _) in RECIPES.items()),
@@ -192,6 +193,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         "audit": _audit,
         "bundle": _bundle,
         "export": _export,
+        "data": _data,
     }
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_usage())
@@ -429,6 +431,12 @@ def _audit(arguments: list[str]) -> None:
         reporter.line(line)
     if not result.passed:
         raise UserError(f"the audit of {parsed.run} fails: {', '.join(result.failed)}")
+
+
+def _data(arguments: list[str]) -> None:
+    from paramgolf import cli_data
+
+    cli_data.main(arguments, _choose)
 
 
 def _bundle(arguments: list[str]) -> None:

@@ -17,22 +17,24 @@ from paramgolf.errors import ConfigError
 _T = TypeVar("_T")
 
 
-def _require(ok: bool, key: str, value: object, allowed: str) -> None:
+def require(ok: bool, key: str, value: object, allowed: str) -> None:
     """Raise a ConfigError that names key, value and what is allowed, unless `ok`."""
     if not ok:
         raise ConfigError(f"{key} = {value!r} is not possible: it must be {allowed}")
 
 
-def _require_positive(section: str, config: object, *names: str) -> None:
+def require_positive(section: str, config: object, *names: str) -> None:
+    """Require numbers above 0."""
     for name in names:
         value = getattr(config, name)
-        _require(0 < value < math.inf, f"{section}.{name}", value, "greater than 0 and finite")
+        require(0 < value < math.inf, f"{section}.{name}", value, "greater than 0 and finite")
 
 
-def _require_share(section: str, config: object, *names: str) -> None:
+def require_share(section: str, config: object, *names: str) -> None:
+    """Require numbers from 0 to 1."""
     for name in names:
         value = getattr(config, name)
-        _require(0 <= value <= 1, f"{section}.{name}", value, "a share between 0 and 1")
+        require(0 <= value <= 1, f"{section}.{name}", value, "a share between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,11 @@ class DataConfig:
 
     source: str = "stdlib"
     """"stdlib" (the documentation of Python's standard library, nothing to download), or a folder
-    that holds train*.jsonl and val*.jsonl (also .gz, .xz), or *_train_*.bin and *_val_*.bin."""
+    that holds train*.jsonl and val*.jsonl (also .gz, .xz, .zst), or token shards *_train_*.bin and
+    *_val_*.bin (`paramgolf data build` makes them of any text)."""
     tokenizer: str = ""
-    """A SentencePiece model file. Empty: train one on the training split."""
+    """A SentencePiece model file. Empty: tokenizer.model beside the shards, else one is trained on
+    the training split."""
     val_share: float = 0.1
     """Share of the documents (by hash) held out for scoring; source "stdlib" only."""
     adapt_share: float = 0.1
@@ -55,14 +59,14 @@ class DataConfig:
     """Tokens in a shard file."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.source), "data.source", self.source, '"stdlib" or a folder')
-        _require_share("data", self, "val_share", "adapt_share")
+        require(bool(self.source), "data.source", self.source, '"stdlib" or a folder')
+        require_share("data", self, "val_share", "adapt_share")
         total = self.val_share + self.adapt_share
-        _require(
+        require(
             total < 1, "data.val_share + data.adapt_share", total, "below 1, to leave training text"
         )
-        _require(self.val_targets >= 0, "data.val_targets", self.val_targets, "0 or more")
-        _require_positive("data", self, "shard_tokens")
+        require(self.val_targets >= 0, "data.val_targets", self.val_targets, "0 or more")
+        require_positive("data", self, "shard_tokens")
 
 
 @dataclass(frozen=True)
@@ -101,36 +105,36 @@ class ModelConfig:
     """First block whose attention and MLP read the same input; num_layers: none."""
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             "model", self, "vocab_size", "num_layers", "width", "num_heads", "num_kv_heads",
             "mlp_ratio", "seq_len", "rotary_base", "logit_softcap", "loop_visits",
         )  # fmt: skip
         for name, most in (("num_layers", 256), ("loop_visits", 64), ("seq_len", 1 << 20)):
             value = getattr(self, name)
-            _require(value <= most, f"model.{name}", value, f"at most {most:,}")
-        _require(
+            require(value <= most, f"model.{name}", value, f"at most {most:,}")
+        require(
             256 < self.vocab_size <= 65_536, "model.vocab_size", self.vocab_size,
             "between 257 (every byte is a piece) and 65,536 (tokens are stored as uint16)",
         )  # fmt: skip
-        _require(
+        require(
             self.width % self.num_heads == 0, "model.width", self.width,
             f"a multiple of model.num_heads = {self.num_heads}",
         )  # fmt: skip
-        _require(
+        require(
             self.num_heads % self.num_kv_heads == 0, "model.num_kv_heads", self.num_kv_heads,
             f"a divisor of model.num_heads = {self.num_heads}",
         )  # fmt: skip
-        _require(
+        require(
             self.rotary_dims % 2 == 0 and 2 < self.rotary_dims <= self.head_dim,
             "model.rotary_dims", self.rotary_dims,
             f"even, over 2 and at most the head size {self.head_dim}",
         )  # fmt: skip
-        _require(
+        require(
             0 <= self.loop_first <= self.loop_last < self.num_layers,
             "model.loop_first, model.loop_last", (self.loop_first, self.loop_last),
             f"0 <= first <= last < model.num_layers = {self.num_layers}",
         )  # fmt: skip
-        _require(
+        require(
             0 <= self.parallel_from <= self.num_layers, "model.parallel_from", self.parallel_from,
             f"between 0 and model.num_layers = {self.num_layers}",
         )  # fmt: skip
@@ -187,28 +191,28 @@ class TrainConfig:
     """Seconds between checkpoints from which a killed run resumes; 0: none."""
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             "train", self, "max_seconds", "batch_tokens", "micro_batch_tokens", "matrix_lr",
             "embedding_lr", "vector_lr", "grad_clip", "warmup_steps",
         )  # fmt: skip
-        _require(self.max_steps >= 0, "train.max_steps", self.max_steps, "0 (by the clock) or more")
-        _require(
+        require(self.max_steps >= 0, "train.max_steps", self.max_steps, "0 (by the clock) or more")
+        require(
             0 <= self.reserve_seconds < self.max_seconds, "train.reserve_seconds",
             self.reserve_seconds, f"at least 0 and below train.max_seconds = {self.max_seconds}",
         )  # fmt: skip
-        _require(
+        require(
             self.batch_tokens % self.micro_batch_tokens == 0, "train.batch_tokens",
             self.batch_tokens,
             f"a multiple of train.micro_batch_tokens = {self.micro_batch_tokens}",
         )  # fmt: skip
-        _require_share("train", self, "recurrence_from", "warmdown_share")
+        require_share("train", self, "recurrence_from", "warmdown_share")
         for name in ("momentum", "momentum_start", "ema_decay"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"train.{name}", value, "at least 0 and below 1")
+            require(0 <= value < 1, f"train.{name}", value, "at least 0 and below 1")
         for name in ("matrix_weight_decay", "embedding_weight_decay", "vector_weight_decay",
                      "momentum_warmup_steps", "checkpoint_seconds"):  # fmt: skip
             value = getattr(self, name)
-            _require(value >= 0, f"train.{name}", value, "0 or more")
+            require(value >= 0, f"train.{name}", value, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -236,12 +240,12 @@ class AdaptConfig:
     """Score the validation text after every epoch, for the curve; costs time."""
 
     def __post_init__(self) -> None:
-        _require_positive("adapt", self, "epochs", "lr", "chunk_tokens", "grad_clip")
-        _require(
+        require_positive("adapt", self, "epochs", "lr", "chunk_tokens", "grad_clip")
+        require(
             0 <= self.final_lr <= self.lr, "adapt.final_lr", self.final_lr,
             f"between 0 and adapt.lr = {self.lr}",
         )  # fmt: skip
-        _require(self.frozen_blocks >= 0, "adapt.frozen_blocks", self.frozen_blocks, "0 or more")
+        require(self.frozen_blocks >= 0, "adapt.frozen_blocks", self.frozen_blocks, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -268,13 +272,13 @@ class PackConfig:
     """Choose steps that fill the budget; false: take no more bytes than with the steps given."""
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             "pack", self, "calibration_batches", "calibration_batch_tokens", "damping",
             "budget_bytes",
         )  # fmt: skip
         for name in ("matrix_step", "embedding_step"):
             value = getattr(self, name)
-            _require(0.02 <= value <= 2, f"pack.{name}", value, "between 0.02 and 2")
+            require(0.02 <= value <= 2, f"pack.{name}", value, "between 0.02 and 2")
 
 
 @dataclass(frozen=True)
@@ -287,7 +291,7 @@ class ScoreConfig:
     """Tokens of one forward pass in scoring."""
 
     def __post_init__(self) -> None:
-        _require_positive("score", self, "stride", "batch_tokens")
+        require_positive("score", self, "stride", "batch_tokens")
 
 
 @dataclass(frozen=True)
@@ -308,12 +312,12 @@ class ScoreFirstConfig:
     """Largest global gradient norm."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.optimizer in ("none", "sgd", "adamw"), "score_first.optimizer", self.optimizer,
             "none, sgd or adamw",
         )  # fmt: skip
-        _require_positive("score_first", self, "lr", "epochs", "chunk_tokens", "grad_clip")
-        _require(
+        require_positive("score_first", self, "lr", "epochs", "chunk_tokens", "grad_clip")
+        require(
             0 <= self.momentum < 1, "score_first.momentum", self.momentum, "at least 0, below 1"
         )
 
@@ -335,7 +339,7 @@ class LimitsConfig:
     def __post_init__(self) -> None:
         for name in ("training_seconds", "evaluation_seconds"):
             value = getattr(self, name)
-            _require(0 <= value < math.inf, f"limits.{name}", value, "0 (no limit) or more")
+            require(0 <= value < math.inf, f"limits.{name}", value, "0 (no limit) or more")
 
 
 @dataclass(frozen=True)
@@ -356,7 +360,7 @@ class RunConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 - 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 - 1")
         seq_len = self.model.seq_len
         for key, value in (
             ("train.micro_batch_tokens", self.train.micro_batch_tokens),
@@ -365,14 +369,14 @@ class RunConfig:
             ("score.batch_tokens", self.score.batch_tokens),
             ("score_first.chunk_tokens", self.score_first.chunk_tokens),
         ):
-            _require(
+            require(
                 value % seq_len == 0, key, value, f"a multiple of model.seq_len = {seq_len} tokens"
             )
-        _require(
+        require(
             self.score.stride <= seq_len, "score.stride", self.score.stride,
             f"at most model.seq_len = {seq_len}",
         )  # fmt: skip
-        _require(
+        require(
             self.adapt.frozen_blocks < self.model.num_layers, "adapt.frozen_blocks",
             self.adapt.frozen_blocks, f"below model.num_layers = {self.model.num_layers}",
         )  # fmt: skip
@@ -387,7 +391,7 @@ class RunConfig:
             ("train.batch_tokens", self.train.batch_tokens, self.model.seq_len),
             ("pack.calibration_batches", self.pack.calibration_batches, 1),
         ):
-            _require(
+            require(
                 value >= num_ranks * tokens, key, value,
                 f"at least {num_ranks * tokens}, for {num_ranks} ranks",
             )  # fmt: skip
@@ -426,9 +430,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return from_json(typing.cast(type, hint), value, key + ".")
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
-        _require(value in allowed, key, value, "one of " + ", ".join(map(str, allowed)))
+        require(value in allowed, key, value, "one of " + ", ".join(map(str, allowed)))
         return value
     if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
-    _require(type(value) is hint, key, value, f"of type {hint.__name__}")
+    require(type(value) is hint, key, value, f"of type {hint.__name__}")
     return value

@@ -55,6 +55,25 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder, and clear up after one that was killed there.
+
+    Raises:
+        UserError: if another process does so now.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is in use by another paramgolf process; wait for it or stop it"
+            ) from None
+        for left in folder.rglob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink()
+        yield
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically."""
     with replacing(path) as temporary:
@@ -181,15 +200,7 @@ class RunDir:
         """
         if not self.path.is_dir():
             raise UserError(f"there is no run {self.path}")
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.path} is in use by another paramgolf process; wait for it or stop it"
-                ) from None
-            for left in self.path.rglob(".*.tmp"):  # by a process that was killed while it wrote
-                left.unlink()
+        with locked(self.path):
             yield
 
     def event(self, kind: str, **values: Any) -> None:

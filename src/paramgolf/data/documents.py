@@ -7,18 +7,56 @@ import hashlib
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from paramgolf.errors import UserError
 
+_BLOCK_BYTES = 1 << 20
+
+
+def _open_zst(stored: IO[bytes]) -> AbstractContextManager[Iterable[bytes]]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(
+            f"reading {stored.name} needs zstandard: pip install 'paramgolf[data]', or "
+            "pip install zstandard"
+        ) from error
+
+    def blocks() -> Iterator[bytes]:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        while stored_block := frame.unused_data or stored.read(_BLOCK_BYTES):
+            if frame.eof:
+                frame = zstandard.ZstdDecompressor().decompressobj()
+            try:
+                yield frame.decompress(stored_block)
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from error
+        if not frame.eof:  # the library's own reader takes such a file for a complete one
+            raise EOFError("the file ends in the middle of a frame")
+
+    return nullcontext(_lines(blocks()))
+
+
+def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
 _OPENERS: dict[str, Callable[[IO[bytes]], AbstractContextManager[Iterable[bytes]]]] = {
     ".jsonl": nullcontext,
     ".gz": gzip.open,
     ".xz": lzma.open,
+    ".zst": _open_zst,
 }
+_JSONL = tuple(".jsonl" + suffix for suffix in ("", ".gz", ".xz", ".zst"))
 
 
 class Document(NamedTuple):
@@ -28,25 +66,41 @@ class Document(NamedTuple):
     text: str
 
 
+def batches(documents: Iterable[Document], chars: int) -> Iterator[list[Document]]:
+    """Documents in their order, as many together as make so many characters."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= chars:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def is_jsonl(path: Path) -> bool:
     """Whether the name is that of a JSON Lines file."""
-    return path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz"))
+    return path.name.endswith(_JSONL)
 
 
 def find_jsonl(folder: Path, split: str) -> list[Path]:
-    """The JSON Lines files of a split, `SPLIT*.jsonl[.gz|.xz]`, in order of their names."""
-    patterns = (f"{split}*.jsonl", f"{split}*.jsonl.gz", f"{split}*.jsonl.xz")
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+    """The JSON Lines files of a split, `SPLIT*.jsonl[.gz|.xz|.zst]`, in order of their names."""
+    return sorted(path for kind in _JSONL for path in folder.glob(f"{split}*{kind}"))
 
 
 def read_jsonl(
-    path: Path, progress: Callable[[int, int], None] | None = None
+    path: Path,
+    progress: Callable[[int, int], None] | None = None,
+    text_keys: Sequence[str] = ("text",),
 ) -> Iterator[Document]:
-    """Documents of a JSON Lines file with a "text" and, if given, an "id" in every line.
+    """Documents of a JSON Lines file with a text and, if given, an "id" in every line.
 
     Args:
         path: the file, plain or compressed.
         progress: called with the bytes of the file read and its size.
+        text_keys: the text is under the first of these that an object has.
 
     Raises:
         UserError: naming the line that is no such object, or a broken file.
@@ -58,22 +112,27 @@ def read_jsonl(
             for number, line in enumerate(file, start=1):
                 if progress is not None:
                     progress(stored.tell(), size)
-                yield _json_document(line, f"{path.name}:{number}")
+                yield _json_document(line, f"{path.name}:{number}", text_keys)
+    except UserError:
+        raise
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"cannot read {path} after line {number}: {error}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f'{path}, line {number}: not a UTF-8 JSON object with a "text" string '
+            f'{path}, line {number}: not a UTF-8 JSON object with a "{text_keys[0]}" string '
             f"({type(error).__name__})"
         ) from error
 
 
-def _json_document(line: bytes, name: str) -> Document:
+def _json_document(line: bytes, name: str, text_keys: Sequence[str]) -> Document:
     value = json.loads(line)
-    if not isinstance(value, dict) or not isinstance(value["text"], str):
+    if not isinstance(value, dict):
         raise TypeError
-    value["text"].encode()  # half of a surrogate pair is valid JSON, but no text
-    return Document(str(value.get("id", name)), value["text"])
+    text = value[next((key for key in text_keys if key in value), text_keys[0])]
+    if not isinstance(text, str):
+        raise TypeError
+    text.encode()  # half of a surrogate pair is valid JSON, but no text
+    return Document(str(value.get("id", name)), text)
 
 
 def read_text(path: Path) -> str:

@@ -35,6 +35,12 @@ class Fingerprints(NamedTuple):
     document_of: NDArray[np.int64]
     """(S,) the document that each shingle is of."""
 
+    def of(self, wanted: NDArray[np.bool_]) -> Fingerprints:
+        """Those of the wanted documents (D,), numbered anew."""
+        kept = wanted[self.document_of]
+        numbers = (np.cumsum(wanted) - 1)[self.document_of[kept]]
+        return Fingerprints(self.documents[wanted], self.shingles[kept], numbers)
+
 
 @functools.cache
 def _in_words() -> NDArray[np.bool_]:

@@ -135,25 +135,30 @@ class Provenance:
 
     def label(self, texts: Iterable[str]) -> Label:
         """Label the score of a text, given as its documents."""
-        scored = self._sample(sampled_shingles(*texts))
-        if len(scored) == 0:
+        share = self.share(sampled_shingles(*texts))
+        if share is None:
             return Label("unverified", None)
-        share = float(self._known(scored).mean())
         return Label("in-sample" if share > IN_SAMPLE_SHARE else "held-out", share)
+
+    def share(self, sampled: Hashes) -> float | None:
+        """Share of a text's sampled shingles that are known; None: it has none."""
+        scored = sampled[is_sampled(sampled, self.sampled_bits)]
+        return float(self._known(scored).mean()) if len(scored) else None
 
     def seen(self, texts: Sequence[str]) -> list[int]:
         """Which documents are among these texts: word for word, or half of their shingles."""
+        return self.seen_of(fingerprints(texts))
+
+    def seen_of(self, prints: Fingerprints) -> list[int]:
+        """The same, of documents that are given by their fingerprints."""
         known = union(text.documents for text in self.texts.values())
-        prints = fingerprints(texts)
         sampled = is_sampled(prints.shingles, self.sampled_bits)
-        of, size = prints.document_of[sampled], len(texts)
+        of, size = prints.document_of[sampled], len(prints.documents)
         count = np.bincount(of, minlength=size)
         common = np.bincount(of, self._known(prints.shingles[sampled]), minlength=size)
         edited = (count >= _ENOUGH_SHINGLES) & (common >= SEEN_SHARE * count)
-        return np.flatnonzero(edited | np.isin(prints.documents, known)).tolist()
-
-    def _sample(self, hashes: Hashes) -> Hashes:
-        return hashes[is_sampled(hashes, self.sampled_bits)]
+        same = np.isin(prints.documents, known) & (prints.documents != 0)  # 0: without words
+        return np.flatnonzero(edited | same).tolist()
 
     def _known(self, hashes: Hashes) -> NDArray[np.bool_]:
         known = np.zeros(len(hashes), dtype=bool)

@@ -6,7 +6,7 @@ tokens as little-endian uint16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +90,50 @@ def read_stream(shards: Sequence[Path], limit: int | None = None) -> NDArray[np.
             if left == 0:
                 break
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
+
+
+def whole_documents(shards: Sequence[Path], bos: int) -> Iterator[NDArray[np.uint16]]:
+    """The stream of some shards in parts, cut in front of a BOS; a part is a shard or less."""
+    rest = np.zeros(0, np.uint16)  # a document may go on in the next shard
+    for number, path in enumerate(shards):
+        stream = np.concatenate([rest, open_shard(path)])
+        begins = np.flatnonzero(stream == bos)
+        last = int(begins[-1]) if len(begins) else 0
+        last = last if number < len(shards) - 1 else len(stream)
+        rest = stream[last:]
+        if last:
+            yield stream[:last]
+
+
+class ShardWriter:
+    """Writes a stream of any length as the shards of one split."""
+
+    def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
+        """Write `text_SPLIT_NUMBER.bin` to a folder, `shard_tokens` in each but the last."""
+        self._folder, self._split, self._shard_tokens = folder, split, shard_tokens
+        self._waiting: list[NDArray[np.uint16]] = []
+        self._size = 0
+        self.names: list[str] = []
+        self.tokens = 0
+
+    def add(self, tokens: NDArray[np.uint16]) -> None:
+        """Append to the stream."""
+        self.tokens += len(tokens)
+        while len(tokens):
+            part = tokens[: self._shard_tokens - self._size]
+            self._waiting.append(part)
+            self._size += len(part)
+            tokens = tokens[len(part) :]
+            if self._size == self._shard_tokens:
+                self._write()
+
+    def finish(self) -> list[str]:
+        """Write what is left; gives the names of all shards."""
+        if self._size:
+            self._write()
+        return self.names
+
+    def _write(self) -> None:
+        self.names.append(f"text_{self._split}_{len(self.names):06d}.bin")
+        write_shard(self._folder / self.names[-1], np.concatenate(self._waiting))
+        self._waiting, self._size = [], 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -129,6 +130,12 @@ class Tokenizer:
                 tokens += [*(mark or []), *part]
             documents.append(np.array(tokens, dtype=np.uint16))
         return documents
+
+    @functools.cached_property
+    def lossless(self) -> bool:
+        """Whether texts come back; a tokenizer that normalises changes some."""
+        probe = " \u00a0x  y\t\r\n\u2460\ufb01e\u0301\u3000\u200d "
+        return self.decode_documents(self.encode([probe])[0]) == [probe]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of a document's tokens; U+FFFD for bytes that are no character."""

@@ -56,6 +56,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     except RuntimeError as error:
         raise UserError(
             f"cannot train a tokenizer of {vocab_size} pieces on this text: {error}; "
-            "give more text or a smaller --model.vocab-size"
+            "give more text or a smaller vocabulary (--model.vocab-size, data build: --vocab-size)"
         ) from error
     return model.getvalue()

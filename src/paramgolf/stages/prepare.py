@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from paramgolf.console import Reporter
 from paramgolf.data import shards
-from paramgolf.data.documents import Document, find_jsonl, read_jsonl, text_digest
+from paramgolf.data.chunks import encode_documents
+from paramgolf.data.documents import Document, batches, find_jsonl, read_jsonl, text_digest
 from paramgolf.data.fingerprints import fingerprints
 from paramgolf.data.prepared import PreparedText, Split
 from paramgolf.data.provenance import Gathering, Provenance, Text
@@ -23,6 +23,7 @@ from paramgolf.job import Job
 from paramgolf.rundir import sha256_of_file, write_bytes
 
 _BATCH_CHARS = 1 << 24
+_GIVEN = "not known: the tokenizer was given"
 
 Stream = NDArray[np.uint16]
 
@@ -70,7 +71,8 @@ def _from_stdlib(job: Job) -> PreparedText:
             if parts or name != "adapt"
         }
         _cut_validation(encoded, config.data.val_targets, tokenizer)
-        return _finish(job, "stdlib", digest, tokenizer, encoded)
+        made_of = _GIVEN if config.data.tokenizer else "train"
+        return _finish(job, "stdlib", digest, tokenizer, encoded, made_of)
 
 
 def _from_jsonl(folder: Path, job: Job) -> PreparedText:
@@ -95,48 +97,69 @@ def _from_jsonl(folder: Path, job: Job) -> PreparedText:
             name: _encode(parts, tokenizer, name, job.reporter) for name, parts in splits.items()
         }
         _cut_validation(encoded, job.config.data.val_targets, tokenizer)
-        return _finish(job, str(folder), digest, tokenizer, encoded)
+        made_of = _GIVEN if job.config.data.tokenizer else "train"
+        return _finish(job, str(folder), digest, tokenizer, encoded, made_of)
 
 
 def _from_shards(folder: Path, job: Job) -> PreparedText:
     config, ledger = job.config, job.ledger
-    if not config.data.tokenizer:
-        raise UserError("shards come with a tokenizer: name its file with --data.tokenizer")
-    tokenizer = _tokenizer(job, [])
-    files = shards.find_shards(folder, "train")
+    given = Path(config.data.tokenizer or folder / "tokenizer.model")
+    if not given.is_file():
+        raise UserError(
+            f"shards come with a tokenizer, and there is no {given}: name it with --data.tokenizer"
+        )
+    tokenizer = _given_tokenizer(job, given)
+    files = {name: shards.find_shards(folder, name) for name in ("train", "val", "adapt")}
+    if not files["val"]:
+        raise UserError(f"{folder} holds no *_val_*.bin")
     with ledger.phase("data: check shards"):
-        progress = job.reporter.progress("shards", len(files))
-        train_hash, tokens, known = hashlib.sha256(), 0, Gathering()
-        rest = np.zeros(0, np.uint16)  # a document may go on in the next shard
-        for number, path in enumerate(files):
-            stream = shards.open_shard(path)
-            shards.check_vocabulary(path, stream, tokenizer.vocab_size)
-            train_hash.update(stream.tobytes())
-            tokens += len(stream)
-            stream = np.concatenate([rest, stream])
-            begins = np.flatnonzero(stream == tokenizer.bos)
-            last = int(begins[-1]) if len(begins) and number < len(files) - 1 else len(stream)
-            stream, rest = stream[:last], stream[last:]
-            known.add(fingerprints(tokenizer.decode_documents(stream) if len(stream) else []))
-            progress.update(number + 1)
-        text = known.text(train_hash.hexdigest())
-        names = [str(path.resolve()) for path in files]
-        train = Split(names, tokens, len(text.documents), text.sha256)
-        val_files = shards.find_shards(folder, "val")
-        if not val_files:
-            raise UserError(f"{folder} holds no *_val_*.bin")
-        adapt_files = shards.find_shards(folder, "adapt")
-        for path in val_files + adapt_files:
+        for path in (path for paths in files.values() for path in paths):
             shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
-        val = shards.read_stream(val_files)
-        encoded = {"val": _described(val, tokenizer)}
-        if adapt_files:
-            encoded["adapt"] = _described(shards.read_stream(adapt_files), tokenizer)
+        texts, made_of = _texts_of_shards(folder, files, tokenizer, job)
+        names = [str(path.resolve()) for path in files["train"]]
+        tokens = sum(len(shards.open_shard(path)) for path in files["train"])
+        train = Split(names, tokens, len(texts["train"].documents), texts["train"].sha256)
+        encoded = {
+            name: _Encoded(shards.read_stream(files[name]), texts[name])
+            for name in ("val", "adapt")
+            if files[name]
+        }
+        hashes = "".join(sha256_of_file(path) for name in ("train", "val") for path in files[name])
         _cut_validation(encoded, config.data.val_targets, tokenizer)
-        digest = hashlib.sha256(
-            train_hash.digest() + hashlib.sha256(val.tobytes()).digest()
-        ).hexdigest()
-        return _finish(job, str(folder), digest, tokenizer, encoded, {"train": (train, text)})
+        digest = hashlib.sha256(hashes.encode()).hexdigest()
+        existing = {"train": (train, texts["train"])}
+        return _finish(job, str(folder), digest, tokenizer, encoded, made_of, existing)
+
+
+def _texts_of_shards(
+    folder: Path, files: dict[str, list[Path]], tokenizer: Tokenizer, job: Job
+) -> tuple[dict[str, Text], str]:
+    """What shards are recognised by, and of what their tokenizer was made.
+
+    As their maker says, if it says it of these very shards; else they are decoded.
+    """
+    beside = folder / "provenance.safetensors"
+    if beside.exists():
+        known = Provenance.load(beside)
+        wanted = {name: tuple(map(sha256_of_file, paths)) for name, paths in files.items() if paths}
+        stated = {name: text.shards for name, text in known.texts.items()}
+        if stated == wanted:
+            own = not job.config.data.tokenizer
+            return known.texts, known.uses.get("tokenizer", _GIVEN) if own else _GIVEN
+    progress = job.reporter.progress("decode", sum(map(len, files.values())), "shards")
+    texts: dict[str, Text] = {}
+    done = 0
+    for name, paths in files.items():
+        gathering, digest = Gathering(), hashlib.sha256()
+        for documents in shards.whole_documents(paths, tokenizer.bos):
+            decoded = tokenizer.decode_documents(documents)
+            gathering.add(fingerprints(decoded))
+            for text in decoded:
+                digest.update(text.encode() + b"\0")
+            done += 1
+            progress.update(done)
+        texts[name] = gathering.text(digest.hexdigest())
+    return texts, _GIVEN
 
 
 class _Encoded(NamedTuple):
@@ -152,6 +175,7 @@ def _finish(
     corpus_sha256: str,
     tokenizer: Tokenizer,
     encoded: dict[str, _Encoded],
+    made_of: str,
     existing: dict[str, tuple[Split, Text]] | None = None,
 ) -> PreparedText:
     """Write the shards of the encoded splits, and what is kept of all texts; describe them."""
@@ -162,18 +186,14 @@ def _finish(
     for name, (tokens, text) in encoded.items():
         if len(tokens) < 2:
             raise UserError(f"the {name!r} split has no text to predict; give more documents")
-        names = []
-        for number, start in enumerate(range(0, len(tokens), shard_tokens)):
-            names.append(f"text_{name}_{number:06d}.bin")
-            shards.write_shard(data / names[-1], tokens[start : start + shard_tokens])
-        splits[name] = Split(names, len(tokens), len(text.documents), text.sha256)
+        writer = shards.ShardWriter(data, name, shard_tokens)
+        writer.add(tokens)
+        splits[name] = Split(writer.finish(), len(tokens), len(text.documents), text.sha256)
         texts[name] = text
     prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
     for name, text in texts.items():
         hashes = tuple(sha256_of_file(path) for path in prepared.shards(name, data))
         texts[name] = dataclasses.replace(text, shards=hashes)
-    given = job.config.data.tokenizer
-    made_of = "not known: the tokenizer was given" if given else "train"
     uses = {"training": "train", "calibration": "train", "tokenizer": made_of}
     Provenance(texts, uses).save(data / "provenance.safetensors")
     return prepared
@@ -181,18 +201,25 @@ def _finish(
 
 def _tokenizer(job: Job, documents: list[Document]) -> Tokenizer:
     config = job.config
-    with job.ledger.phase("data: tokenizer"):
-        if config.data.tokenizer:
-            tokenizer = Tokenizer.load(Path(config.data.tokenizer))
-        else:
-            from paramgolf.data.tokenizer_training import train_tokenizer
+    if config.data.tokenizer:
+        return _given_tokenizer(job, Path(config.data.tokenizer))
+    from paramgolf.data.tokenizer_training import train_tokenizer
 
-            texts = (document.text for document in documents)
-            tokenizer = Tokenizer(train_tokenizer(texts, config.model.vocab_size))
-        if tokenizer.vocab_size != config.model.vocab_size:
+    with job.ledger.phase("data: tokenizer"):
+        texts = (document.text for document in documents)
+        tokenizer = Tokenizer(train_tokenizer(texts, config.model.vocab_size))
+        write_bytes(job.run.tokenizer, tokenizer.model)
+    return tokenizer
+
+
+def _given_tokenizer(job: Job, path: Path) -> Tokenizer:
+    wanted = job.config.model.vocab_size
+    with job.ledger.phase("data: tokenizer"):
+        tokenizer = Tokenizer.load(path)
+        if tokenizer.vocab_size != wanted:
             raise UserError(
-                f"{config.data.tokenizer} has {tokenizer.vocab_size} pieces, but "
-                f"model.vocab_size = {config.model.vocab_size}; set --model.vocab-size"
+                f"{path} has {tokenizer.vocab_size} pieces, but model.vocab_size = {wanted}; set "
+                f"--model.vocab-size {tokenizer.vocab_size}"
             )
         write_bytes(job.run.tokenizer, tokenizer.model)
     return tokenizer
@@ -220,33 +247,21 @@ def _cut_validation(encoded: dict[str, _Encoded], targets: int, tokenizer: Token
             encoded["adapt"] = _described(rest, tokenizer)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document.text)
-        size += len(document.text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def _encode(
     documents: list[Document], tokenizer: Tokenizer, name: str, reporter: Reporter
 ) -> _Encoded:
-    """Encode all documents; SentencePiece uses all cores."""
+    """Encode all documents."""
     if not documents:
         raise UserError(f"the {name!r} split has no documents; give more text")
     progress = reporter.progress(f"encode {name}", sum(len(text) for _, text in documents), "chars")
     tokens: list[Stream] = []
-    known = Gathering()
+    gathering = Gathering()
     done = 0
-    for batch in _batches(documents):
-        tokens += tokenizer.encode(batch)
-        known.add(fingerprints(batch))
-        done += sum(map(len, batch))
+    for batch in batches(documents, _BATCH_CHARS):
+        encoded = encode_documents(batch, tokenizer)
+        tokens.append(encoded.tokens)
+        gathering.add(encoded.prints)
+        done += sum(len(text) for _, text in batch)
         progress.update(done)
     digest = text_digest(document.text for document in documents).hex()
-    return _Encoded(np.concatenate(tokens), known.text(digest))
+    return _Encoded(np.concatenate(tokens), gathering.text(digest))

@@ -1,0 +1,135 @@
+"""A text of any size, encoded piece by piece: each chunk is a file, so that work can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from paramgolf.data.documents import Document, batches
+from paramgolf.data.fingerprints import SAMPLED_BITS, Fingerprints, fingerprints, is_sampled
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.errors import UserError
+from paramgolf.rundir import write_bytes
+
+SPLITS = ("train", "val", "adapt")
+
+_BATCH_CHARS = 4 << 20
+_RECENT_KEYS = 1 << 18
+
+Stream = NDArray[np.uint16]
+
+
+class Encoded(NamedTuple):
+    """Documents as tokens, and what they are recognised by."""
+
+    tokens: Stream
+    """(N,), every document behind its BOS."""
+    lengths: NDArray[np.int64]
+    """(D,) tokens of each document."""
+    prints: Fingerprints
+    """With sampled shingles only."""
+
+    def of(self, wanted: NDArray[np.bool_]) -> Stream:
+        """The tokens of the wanted documents (D,)."""
+        return self.tokens[np.repeat(wanted, self.lengths)]
+
+
+def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Encoded:
+    """Encode documents on all cores, and hash them beside it.
+
+    Raises:
+        UserError: see `Tokenizer.encode`.
+    """
+    tokens: list[Stream] = []
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(fingerprints, [text for _, text in documents])
+        for batch in batches(documents, _BATCH_CHARS):
+            tokens += tokenizer.encode([text for _, text in batch])
+        prints = hashing.result()
+    sampled = is_sampled(prints.shingles, SAMPLED_BITS)
+    prints = prints._replace(
+        shingles=prints.shingles[sampled], document_of=prints.document_of[sampled]
+    )
+    lengths = np.array([len(own) for own in tokens], np.int64)
+    return Encoded(np.concatenate([np.zeros(0, np.uint16), *tokens]), lengths, prints)
+
+
+class Chunk(NamedTuple):
+    """The documents that were kept of one part of the input."""
+
+    digest: str
+    """Of all texts that were read for it, dropped ones included."""
+    encoded: Encoded
+    splits: NDArray[np.uint8]
+    """(D,) index into `SPLITS`."""
+    names: list[str]
+    """(D,) of documents in the validation split; else empty."""
+
+    def save(self, path: Path) -> None:
+        """Write the chunk."""
+        tokens, lengths, prints = self.encoded
+        arrays = {"tokens": tokens, "lengths": lengths, "splits": self.splits, **prints._asdict()}
+        notes = json.dumps({"digest": self.digest, "names": self.names})
+        write_bytes(path, save(arrays, metadata={"notes": notes}))
+
+    @classmethod
+    def load(cls, path: Path) -> Chunk:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: if the file is damaged.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                notes = json.loads(file.metadata()["notes"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            prints = Fingerprints(*(arrays[name] for name in Fingerprints._fields))
+            encoded = Encoded(arrays["tokens"], arrays["lengths"], prints)
+            return cls(notes["digest"], encoded, arrays["splits"], notes["names"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}, left by an interrupted build, is damaged: {error}; remove it and go on"
+            ) from error
+
+
+class SeenDocuments:
+    """Exact texts met before, by 64 bits of their SHA-256."""
+
+    def __init__(self) -> None:
+        self._recent: set[int] = set()
+        self._sorted: list[NDArray[np.uint64]] = []
+
+    def __contains__(self, key: int) -> bool:
+        if key in self._recent:
+            return True
+        for keys in self._sorted:
+            place = int(np.searchsorted(keys, np.uint64(key)))
+            if place < len(keys) and int(keys[place]) == key:
+                return True
+        return False
+
+    def add(self, key: int) -> None:
+        """Remember a text; 8 bytes each in the long run."""
+        self._recent.add(key)
+        if len(self._recent) < _RECENT_KEYS:
+            return
+        fresh = np.sort(np.fromiter(self._recent, np.uint64, len(self._recent)))
+        self._recent = set()
+        while self._sorted and len(self._sorted[-1]) <= len(fresh):
+            fresh = np.union1d(self._sorted.pop(), fresh)
+        self._sorted.append(fresh)
+
+
+def exact_key(document: Document) -> tuple[int, bytes]:
+    """64 bits of a text's SHA-256, and the whole of it."""
+    digest = hashlib.sha256(document.text.encode()).digest()
+    return int.from_bytes(digest[:8], "little"), digest

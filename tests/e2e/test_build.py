@@ -1,0 +1,353 @@
+"""`paramgolf data build` and `data info`: from files as people have them to shards, and back."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pyarrow
+import pytest
+import sentencepiece
+import zstandard
+from pyarrow import parquet
+
+from paramgolf.data.fingerprints import fingerprints
+from tests.e2e.command import ENVIRONMENT, Cli
+
+VOCAB = 500
+
+
+def shuffled_topics() -> list[str]:
+    """Words of Python's documentation in an order of their own, so that no two texts overlap."""
+    texts = []
+    for name, text in sorted(topics.items())[:40]:
+        words = (text.split(" ") * 900)[:900]
+        random.Random(name).shuffle(words)
+        texts.append(f"{name}\n\n{' '.join(words)}")
+    return texts
+
+
+TEXTS = shuffled_topics()
+
+
+def jsonl(texts: list[str], key: str = "text") -> bytes:
+    return "".join(json.dumps({key: text}) + "\n" for text in texts).encode()
+
+
+def read_shards(folder: Path, split: str) -> list[str]:
+    """An independent reader of the published format: the documents of a split.
+
+    256 little-endian int32: magic 20240520, version 1, number of tokens; then uint16 tokens.
+    """
+    processor = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+    documents: list[list[int]] = []
+    for path in sorted(folder.glob(f"*_{split}_*.bin")):
+        content = path.read_bytes()
+        magic, version, count = struct.unpack("<3i", content[:12])
+        assert (magic, version, len(content)) == (20240520, 1, 1024 + 2 * count)
+        for (token,) in struct.iter_unpack("<H", content[1024:]):
+            if token == processor.bos_id():
+                documents.append([])
+            else:
+                documents[-1].append(token)
+    return [processor.decode(tokens) for tokens in documents]
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Markdown files, with what a reader must leave alone among them."""
+    folder = tmp_path_factory.mktemp("notes") / "notes"
+    for number, text in enumerate(TEXTS):
+        path = folder / ("deep/er" if number % 3 else ".") / f"{number:02d}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (folder / "copy.txt").write_text(TEXTS[5])
+    (folder / "empty.md").write_text("")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "secret.md").write_text("hidden " * 500)
+    (folder / "picture.png").write_bytes(b"\x89PNG\xff")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(notes: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder built of the notes; do not write to it."""
+    out = tmp_path_factory.mktemp("built") / "out"
+    result = cli("data", "build", notes, "--out", out, "--vocab-size", str(VOCAB))
+    assert result.code == 0, result.stderr
+    assert "42 read, 1 duplicates and 1 empty" in result.stdout
+    assert f"--data.source {out} --model.vocab-size {VOCAB}" in result.stdout
+    return out
+
+
+def test_every_document_is_in_one_split(built: Path) -> None:
+    splits = {name: read_shards(built, name) for name in ("train", "val", "adapt")}
+    assert all(splits.values())
+    assert sorted(text for texts in splits.values() for text in texts) == sorted(TEXTS)
+    for name, texts in splits.items():
+        for place in fingerprints(texts).documents / 2.0**64:
+            assert name == ("val" if place < 0.1 else "adapt" if place < 0.2 else "train")
+    manifest = json.loads((built / "manifest.json").read_text())
+    for name, texts in splits.items():
+        stated = manifest["splits"][name]
+        assert stated["documents"] == len(texts)
+        assert stated["bytes"] == sum(len(text.encode()) for text in texts)
+    assert manifest["documents"] == {"read": 42, "empty": 1, "duplicates": 1}
+    assert not (built / ".build").exists()
+
+
+def test_the_same_documents_in_other_files_give_the_same_shards(
+    built: Path, cli: Cli, tmp_path: Path
+) -> None:
+    order = [*range(0, 40, 3), *(n for n in range(40) if n % 3)]
+    texts = [TEXTS[i] for i in order]
+    plain = jsonl(texts)
+    (tmp_path / "a.jsonl").write_bytes(plain)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain))
+    (tmp_path / "c.jsonl.xz").write_bytes(lzma.compress(plain))
+    half = len(jsonl(texts[:20])) - 7  # a frame may end inside a line
+    frames = [zstandard.compress(part) for part in (plain[:half], plain[half:])]
+    (tmp_path / "d.jsonl.zst").write_bytes(b"".join(frames))
+    (tmp_path / "e.jsonl").write_bytes(jsonl(texts, "content"))
+    table = pyarrow.table({"id": list(range(40)), "body": texts})
+    parquet.write_table(table, tmp_path / "f.parquet", row_group_size=7)
+    results = []
+    for path in sorted(tmp_path.iterdir()):
+        out = tmp_path / f"out-{path.name}"
+        options = ("--tokenizer", built / "tokenizer.model")
+        result = cli("data", "build", path, "--out", out, *options)
+        assert result.code == 0, result.stderr
+        results.append({k: v for k, v in content_of(out).items() if k != "manifest.json"})
+    assert [result == results[0] for result in results] == [True] * 6
+    assert read_shards(tmp_path / "out-a.jsonl", "train") == [
+        text for text in texts if fingerprints([text]).documents[0] / 2.0**64 >= 0.2
+    ]
+
+
+@pytest.mark.parametrize("kind", ["json lines", "text"])
+def test_standard_input(kind: str, built: Path, tmp_path: Path) -> None:
+    content = jsonl(TEXTS) if kind == "json lines" else "\n".join(TEXTS).encode()
+    (tmp_path / "val.txt").write_text("Nothing of this is in the other text. " * 9)
+    command = [sys.executable, "-m", "paramgolf", "data", "build", "-", "--out", "out"]
+    command += ["--val", "val.txt", "--adapt-share", "0", "--tokenizer", built / "tokenizer.model"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, input=content, check=False)
+    assert done.returncode == 0
+    wanted = TEXTS if kind == "json lines" else ["\n".join(TEXTS)]
+    assert read_shards(tmp_path / "out", "train") == wanted
+    assert list((tmp_path / "out").glob("*_adapt_*")) == []
+
+
+def test_a_finished_folder_is_left_alone_and_other_settings_are_refused(
+    built: Path, notes: Path, cli: Cli, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built, out)
+    before = content_of(out)
+    again = cli("data", "build", notes, "--out", out, "--vocab-size", str(VOCAB))
+    assert again.code == 0
+    assert "finished already" in again.stderr
+    other = cli("data", "build", notes, "--out", out, "--vocab-size", "600")
+    assert (other.code, "vocab_size" in other.stderr) == (2, True)
+    fewer = cli("data", "build", notes / "deep", "--out", out, "--vocab-size", str(VOCAB))
+    assert (fewer.code, "another --out" in fewer.stderr) == (2, True)
+    assert content_of(out) == before
+
+
+SMALL_CHUNKS = """
+import sys
+from paramgolf.tools import build
+build._CHUNK_CHARS = 20_000
+from paramgolf.cli import main
+sys.argv = ["paramgolf", *sys.argv[1:]]
+main()
+"""
+
+
+def start_build(source: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", SMALL_CHUNKS, "data", "build", str(source), "--out", str(out)]
+    command += ["--vocab-size", str(VOCAB), "--shard-tokens", "9000"]
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_gives_the_same_bytes(notes: Path, tmp_path: Path) -> None:
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    assert start_build(notes, undisturbed).wait() == 0
+    assert len(list(undisturbed.glob("*_train_*.bin"))) > 3
+    kills = 0
+    for chunks in (0, 1, 4, 9):
+        process = start_build(notes, out)
+        while process.poll() is None:
+            if len(list((out / ".build").glob("chunk_*"))) > chunks:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+    assert kills >= 3
+    assert not (out / "manifest.json").exists()
+    process = start_build(notes, out)
+    assert process.communicate()[1] is not None
+    assert process.returncode == 0
+    assert content_of(out) == content_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_source_that_changes_between_kill_and_resume_is_noticed(
+    notes: Path, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "notes", tmp_path / "out"
+    shutil.copytree(notes, source)
+    process = start_build(source, out)
+    while len(list((out / ".build").glob("chunk_*"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    first = source / "00.md"
+    first.write_text(first.read_text().replace("e", "o", 1))
+    process = start_build(source, out)
+    error = process.communicate()[1].decode()
+    assert process.returncode == 1
+    assert "has changed" in error
+    assert str(out / ".build") in error
+
+
+def test_validation_text_that_is_in_training_is_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(jsonl(TEXTS))
+    (tmp_path / "val.jsonl").write_bytes(jsonl([*TEXTS[3:6], "Another text altogether. " * 40]))
+    command = ("data", "build", tmp_path / "train.jsonl", "--val", tmp_path / "val.jsonl")
+    command += ("--out", tmp_path / "out", "--vocab-size", str(VOCAB), "--max-overlap", "1")
+    result = cli(*command)
+    assert result.code == 1
+    assert "3 documents are in both" in result.stderr
+    assert "train.jsonl:4 and train.jsonl:5" in result.stderr
+    assert list((tmp_path / "out").glob("*.bin")) == []
+
+
+def test_edited_copies_are_refused_unless_they_are_allowed(cli: Cli, tmp_path: Path) -> None:
+    edited = [text.replace("a", "u", 40).replace(" ", "\n") for text in TEXTS[:3]]
+    (tmp_path / "train.jsonl").write_bytes(jsonl(TEXTS))
+    (tmp_path / "val.jsonl").write_bytes(jsonl([*edited, "Another text altogether. " * 40]))
+    command = ("data", "build", tmp_path / "train.jsonl", "--val", tmp_path / "val.jsonl")
+    command += ("--out", tmp_path / "out", "--vocab-size", str(VOCAB))
+    refused = cli(*command)
+    assert refused.code == 1
+    assert "0 documents are in both, 3 have half" in refused.stderr
+    assert "val.jsonl:1 and val.jsonl:2" in refused.stderr
+    assert "--max-overlap" in refused.stderr
+    allowed = cli(*command, "--max-overlap", "1")
+    assert allowed.code == 0, allowed.stderr
+    assert "3 documents" in allowed.stdout
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) * 2 // 3]
+
+
+BAD_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "gzip": ("a.jsonl.gz", lambda: truncated(gzip.compress(jsonl(TEXTS))), "after line"),
+    "xz": ("a.jsonl.xz", lambda: truncated(lzma.compress(jsonl(TEXTS))), "after line"),
+    "zstd": ("a.jsonl.zst", lambda: truncated(zstandard.compress(jsonl(TEXTS))), "after line"),
+    "no zstd": ("a.jsonl.zst", lambda: b"this is something else", "after line 0"),
+    "no JSON": ("a.jsonl", lambda: jsonl(TEXTS) + b"{", "line 41"),
+    "no text": ("a.jsonl", lambda: jsonl(TEXTS, "body"), 'a "text" string'),
+    "no UTF-8": ("a.md", lambda: b"caf\xe9", "byte 3"),
+    "parquet": ("a.parquet", lambda: b"PAR1 and nothing", "Parquet"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_file_that_cannot_be_read_is_named(case: str, cli: Cli, tmp_path: Path) -> None:
+    name, content, reason = BAD_FILES[case]
+    (tmp_path / name).write_bytes(content())
+    result = cli("data", "build", tmp_path, "--out", tmp_path / "out", "--vocab-size", str(VOCAB))
+    assert result.code == 1
+    assert name in result.stderr
+    assert reason in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_columns_of_a_parquet_file(cli: Cli, tmp_path: Path) -> None:
+    table = pyarrow.table({"title": TEXTS, "body": TEXTS, "number": list(range(40))})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    command = ("data", "build", tmp_path / "a.parquet", "--out", tmp_path / "out")
+    unclear = cli(*command, "--vocab-size", str(VOCAB))
+    assert (unclear.code, "title, body" in unclear.stderr) == (2, True)
+    shutil.rmtree(tmp_path / "out")
+    wrong = cli(*command, "--vocab-size", str(VOCAB), "--text-key", "number")
+    assert (wrong.code, "'number'" in wrong.stderr) == (2, True)
+    shutil.rmtree(tmp_path / "out")
+    assert cli(*command, "--vocab-size", str(VOCAB), "--text-key", "body").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["nothing-here"], "nothing-here"),
+        (["no*matches"], "no*matches"),
+        ([], "SOURCE"),
+        (["a.md", "--val-share", "1"], "val_share"),
+        (["a.md", "--vocab-size", "99"], "vocab_size"),
+        (["a.md", "--vocab-size", "9999"], "--vocab-size"),
+        (["a.md", "--tokenizer", "a.md"], "SentencePiece"),
+    ],
+)
+def test_misuse(options: list[str], reason: str, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(TEXTS[0])
+    result = cli("data", "build", *options, "--out", "out", cwd=tmp_path)
+    assert result.code in (1, 2)
+    assert reason in result.stderr
+    assert result.stderr.count("\n") < 4
+
+
+def test_without_a_folder_to_build(cli: Cli) -> None:
+    result = cli("data", "build", "a.md")
+    assert (result.code, "--out" in result.stderr) == (2, True)
+
+
+def test_info_recounts_what_build_wrote(built: Path, cli: Cli, tmp_path: Path) -> None:
+    result = cli("data", "info", built)
+    assert result.code == 0, result.stderr
+    manifest: dict[str, Any] = json.loads((built / "manifest.json").read_text())
+    for name, split in manifest["splits"].items():
+        row = next(line for line in result.stdout.splitlines() if f" {name} " in line)
+        for value in (split["documents"], split["tokens"], split["bytes"]):
+            assert f" {value:,} " in row
+    assert "matches all 3 shards" in result.stdout
+    assert read_shards(built, "val")[0].splitlines()[0][:100] in result.stdout
+    shutil.copytree(built, tmp_path / "copy")
+    shard = tmp_path / "copy" / "text_val_000000.bin"
+    content = bytearray(shard.read_bytes())
+    content[-1:] = b"\x00"
+    content[-2:-1] = bytes([content[-2] ^ 1])
+    shard.write_bytes(content)
+    altered = cli("data", "info", tmp_path / "copy")
+    assert "does not match: text_val_000000.bin" in altered.stdout
+    empty = cli("data", "info", tmp_path)
+    assert empty.code == 1
+
+
+def test_a_run_takes_tokenizer_and_provenance_from_the_folder(
+    built: Path, cli: Cli, tmp_path: Path
+) -> None:
+    wrong = cli("run", "tiny", "--data.source", built, "--out", tmp_path / "wrong")
+    assert wrong.code == 1
+    assert f"--model.vocab-size {VOCAB}" in wrong.stderr
