@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from paramgolf.console import Reporter
 from paramgolf.data.shards import find_shards, open_shard
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.rundir import read_json, sha256_of_file, write_json
 from paramgolf.tools.hub import GOES_ON, Hub, HubFile, size_of
-
-T = TypeVar("T")
+from paramgolf.tools.manifest import Plan, make_plan
 
 _REPOS = {"sp8192": "kevclark/parameter-golf"}
 _CHALLENGE_REPO = "willdepueoai/parameter-golf"
-_PREFIX = "fineweb10B_"
-_MANIFEST = "datasets/manifest.json"
-_TOKENIZER = "tokenizer.model"
 _SHARD = re.compile(r"fineweb_(train|val)_\d{6}\.bin")
-_KINDS = {int: "whole number", str: "text", list: "list", dict: "object"}
 
 
 class Fetched(NamedTuple):
@@ -43,16 +37,6 @@ class Fetched(NamedTuple):
     """Of all files."""
     received_bytes: int
     """Of what had to come from the hub."""
-
-
-class _Plan(NamedTuple):
-    dataset: str
-    train_shards: int
-    val_shards: int
-    wanted: dict[str, HubFile]
-    """By the name in the folder."""
-    spare: dict[str, HubFile]
-    """Training shards that were not asked for."""
 
 
 def fetch(
@@ -96,7 +80,7 @@ def fetch(
     if train_shards < 0:
         raise ConfigError(f"--train-shards {train_shards}: must be 0 (all of them) or more")
     hub = Hub(repo or _REPOS.get(variant, _CHALLENGE_REPO), revision, reporter)
-    plan = _plan(hub, variant, train_shards)
+    plan = make_plan(hub, variant, train_shards)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
@@ -108,85 +92,10 @@ def fetch(
         ) from error
 
 
-def _plan(hub: Hub, variant: str, train_shards: int) -> _Plan:
-    """Find in the manifest and among the hub's files what is to be fetched."""
-    dataset, manifest = f"{_PREFIX}{variant}", _Manifest(hub)
-    datasets, tokenizers = manifest.by_name("datasets"), manifest.by_name("tokenizers")
-    if dataset not in datasets:
-        there = sorted(key.removeprefix(_PREFIX) for key in datasets if key.startswith(_PREFIX))
-        raise UserError(
-            f"{hub} has no variant {variant!r} of fineweb, only {', '.join(there) or 'none at all'}"
-            "; name one of them with --variant, or another --repo"
-        )
-    stats = manifest.get(datasets[dataset], "stats", dict, dataset)
-    train, val = (
-        manifest.get(stats, f"files_{split}", int, f"{dataset}'s stats")
-        for split in ("train", "val")
-    )
-    if min(train, val) < 1:
-        raise manifest.bad(f"says that {dataset} has {train} training and {val} validation shards")
-    if train_shards > train:
-        raise UserError(
-            f"--train-shards {train_shards}: {dataset} of {hub} has {train} training shards; ask "
-            f"for at most {train} (0: all)"
-        )
-    tokenizer = manifest.get(datasets[dataset], "tokenizer_name", str, dataset)
-    model = manifest.get(tokenizers.get(tokenizer), "model_path", str, f"tokenizer {tokenizer!r}")
-    asked = train_shards or train
-    shards = [("val", number) for number in range(val)]
-    shards += [("train", number) for number in range(train)]
-    places: dict[str, str] = {}
-    spare: dict[str, HubFile] = {}
-    for split, number in shards:
-        name = f"fineweb_{split}_{number:06d}.bin"
-        place = f"datasets/datasets/{dataset}/{name}"
-        if split == "val" or number < asked:
-            places[name] = place
-        elif place in hub.files:
-            spare[name] = hub.files[place]
-    places[_TOKENIZER] = f"datasets/{model}"  # last: without it the folder is of no use yet
-    for place in places.values():
-        if place not in hub.files:
-            raise manifest.bad(f"lists {place}, which is not there")
-    wanted = {name: hub.files[place] for name, place in places.items()}
-    return _Plan(dataset, asked, val, wanted, spare)
-
-
-class _Manifest:
-    """What a repository says of its data sets; keys that are not needed may be anything."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        try:
-            self._values = json.loads(hub.read(_MANIFEST))
-        except ValueError as error:
-            raise self.bad(f"is no JSON ({error})") from error
-
-    def bad(self, what: str) -> UserError:
-        """The error of a manifest that is wrong."""
-        return UserError(f"{_MANIFEST} of {self._hub} {what}; name another --revision or --repo")
-
-    def get(self, table: Any, key: str, kind: type[T], place: str) -> T:
-        """What an object has at a key.
-
-        Raises:
-            UserError: if it is none, or has nothing of this kind there.
-        """
-        value = table.get(key) if isinstance(table, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.bad(f"has no {key!r} ({_KINDS[kind]}) in {place}")
-        return value
-
-    def by_name(self, key: str) -> dict[str, Any]:
-        """The objects of a list, by their names."""
-        entries = self.get(self._values, key, list, "its top level")
-        return {self.get(entry, "name", str, f"one of its {key}"): entry for entry in entries}
-
-
 class _Folder:
     """The folder that is being filled."""
 
-    def __init__(self, out: Path, hub: Hub, plan: _Plan, reporter: Reporter) -> None:
+    def __init__(self, out: Path, hub: Hub, plan: Plan, reporter: Reporter) -> None:
         self._out, self._hub, self._plan, self._reporter = out, hub, plan, reporter
         self._parts = out / ".fetch"
         self._digests: dict[str, str] = {}
@@ -221,7 +130,7 @@ class _Folder:
         def report(count: int) -> None:
             nonlocal received
             received += count
-            progress.update((done + received) / 1e6)
+            progress.update(min(done + received, total) / 1e6)  # what is fetched again counts twice
 
         for name in missing:
             self._fetch(name, plan.wanted[name], report)
@@ -229,13 +138,13 @@ class _Folder:
         self._record(complete=True)
         self._tidy()
         return Fetched(
-            hub.repo,
-            hub.revision,
-            plan.dataset,
-            plan.train_shards,
-            plan.val_shards,
-            total,
-            received,
+            repo=hub.repo,
+            revision=hub.revision,
+            dataset=plan.dataset,
+            train_shards=plan.train_shards,
+            val_shards=plan.val_shards,
+            bytes=total,
+            received_bytes=received,
         )
 
     def _is_ours(self) -> bool:
@@ -361,7 +270,7 @@ def _check(path: Path, file: HubFile) -> str:
         UserError: saying what is wrong, if it is not the hub's file or no shard.
     """
     if not path.is_file():
-        raise UserError("no file" if path.exists() else "nothing came")
+        raise UserError("there is no file")
     if (size := size_of(path)) != file.size:
         raise UserError(f"{size:,} bytes instead of {file.size:,}")
     digest, right = sha256_of_file(path), file.sha256

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from paramgolf.console import Reporter
 from paramgolf.errors import ConfigError, UserError
@@ -169,7 +169,7 @@ class Hub:
             self._reporter.line(f"  {what}: {reason}; trying again in {wait:.0f} s")
             time.sleep(wait)
 
-    def _passing_reason(self, what: str, error: Exception) -> str:
+    def _passing_reason(self, what: str, error: Any) -> str:
         """Why a request failed that may work later.
 
         Raises:
