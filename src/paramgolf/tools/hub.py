@@ -21,7 +21,6 @@ TIMEOUT = 30.0
 """Seconds of silence after which a connection counts as dropped."""
 GOES_ON = "then try again: it goes on where it stopped"
 
-_CHUNK = 1 << 20
 _PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -128,12 +127,13 @@ class Hub:
                 with part.open("ab") as stored:
                     if answer.status_code != 206:  # the whole, though only the rest was asked for
                         stored.truncate(0)
-                    for chunk in answer.iter_bytes(_CHUNK):
+                    # In pieces as they come: of pieces of a fixed size the last would be lost.
+                    for chunk in answer.iter_bytes():
                         stored.write(chunk)
+                        stored.flush()  # outlives this process
                         report(len(chunk))
                         if stored.tell() > file.size:
                             return
-                    stored.flush()
                     os.fsync(stored.fileno())
 
         self._persist(file.path, receive, lambda: size_of(part))
