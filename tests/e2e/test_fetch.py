@@ -23,7 +23,10 @@ from paramgolf.data.shards import find_shards, open_shard
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.tools import hub as hub_module
 from paramgolf.tools.fetch import Fetched, fetch
+from tests.e2e.command import Cli
+from tests.e2e.conftest import FinishedRun
 from tests.e2e.hub import Fault, LocalHub, local_hub
+from tests.e2e.mini import read_results
 
 REPO = "kevclark/parameter-golf"
 TRAIN, VAL, TOKENS = 5, 2, 3000
@@ -728,3 +731,28 @@ def test_a_source_file_that_cannot_be_read(hub: LocalHub, out: Path) -> None:
     get(out)
     assert hub.taken() == []
     check_right(out, hub)
+
+
+@pytest.mark.slow
+def test_a_run_takes_the_folder_as_it_is(
+    hub: LocalHub,
+    out: Path,
+    cli: Cli,
+    mini_run: FinishedRun,
+    options: list[str],
+    tmp_path: Path,
+) -> None:
+    """Fetched shards train the weights that the text they were made of trained."""
+    files = {MANIFEST_PATH: json.dumps(manifest("sp8192", files_train=1, files_val=1)).encode()}
+    for split in ("train", "val"):
+        (path,) = find_shards(mini_run.path / "data", split)
+        files[path_of(f"fineweb_{split}_000000.bin")] = path.read_bytes()
+    files[TOKENIZER_PATH] = (mini_run.path / "tokenizer.model").read_bytes()
+    hub.commit(REPO, files)
+    get(out, 0)
+    changes = ["--data.source", out, "--data.tokenizer", out / "tokenizer.model"]
+    changes += ["--adapt.text", "none", "--data.val-targets", "0", "--out", tmp_path / "run"]
+    result = cli("run", "tiny", *options, *changes)
+    assert (result.code, result.stderr) == (0, "")
+    ours, theirs = read_results(tmp_path / "run"), read_results(mini_run.path)
+    assert ours["stages"]["ema"] == theirs["stages"]["ema"]
