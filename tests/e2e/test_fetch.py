@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import multiprocessing
+import re
 import resource
 import socket
 import sys
@@ -333,6 +334,16 @@ def test_a_dropped_connection_is_taken_up_again(hub: LocalHub, out: Path, how: s
     check_right(out, hub)
 
 
+def test_a_server_without_ranges(hub: LocalHub, out: Path) -> None:
+    path = path_of(names()[2])
+    hub.faults[path] = [Fault(after=1500)]
+    hub.serves_ranges = False
+    fetched = get(out)
+    assert hub.taken().count(names()[2]) == 2
+    assert fetched.received_bytes == fetched.bytes + 1500
+    check_right(out, hub)
+
+
 def test_a_connection_that_brings_something_is_never_given_up(hub: LocalHub, out: Path) -> None:
     path = path_of(names()[0])
     hub.faults[path] = [Fault(after=700) for _ in range(3 * len(QUICK))]
@@ -364,7 +375,9 @@ def test_silence_counts_as_dropped(
     monkeypatch.setattr(hub_module, "TIMEOUT", 0.2)
     path = path_of(names()[1])
     hub.faults[path] = [Fault(after=1000, how="stall")]
+    start = time.monotonic()
     get(out)
+    assert time.monotonic() - start < 3
     assert [r.first_byte for r in hub.requests if r.what == path] == [0, 1000]
     check_right(out, hub)
 
@@ -463,6 +476,24 @@ def test_a_damaged_file(
     hub.sent.clear()
     get(out)
     check_right(out, hub)
+
+
+def test_what_is_there_is_longer_than_what_comes(hub: LocalHub, out: Path) -> None:
+    path = path_of(names()[0])
+    hub.faults[path] = [Fault(after=7000), *[Fault() for _ in QUICK]]
+    error(out)
+    hub.sent[path] = hub.commits[hub.heads[REPO]][path][:6924]
+    hub.requests.clear()
+    assert "came damaged twice (6,924 bytes instead of 7,024)" in error(out)
+    assert [r.first_byte for r in hub.requests if r.what == path] == [7000, 0]
+
+
+def test_what_comes_has_no_end(hub: LocalHub, out: Path) -> None:
+    path = path_of(names()[0])
+    hub.sent[path] = hub.commits[hub.heads[REPO]][path] + bytes(20_000_000)
+    found = re.search(r"([0-9,]+) bytes instead of 7,024", error(out))
+    assert found is not None
+    assert int(found[1].replace(",", "")) < 1_000_000
 
 
 def test_a_damaged_tokenizer(hub: LocalHub, out: Path) -> None:
