@@ -11,9 +11,11 @@ import tyro
 from rich.table import Table
 
 from paramgolf.console import Reporter, standard_output
+from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError
 from paramgolf.tools.build import BuildConfig, build
 from paramgolf.tools.describe import describe
+from paramgolf.tools.fetch import fetch
 
 USAGE = """\
 usage: paramgolf data COMMAND ...
@@ -36,6 +38,25 @@ class BuildArguments:
 
 
 @dataclass(frozen=True)
+class FetchArguments:
+    """Fetch the challenge's token shards and their tokenizer from the Hugging Face hub."""
+
+    dataset: tyro.conf.Positional[str]
+    """fineweb."""
+    out: str = ""
+    """The folder to fill; what an interrupted fetch left there is gone on with. By default
+    data/DATASET-VARIANT."""
+    variant: str = "sp8192"
+    """The tokenizer, as the data set's name has it: sp8192, sp1024, ..."""
+    train_shards: int = 1
+    """The first so many training shards, 100 M tokens each; 0: all."""
+    repo: str = ""
+    """OWNER/NAME of a data set repository; by default one that has the variant."""
+    revision: str = "main"
+    """Branch, tag or commit."""
+
+
+@dataclass(frozen=True)
 class InfoArguments:
     """Recount a folder of shards: documents, tokens, bytes, splits, overlap, a sample."""
 
@@ -47,7 +68,7 @@ class InfoArguments:
 
 def main(arguments: list[str], choose: Any) -> None:
     """Run `paramgolf data ARGUMENTS`; `choose` picks a command or says what is possible."""
-    commands = {"build": _build, "info": _info}
+    commands = {"build": _build, "fetch": _fetch, "info": _info}
     if not arguments or arguments[0] in ("--help", "-h"):
         standard_output().line(USAGE)
         return
@@ -77,16 +98,41 @@ def _build(arguments: list[str]) -> None:
         )
     reporter.table(table)
     read, overlap = manifest["documents"], manifest["overlap"]
-    vocab_size = manifest["tokenizer"]["vocab_size"]
     for name, text in (
         ("documents", f"{read['read']:,} read, {read['duplicates']:,} duplicates and "
          f"{read['empty']:,} empty ones dropped"),
         ("overlap", f"{overlap['shingle_share']:.2%} of the validation text's shingles, "
          f"{overlap['documents']:,} documents"),
-        ("next", f"paramgolf run RECIPE --data.source {parsed.out} "
-         f"--model.vocab-size {vocab_size}"),
+        ("next", _next_step(Path(parsed.out), manifest["tokenizer"]["vocab_size"])),
     ):  # fmt: skip
         reporter.line(f"{name:<10} {text}")
+
+
+def _fetch(arguments: list[str]) -> None:
+    parsed = tyro.cli(FetchArguments, prog="paramgolf data fetch", args=arguments)
+    out = Path(parsed.out or f"data/{parsed.dataset}-{parsed.variant}")
+    fetched = fetch(
+        parsed.dataset,
+        parsed.variant,
+        parsed.train_shards,
+        out,
+        Reporter(sys.stderr),
+        parsed.repo,
+        parsed.revision,
+    )
+    reporter = standard_output()
+    vocab_size = Tokenizer.load(out / "tokenizer.model").vocab_size
+    for name, text in (
+        ("from", f"{fetched.dataset} of {fetched.repo}, commit {fetched.revision}"),
+        ("shards", f"{fetched.train_shards:,} of training, {fetched.val_shards:,} of validation"),
+        ("bytes", f"{fetched.bytes:,}, of which {fetched.received_bytes:,} were received"),
+        ("next", _next_step(out, vocab_size)),
+    ):
+        reporter.line(f"{name:<10} {text}")
+
+
+def _next_step(folder: Path, vocab_size: int) -> str:
+    return f"paramgolf run RECIPE --data.source {folder} --model.vocab-size {vocab_size}"
 
 
 def _info(arguments: list[str]) -> None:

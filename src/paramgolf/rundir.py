@@ -62,9 +62,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: if another process does so now.
     """
-    with (folder / ".lock").open("w") as file:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"{folder} is in use by another paramgolf process; wait for it or stop it"
@@ -72,6 +73,8 @@ def locked(folder: Path) -> Iterator[None]:
         for left in folder.rglob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink()
         yield
+    finally:
+        os.close(handle)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

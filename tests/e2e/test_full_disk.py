@@ -37,7 +37,7 @@ def check_whole(run: Path) -> None:
         elif path.suffix == ".bin":
             open_shard(path)
         else:
-            assert path.name in ("tokenizer.model", "events.jsonl", ".lock"), path
+            assert path.name in ("tokenizer.model", "events.jsonl"), path
     assert not list(run.rglob(".*.tmp"))
 
 

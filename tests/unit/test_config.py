@@ -479,11 +479,12 @@ def test_a_run_is_locked_once(tmp_path: Path) -> None:
 
 def test_a_run_is_locked_between_processes(tmp_path: Path) -> None:
     attempt = (
-        "import fcntl, sys\n"
-        "try: fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "import fcntl, os, sys\n"
+        "folder = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "try: fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
         "except BlockingIOError: sys.exit(7)\n"
     )
-    command = [sys.executable, "-S", "-c", attempt, str(tmp_path / ".lock")]
+    command = [sys.executable, "-S", "-c", attempt, str(tmp_path)]
     with RunDir(tmp_path).locked():
         assert subprocess.run(command, check=False).returncode == 7
     assert subprocess.run(command, check=False).returncode == 0
