@@ -326,6 +326,7 @@ def _score(arguments: list[str]) -> None:
     table.add_column("label")
     reporter = standard_output()
     stride = None if parsed.stride < 0 else parsed.stride
+    notes: list[str] = []
     for name, tokens, texts in read_streams(parsed.files, predictor.tokenizer):
         progress = Reporter(sys.stderr).progress("score", unit="targets")
         losses = predictor.losses(tokens, stride, progress=progress.update, fixed=parsed.fixed)
@@ -341,7 +342,15 @@ def _score(arguments: list[str]) -> None:
             f"{score.bytes:,}",
             score.label if share is None else f"{score.label} ({share:.1%} seen)",
         )
+        if score.original_bytes != score.bytes:
+            apart = score.original_bpb - score.bpb
+            notes.append(
+                f"{name}: the tokenizer normalises; over the {score.original_bytes:,} bytes of the "
+                f"text as it is, {score.original_bpb:.4f} BPB ({apart:+.4f})"
+            )
     reporter.table(table)
+    for note in notes:
+        reporter.line(note)
 
 
 def _compress(arguments: list[str]) -> None:

@@ -22,9 +22,12 @@ _ENTRY = "standalone"
 _LEFT_OUT = {
     "__main__",
     "cli",
+    "cli_data",
     "recipes",
     "code_builder",
+    "data.chunks",
     "data.corpus",
+    "data.sources",
     "data.tokenizer_training",
     "scoring.coded_text",
 }

@@ -51,7 +51,7 @@ MINI: dict[str, dict[str, Any]] = {
     "pack": {
         "calibration_batches": 2,
         "calibration_batch_tokens": 512,
-        "budget_bytes": 62_000,
+        "budget_bytes": 64_000,
     },
     "score": {"stride": 16, "batch_tokens": 4096},
 }

@@ -7,12 +7,14 @@ import json
 import lzma
 import os
 import random
+import re
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -25,7 +27,9 @@ import zstandard
 from pyarrow import parquet
 
 from paramgolf.data.fingerprints import fingerprints
+from paramgolf.data.provenance import Provenance
 from tests.e2e.command import ENVIRONMENT, Cli
+from tests.e2e.mini import mini_options, read_results, table_rows
 
 VOCAB = 500
 
@@ -351,3 +355,61 @@ def test_a_run_takes_tokenizer_and_provenance_from_the_folder(
     wrong = cli("run", "tiny", "--data.source", built, "--out", tmp_path / "wrong")
     assert wrong.code == 1
     assert f"--model.vocab-size {VOCAB}" in wrong.stderr
+
+
+def run_on(folder: Path, cli: Cli, out: Path) -> dict[str, Any]:
+    """A mini run on a folder that was built; gives its results."""
+    options = [*mini_options(folder), "--model.vocab-size", str(VOCAB), "--data.val-targets", "0"]
+    result = cli("run", "tiny", *options, "--out", out)
+    assert result.code == 0, result.stderr
+    return read_results(out)
+
+
+@pytest.mark.slow
+def test_two_commands_from_markdown_to_a_score(built: Path, cli: Cli, tmp_path: Path) -> None:
+    """And what the folder says of its texts and tokenizer is what the run keeps of them."""
+    results = run_on(built, cli, tmp_path / "run")
+    val = read_shards(built, "val")
+    assert results["stages"]["sliding"]["bytes"] == sum(len(text.encode()) for text in val)
+    assert results["stages"]["sliding"]["label"] == "held-out"
+    ours = Provenance.load(tmp_path / "run" / "provenance.safetensors")
+    theirs = Provenance.load(built / "provenance.safetensors")
+    assert ours.uses["tokenizer"] == "train"
+    for name in ("train", "adapt"):
+        assert ours.texts[name].documents.tolist() == theirs.texts[name].documents.tolist()
+        assert ours.texts[name].sha256 == theirs.texts[name].sha256
+    scored = cli("score", tmp_path / "run" / "model.bin", built / "text_train_000000.bin")
+    assert "in-sample (100.0% seen)" in scored.stdout
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_normalises_is_scored_over_both_counts_of_bytes(
+    notes: Path, cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "texts.txt"), model_prefix=str(tmp_path / "foreign"),
+        model_type="bpe", vocab_size=VOCAB, normalization_rule_name="nmt_nfkc", byte_fallback=True,
+        add_dummy_prefix=False, pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = tmp_path / "foreign.model"
+    built = cli("data", "build", notes, "--out", tmp_path / "out", "--tokenizer", tokenizer)
+    assert built.code == 0, built.stderr
+    assert "not lossless" in cli("data", "info", tmp_path / "out").stdout
+    run_on(tmp_path / "out", cli, tmp_path / "run")
+    text = "\ufb01ne \u2460 and  so   on, " * 40
+    plain = unicodedata.normalize("NFKC", " ".join(text.split()))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text(plain)
+    model = tmp_path / "run" / "model.bin"
+    original, normal = (cli("score", model, name, cwd=tmp_path) for name in ("a.txt", "b.txt"))
+    assert (original.code, normal.code) == (0, 0)
+    assert "normalises" not in normal.stdout
+    (ours,), (theirs,) = (table_rows(result.stdout) for result in (original, normal))
+    assert ours[1:5] == theirs[1:5]  # the same tokens: BPB, loss, tokens, bytes
+    bpb, size = float(ours[1]), len(text.encode())
+    stated = re.search(
+        rf"over the {size:,} bytes of the text as it is, ([0-9.]+) BPB", original.stdout
+    )
+    assert stated is not None
+    assert float(stated[1]) == pytest.approx(bpb * len(plain.encode()) / size, abs=2e-4)

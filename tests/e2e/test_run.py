@@ -90,7 +90,10 @@ def test_results_have_the_documented_keys(mini_run: FinishedRun, source: Path) -
     assert results["peak_gpu_bytes"] is None
     assert list(results["stages"]) == list(TITLES.values())
     for score in results["stages"].values():
-        assert list(score) == ["loss_nats", "bpb", "tokens", "bytes", "label", "overlap_share"]
+        assert list(score) == [
+            "loss_nats", "bpb", "tokens", "bytes", "label", "overlap_share", "original_bytes"
+        ]  # fmt: skip
+        assert score["original_bytes"] == score["bytes"]
         assert score["tokens"] == NUM_TARGETS
         assert 1 < score["bpb"] < 6
         bits = score["loss_nats"] * score["tokens"] / math.log(2)

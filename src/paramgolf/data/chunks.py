@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,53 +12,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from paramgolf.data.documents import Document, batches
-from paramgolf.data.fingerprints import SAMPLED_BITS, Fingerprints, fingerprints, is_sampled
-from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.documents import Document
+from paramgolf.data.encoding import Encoded
+from paramgolf.data.fingerprints import Fingerprints
 from paramgolf.errors import UserError
 from paramgolf.rundir import write_bytes
 
 SPLITS = ("train", "val", "adapt")
 
-_BATCH_CHARS = 4 << 20
 _RECENT_KEYS = 1 << 18
 
 Stream = NDArray[np.uint16]
-
-
-class Encoded(NamedTuple):
-    """Documents as tokens, and what they are recognised by."""
-
-    tokens: Stream
-    """(N,), every document behind its BOS."""
-    lengths: NDArray[np.int64]
-    """(D,) tokens of each document."""
-    prints: Fingerprints
-    """With sampled shingles only."""
-
-    def of(self, wanted: NDArray[np.bool_]) -> Stream:
-        """The tokens of the wanted documents (D,)."""
-        return self.tokens[np.repeat(wanted, self.lengths)]
-
-
-def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Encoded:
-    """Encode documents on all cores, and hash them beside it.
-
-    Raises:
-        UserError: see `Tokenizer.encode`.
-    """
-    tokens: list[Stream] = []
-    with ThreadPoolExecutor(1) as pool:
-        hashing = pool.submit(fingerprints, [text for _, text in documents])
-        for batch in batches(documents, _BATCH_CHARS):
-            tokens += tokenizer.encode([text for _, text in batch])
-        prints = hashing.result()
-    sampled = is_sampled(prints.shingles, SAMPLED_BITS)
-    prints = prints._replace(
-        shingles=prints.shingles[sampled], document_of=prints.document_of[sampled]
-    )
-    lengths = np.array([len(own) for own in tokens], np.int64)
-    return Encoded(np.concatenate([np.zeros(0, np.uint16), *tokens]), lengths, prints)
 
 
 class Chunk(NamedTuple):

@@ -36,10 +36,21 @@ class Score:
     """"held-out", "score-first", "in-sample" or "unverified"; see `data.provenance`."""
     overlap_share: float | None
     """Share of the text's sampled shingles that shaped the artifact."""
+    original_bytes: int
+    """UTF-8 bytes of the text as it was given: others than `bytes` if the tokenizer normalises."""
+
+    @property
+    def original_bpb(self) -> float:
+        """Total bits over `original_bytes`."""
+        return self.bpb * self.bytes / self.original_bytes if self.original_bytes else math.nan
 
 
 def score_losses(
-    losses_N: Tensor, tokens: NDArray[np.uint16], tokenizer: Tokenizer, label: Label
+    losses_N: Tensor,
+    tokens: NDArray[np.uint16],
+    tokenizer: Tokenizer,
+    label: Label,
+    original_bytes: int | None = None,
 ) -> Score:
     """Turn the losses of all targets of a stream of N + 1 tokens into a score, in float64."""
     total_nats = float(losses_N.double().sum())
@@ -47,7 +58,13 @@ def score_losses(
     num_targets = len(tokens) - 1
     bpb = total_nats / math.log(2) / num_bytes if num_bytes else math.nan
     return Score(
-        total_nats / num_targets, bpb, num_targets, num_bytes, label.name, label.overlap_share
+        total_nats / num_targets,
+        bpb,
+        num_targets,
+        num_bytes,
+        label.name,
+        label.overlap_share,
+        num_bytes if original_bytes is None else original_bytes,
     )
 
 

@@ -74,8 +74,7 @@ class Predictor:
             fixed: do not learn, whatever the recipe says.
 
         Raises:
-            UserError: if the text is empty, or its tokens do not decode to it (a tokenizer that
-                normalises): its bytes would be counted wrong.
+            UserError: if the text is empty.
         """
         stream = encoded("the text", [text], self.tokenizer)
         return self.score_stream(
@@ -124,7 +123,7 @@ class Predictor:
 
         Args:
             stream: the tokens.
-            texts: its documents, for the label.
+            texts: its documents, for the label and their bytes.
             stride: of sliding windows; 0: consecutive windows; None: as the recipe.
             batch_tokens: tokens of one forward pass; 0: what suits the device.
             progress: called with the number of targets scored and of all.
@@ -170,7 +169,8 @@ class Predictor:
         label = self.label(texts)
         if self.artifact.score_first.learns and not fixed:
             label = label.adaptive()
-        return score_losses(losses_N, stream, self.tokenizer, label)
+        size = sum(len(text.encode()) for text in texts)
+        return score_losses(losses_N, stream, self.tokenizer, label, size)
 
 
 def load(path: str | Path, tokenizer: str | Path | None = None, device: str = "auto") -> Predictor:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paramgolf.console import Reporter
 from paramgolf.data import shards
-from paramgolf.data.chunks import encode_documents
 from paramgolf.data.documents import Document, batches, find_jsonl, read_jsonl, text_digest
+from paramgolf.data.encoding import Stream, encode_documents
 from paramgolf.data.fingerprints import fingerprints
 from paramgolf.data.prepared import PreparedText, Split
 from paramgolf.data.provenance import Gathering, Provenance, Text
@@ -24,8 +23,6 @@ from paramgolf.rundir import sha256_of_file, write_bytes
 
 _BATCH_CHARS = 1 << 24
 _GIVEN = "not known: the tokenizer was given"
-
-Stream = NDArray[np.uint16]
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from paramgolf.data.chunks import (
     SPLITS,
     Chunk,
     SeenDocuments,
-    encode_documents,
     exact_key,
 )
 from paramgolf.data.documents import Document, batches
+from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import fingerprints
 from paramgolf.data.provenance import Gathering, Provenance, Text
 from paramgolf.data.shards import ShardWriter
