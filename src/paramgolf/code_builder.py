@@ -21,8 +21,6 @@ from paramgolf.config import DataConfig, RunConfig, to_json
 _ENTRY = "standalone"
 _LEFT_OUT = {
     "__main__",
-    "cli",
-    "cli_data",
     "recipes",
     "code_builder",
     "data.chunks",
@@ -85,7 +83,7 @@ def _modules() -> dict[str, tuple[str, bool]]:
         parts = list(path.relative_to(root).with_suffix("").parts)
         is_package = parts[-1] == "__init__"
         name = ".".join(parts[:-1] if is_package else parts)
-        if name not in _LEFT_OUT and not name.startswith("tools"):
+        if name not in _LEFT_OUT and not name.startswith(("tools", "cli")):
             full = f"paramgolf.{name}" if name else "paramgolf"
             modules[full] = path.read_text(), is_package
     return modules

@@ -101,7 +101,9 @@ class Cli:
 def _serve() -> None:
     import torch._dynamo  # noqa: F401  (what optimizers import late)
 
-    import paramgolf.cli
+    import paramgolf.cli.artifacts
+    import paramgolf.cli.run
+    import paramgolf.cli.runs
     import paramgolf.pipeline  # noqa: F401
 
     gc.freeze()  # what was imported is there to stay: children need not look for garbage in it

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.table import Table
 
+from paramgolf.cli.common import choose
 from paramgolf.console import Reporter, standard_output
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError
@@ -66,8 +67,8 @@ class InfoArguments:
     """Its SentencePiece model; by default tokenizer.model in the folder."""
 
 
-def main(arguments: list[str], choose: Any) -> None:
-    """Run `paramgolf data ARGUMENTS`; `choose` picks a command or says what is possible."""
+def data(arguments: list[str]) -> None:
+    """Run `paramgolf data ARGUMENTS`."""
     commands = {"build": _build, "fetch": _fetch, "info": _info}
     if not arguments or arguments[0] in ("--help", "-h"):
         standard_output().line(USAGE)

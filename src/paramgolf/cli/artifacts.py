@@ -1,0 +1,211 @@
+"""Commands over an artifact: what it makes of a text, and what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.table import Table
+
+from paramgolf.console import Reporter, speaks, standard_output
+from paramgolf.errors import ConfigError, UserError
+
+
+@dataclass(frozen=True)
+class ScoreArguments:
+    """Score any text with an artifact: BPB, tokens, bytes, label."""
+
+    artifact: tyro.conf.Positional[Path]
+    """The packed model, model.bin of a run."""
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """UTF-8 text (one document a file), .jsonl[.gz|.xz] (documents), or token shards (.bin, all
+    together one text)."""
+    tokenizer: Path | None = None
+    """Its tokenizer; by default tokenizer.model beside the artifact."""
+    stride: int = -1
+    """Stride of sliding windows; 0: consecutive windows; -1: as the recipe."""
+    fixed: bool = False
+    """Do not learn while scoring, whatever the recipe says."""
+    losses: Path | None = None
+    """Write the loss of every token in nats to this .npy file, too (one text)."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True)
+class CompressArguments:
+    """Compress a text with an artifact's predictions, or (decompress) bring it back."""
+
+    artifact: tyro.conf.Positional[Path]
+    """The packed model, model.bin of a run; the same brings the text back."""
+    file: tyro.conf.Positional[Path]
+    """UTF-8 text; for decompress, what compress wrote."""
+    out: Path
+    """The file to write."""
+    tokenizer: Path | None = None
+    """The artifact's tokenizer; by default tokenizer.model beside it."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """What compressed it has to bring it back: the same kind of processor or GPU."""
+
+
+@dataclass(frozen=True)
+class ProveArguments:
+    """Prove a score: code the text with the artifact, let another process decode it."""
+
+    path: tyro.conf.Positional[Path]
+    """A run's directory, or an artifact (model.bin) with its tokenizer beside it."""
+    text: Path | None = None
+    """A UTF-8 file; by default the run's validation text."""
+    way: Literal["plain", "sliding", "score-first"] = "plain"
+    """Windows one after the other; sliding; or sliding, and learning as the recipe says. The last
+    two code one token after the other: slow."""
+    bytes: int = 100_000
+    """Only the first bytes of the text; 0: all of it."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where both sides compute."""
+    out: Path | None = None
+    """Write the result there, too, as JSON."""
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write an artifact's weights as safetensors, with a config."""
+
+    artifact: tyro.conf.Positional[Path]
+    """The packed model, model.bin of a run."""
+    out: Path
+    """A new folder."""
+
+
+def score(arguments: list[str]) -> None:
+    """`paramgolf score`: bits per byte of any text."""
+    from paramgolf.data.streams import read_streams
+    from paramgolf.rundir import write_array
+    from paramgolf.scoring.predictor import load
+
+    if not speaks():
+        return  # one process scores
+    parsed = tyro.cli(ScoreArguments, prog="paramgolf score", args=arguments)
+    if not parsed.files:
+        raise ConfigError("name at least one text file: paramgolf score ARTIFACT FILE...")
+    if parsed.stride < -1:
+        raise ConfigError(f"--stride = {parsed.stride} is not possible: it must be -1, 0 or more")
+    predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
+    table = Table()
+    table.add_column("file", overflow="fold")
+    for column in ("BPB", "loss (nats)", "tokens", "bytes"):
+        table.add_column(column, justify="right")
+    table.add_column("label")
+    reporter = standard_output()
+    stride = None if parsed.stride < 0 else parsed.stride
+    notes: list[str] = []
+    for name, tokens, texts in read_streams(parsed.files, predictor.tokenizer):
+        progress = Reporter(sys.stderr).progress("score", unit="targets")
+        losses = predictor.losses(tokens, stride, progress=progress.update, fixed=parsed.fixed)
+        if parsed.losses is not None:
+            write_array(parsed.losses, losses.double().cpu().numpy())
+        score = predictor.score_of(losses, tokens, texts, parsed.fixed)
+        share = score.overlap_share
+        table.add_row(
+            name,
+            f"{score.bpb:.4f}",
+            f"{score.loss_nats:.4f}",
+            f"{score.tokens:,}",
+            f"{score.bytes:,}",
+            score.label if share is None else f"{score.label} ({share:.1%} seen)",
+        )
+        if score.original_bytes != score.bytes:
+            apart = score.original_bpb - score.bpb
+            notes.append(
+                f"{name}: the tokenizer normalises; over the {score.original_bytes:,} bytes of the "
+                f"text as it is, {score.original_bpb:.4f} BPB ({apart:+.4f})"
+            )
+    reporter.table(table)
+    for note in notes:
+        reporter.line(note)
+
+
+def compress(arguments: list[str]) -> None:
+    """`paramgolf compress`: a text as a small file."""
+    from paramgolf.data.documents import read_text
+    from paramgolf.rundir import write_bytes
+    from paramgolf.runtime import select_runtime
+    from paramgolf.tools.compress import TextCoder
+
+    parsed = tyro.cli(CompressArguments, prog="paramgolf compress", args=arguments)
+    text = read_text(parsed.file)
+    coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime(parsed.device))
+    progress = Reporter(sys.stderr).progress("compress", unit="tokens")
+    coded = coder.compress([text], progress=progress.update)
+    write_bytes(parsed.out, coded.content)
+    size = len(coded.content)
+    per_byte = f", {8 * size / coded.text_bytes:.4f} bits a byte" if coded.text_bytes else ""
+    standard_output().line(f"{coded.text_bytes:,} bytes -> {size:,} in {parsed.out}{per_byte}")
+
+
+def decompress(arguments: list[str]) -> None:
+    """`paramgolf decompress`: bring a compressed text back."""
+    from paramgolf.rundir import write_bytes
+    from paramgolf.runtime import select_runtime
+    from paramgolf.tools.compress import TextCoder
+
+    parsed = tyro.cli(CompressArguments, prog="paramgolf decompress", args=arguments)
+    try:
+        content = parsed.file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {parsed.file}: {error.strerror}") from error
+    coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime(parsed.device))
+    progress = Reporter(sys.stderr).progress("decompress", unit="tokens")
+    text = "".join(coder.decompress(content, str(parsed.file), progress.update)).encode()
+    write_bytes(parsed.out, text)
+    standard_output().line(f"{len(content):,} bytes -> {len(text):,} in {parsed.out}")
+
+
+def prove(arguments: list[str]) -> None:
+    """`paramgolf prove`: prove a score."""
+    from paramgolf.rundir import write_json
+    from paramgolf.runtime import select_runtime
+    from paramgolf.tools.prove import prove
+
+    parsed = tyro.cli(ProveArguments, prog="paramgolf prove", args=arguments)
+    if parsed.bytes < 0:
+        raise ConfigError(f"--bytes = {parsed.bytes} is not possible: it must be 0 or more")
+    proof = prove(
+        parsed.path,
+        parsed.text,
+        parsed.way,
+        parsed.bytes,
+        select_runtime(parsed.device),
+        Reporter(sys.stderr),
+    )
+    if parsed.out is not None:
+        write_json(parsed.out, {**dataclasses.asdict(proof), "holds": proof.holds})
+    reporter = standard_output()
+    size = proof.text_bytes
+    for name, value in (
+        ("score", f"{proof.claimed_bpb:.4f} BPB ({proof.label}), {proof.way} windows"),
+        ("text", f"{size:,} bytes; xz -9: {proof.xz_bytes:,}"),
+        ("claimed", f"{proof.claimed_bytes:,.1f} bytes"),
+        ("stream", f"{proof.stream_bytes:,} bytes (at most {proof.most_stream_bytes:,.1f})"),
+        ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer and code"),
+        ("encode", f"{proof.encode_seconds:.1f} s, {size / proof.encode_seconds:,.0f} bytes/s"),
+        ("decode", f"{proof.decode_seconds:.1f} s, {size / proof.decode_seconds:,.0f} bytes/s"),
+        ("decoded", proof.why_not or "bit for bit, by another process"),
+        ("verdict", "proven" if proof.holds else "not proven"),
+    ):
+        reporter.line(f"{name:<9} {value}")
+    if not proof.holds:
+        raise UserError(f"the score of {parsed.path} is not proven")
+
+
+def export(arguments: list[str]) -> None:
+    """`paramgolf export`: the weights as safetensors."""
+    from paramgolf.tools.export import export
+
+    parsed = tyro.cli(ExportArguments, prog="paramgolf export", args=arguments)
+    export(parsed.artifact, parsed.out)
+    standard_output().line(f"model.safetensors (float32) and config.json are in {parsed.out}")

@@ -1,0 +1,51 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TypeVar
+
+from paramgolf.errors import ConfigError
+
+_T = TypeVar("_T")
+
+
+def choose(what: str, name: str, possible: dict[str, _T]) -> _T:
+    """The entry of that name.
+
+    Raises:
+        ConfigError: if there is none; it says what is possible.
+    """
+    if name not in possible:
+        close = difflib.get_close_matches(name, possible, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        raise ConfigError(f"there is no {what} {name!r}{hint} Possible: {', '.join(possible)}")
+    return possible[name]
+
+
+def usage() -> str:
+    """All commands and recipes."""
+    from paramgolf.recipes import RECIPES
+
+    lines = [
+        "usage: paramgolf COMMAND ...",
+        "",
+        "Train, adapt, quantize, pack and score the best language model that fits a byte budget.",
+        "",
+        "commands:",
+        "  run RECIPE [--KEY VALUE ...]     from text to a scored artifact; `run tiny` to begin",
+        "  run --resume DIR                 go on after the last finished stage",
+        "  score ARTIFACT FILE...           bits per byte of any text",
+        "  compress ARTIFACT FILE --out F   a text as a small file; decompress brings it back",
+        "  prove RUN                        code the scored text and decode it in another process",
+        "  audit RUN                        check everything that makes the score true",
+        "  bundle RUN --out DIR             one folder that repeats the run and scores its model",
+        "  export ARTIFACT --out DIR        the weights as safetensors",
+        "  data build|fetch|info            any text to token shards, with tokenizer and manifest",
+        "",
+        "recipes:",
+        *(f"  {name:<15}  {purpose}" for name, (purpose, _) in RECIPES.items()),
+        "",
+        "options: --help of any command, --version, --debug (show tracebacks)",
+    ]
+    return "\n".join(lines)

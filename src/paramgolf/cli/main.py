@@ -1,0 +1,64 @@
+"""The command line: parse, call, print; no logic."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from paramgolf import signals
+from paramgolf.cli.common import choose, usage
+from paramgolf.console import speaks
+from paramgolf.version import __version__
+
+_COMMANDS = {
+    "run": "run",
+    "score": "artifacts",
+    "compress": "artifacts",
+    "decompress": "artifacts",
+    "prove": "artifacts",
+    "export": "artifacts",
+    "audit": "runs",
+    "bundle": "runs",
+    "data": "data",
+}
+"""The module of every command, imported when it is called: --help should not wait for PyTorch."""
+
+
+def main() -> NoReturn:
+    """Entry point of the command `paramgolf`."""
+    arguments = sys.argv[1:]
+    signals.install()
+    if not speaks():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        _dispatch([argument for argument in arguments if argument != "--debug"])
+    except BrokenPipeError:  # `paramgolf ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _exit(1, "")
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        _exit(*signals.explain(error))
+    _exit(0, "")
+
+
+def _exit(code: int, message: str) -> NoReturn:
+    # Before the ranks have joined, one on every machine speaks: another may not know.
+    if message and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"paramgolf: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage())
+    elif arguments[0] == "--version":
+        print(f"paramgolf {__version__}")
+    else:
+        name = arguments[0]
+        module = importlib.import_module(f"paramgolf.cli.{choose('command', name, _COMMANDS)}")
+        getattr(module, name)(list(arguments[1:]))

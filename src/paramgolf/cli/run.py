@@ -1,0 +1,132 @@
+"""`paramgolf run`, new or resumed, and the tables it ends with."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from paramgolf.cli.common import choose, usage
+from paramgolf.config import RunConfig
+from paramgolf.console import Reporter, duration, speaks, standard_output
+from paramgolf.errors import ConfigError
+from paramgolf.ledger import account
+from paramgolf.recipes import RECIPES
+
+_STAGE_TITLES = {
+    "ema": "after EMA",
+    "adapted": "after adaptation",
+    "quantized": "quantized, plain",
+    "sliding": "quantized, sliding",
+    "score_first": "sliding, score-first",
+}
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """Run a recipe from text to a scored artifact."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    out: str = ""
+    """Directory of the run; by default runs/RECIPE-DATE-TIME."""
+    from_run: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """Take text and trained weights over from this run, and run the rest."""
+
+
+def run(arguments: list[str]) -> None:
+    """`paramgolf run`: run a recipe."""
+    reporter = standard_output()
+    if arguments and arguments[0] == "--resume":
+        if len(arguments) != 2:
+            raise ConfigError("--resume takes one run's directory and no other option")
+        _resume(Path(arguments[1]), reporter)
+        return
+    if not arguments or arguments[0] in ("--help", "-h"):
+        reporter.line(usage())
+        reporter.line("\n`paramgolf run RECIPE --help` lists every key with the recipe's value.")
+        return
+    recipe = arguments[0]
+    _, default = choose("recipe", recipe, RECIPES)
+    parsed = tyro.cli(
+        RunArguments,
+        prog=f"paramgolf run {recipe}",
+        args=arguments[1:],
+        default=RunArguments(config=default),
+        config=(tyro.conf.FlagConversionOff,),
+        console_outputs=speaks(),
+    )
+    _start(recipe, parsed, reporter)
+
+
+def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
+    from paramgolf.session import start
+
+    out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+    from_run = Path(parsed.from_run) if parsed.from_run else None
+    results = start(recipe, _with_absolute_paths(parsed.config), out, from_run, reporter)
+    _print_results(results, out, reporter)
+
+
+def _resume(path: Path, reporter: Reporter) -> None:
+    from paramgolf.session import resume
+
+    _print_results(resume(path, reporter), path, reporter)
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Paths as they are seen from here, so that a run can be resumed from anywhere."""
+    data = config.data
+    source = data.source if data.source == "stdlib" else str(Path(data.source).resolve())
+    tokenizer = str(Path(data.tokenizer).resolve()) if data.tokenizer else ""
+    return dataclasses.replace(
+        config, data=dataclasses.replace(data, source=source, tokenizer=tokenizer)
+    )
+
+
+def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> None:
+    corpus = results["corpus"]
+    table = Table(title=f"{results['recipe']}, seed {results['seed']}", title_justify="left")
+    for column in ("", "BPB", "loss (nats)", "tokens", "bytes"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_column("label")
+    for stage, score in results["stages"].items():
+        table.add_row(
+            _STAGE_TITLES[stage],
+            f"{score['bpb']:.4f}",
+            f"{score['loss_nats']:.4f}",
+            f"{score['tokens']:,}",
+            f"{score['bytes']:,}",
+            score["label"],
+        )
+    table.add_row(
+        "xz -9, for scale", f"{results['xz']['bpb']:.4f}", "", "", f"{results['xz']['bytes']:,}", ""
+    )
+    reporter.line("")
+    reporter.table(table)
+    size = results["bytes"]
+    reporter.line(
+        f"bytes     {size['total']:,} of {size['budget']:,}: model.bin {size['model']:,}, "
+        f"train_gpt.py {size['code']:,}; beside them the tokenizer, {size['tokenizer']:,}"
+    )
+    reporter.line(f"corpus    {corpus['source']}, sha256 {corpus['sha256'][:16]}")
+    seconds = results["seconds"]
+    phases = Table(title="seconds by phase", title_justify="left")
+    phases.add_column("phase")
+    phases.add_column("seconds", justify="right")
+    phases.add_column("budget")
+    for name, value in seconds.items():
+        budget, reason = account(name, results["adapted_on"])
+        phases.add_row(name, f"{value:.1f}", budget if not reason else f"none: {reason}")
+    phases.add_row("all", f"{sum(seconds.values()):.1f} ({duration(sum(seconds.values()))})")
+    for name, value in results["budgets"].items():
+        phases.add_row(f"all of budget {name}", f"{value:.1f}")
+    reporter.table(phases)
+    reporter.line(
+        f"labels    the maker's word until rerun; `paramgolf audit {path}` checks the rest"
+    )
+    reporter.line(f"everything is in {path}: results.json, model.bin, tokenizer.model, ...")
