@@ -4,7 +4,7 @@ Adapts one trained model on the scored text (in-sample, as the reference did) fo
 under both schedules, scoring after every epoch.
 
 Cost: 8 E epochs; E = 6 on one NVIDIA H200: about 6 minutes after the training that it starts from.
-Expected: the table of docs/experiments.md. Plot: needs matplotlib.
+Expected: the table of docs/experiments.md.
 
     python scripts/schedule_ablation.py --run /tmp/bench/not-adapted --epochs 6 --out /tmp/ablation
     python scripts/schedule_ablation.py --out /tmp/ablation --plot docs/schedule.svg
@@ -43,20 +43,15 @@ def adapt(source: Path, out: Path, schedule: str, epochs: int) -> list[float]:
 
 def plot(curves: dict[str, list[float]], path: Path) -> None:
     """Draw BPB against epochs."""
-    import matplotlib.pyplot as plt
+    from paramgolf.tools.plots import drawing, save_svg
 
-    plt.rcParams["svg.fonttype"] = "none"  # text stays text
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for name, curve in curves.items():
-        style = "--" if name.startswith("restart") else "-"
-        axes.plot(range(1, len(curve) + 1), curve, style, marker="o", markersize=3, label=name)
-    axes.set_xticks(range(2, 1 + max(map(len, curves.values())), 2))
-    axes.set_xlabel("epochs on the scored text")
-    axes.set_ylabel("BPB after adaptation (in-sample)")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    with drawing("epochs on the scored text", "BPB after adaptation (in-sample)") as (figure, axes):
+        for name, curve in curves.items():
+            style = "--" if name.startswith("restart") else "-"
+            axes.plot(range(1, len(curve) + 1), curve, style, marker="o", markersize=3, label=name)
+        axes.set_xticks(range(2, 1 + max(map(len, curves.values())), 2))
+        axes.legend()
+    save_svg(figure, path)
 
 
 def main() -> None:

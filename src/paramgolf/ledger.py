@@ -55,6 +55,7 @@ _PHASES: dict[str, Account | str] = {
     "score: quantized": _EVALUATION,
     "score: sliding": _EVALUATION,
     "score: score_first": _EVALUATION,
+    "score: write documents": _FOR_THE_REPORT,
     "score: xz -9, for scale": _FOR_THE_REPORT,
     OTHER: Account("none", "between phases: reading and writing records"),
 }

@@ -152,6 +152,7 @@ class RunDir:
         self.tokenizer = path / "tokenizer.model"
         self.provenance = path / "provenance.safetensors"
         self.artifact = path / "model.bin"
+        self.documents = path / "documents.safetensors"
         self.code = path / CODE_NAME
         self.trained = path / "checkpoints" / "ema.safetensors"
         self.adapted = path / "checkpoints" / "adapted.safetensors"

@@ -145,6 +145,20 @@ def test_seconds_by_phase_cover_the_run(mini_run: FinishedRun) -> None:
     )
 
 
+def test_documents_add_up_to_the_scores(mini_run: FinishedRun, source: Path) -> None:
+    documents = load_file(mini_run.path / "documents.safetensors")
+    stages = read_results(mini_run.path)["stages"]
+    num_bytes = documents.pop("bytes")
+    assert sorted(documents) == ["quantized", "sliding"]
+    # The text ends inside its last document.
+    sizes = [len(text.encode()) for text in texts_of(source, "val")]
+    assert num_bytes[:-1].tolist() == sizes[: len(num_bytes) - 1]
+    for stage, nats in documents.items():
+        assert nats.shape == num_bytes.shape
+        bits_per_byte = float(nats.sum()) / math.log(2) / int(num_bytes.sum())
+        assert bits_per_byte == pytest.approx(stages[stage]["bpb"], rel=1e-12)
+
+
 def test_events_tell_the_story(mini_run: FinishedRun) -> None:
     story = [(event["event"], event.get("stage", "")) for event in events(mini_run.path)]
     stages = ["prepare", "train", "adapt", "pack", "score"]

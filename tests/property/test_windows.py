@@ -15,7 +15,7 @@ from torch import Tensor
 from paramgolf.config import ModelConfig
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder, layer_order
-from paramgolf.scoring.bits_per_byte import window_losses
+from paramgolf.scoring.bits_per_byte import document_nats, window_losses
 from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
 
 LENGTH = 16
@@ -219,3 +219,19 @@ def test_progress_ends_at_the_number_of_targets(model: GPT, order: LayerOrder) -
         assert seen == sorted(seen)
         assert seen[-1] == (75, 75)
         assert len(seen) > 1
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(0, 2**31))
+def test_a_loss_belongs_to_the_document_of_its_token(stream: list[int], seed: int) -> None:
+    bos = 1
+    losses = torch.rand(len(stream) - 1, generator=torch.Generator().manual_seed(seed))
+    expected, documents = 0.0, []
+    for position, token in enumerate(stream):
+        if token == bos and position:
+            documents.append(expected)
+            expected = 0.0
+        if position:
+            expected += float(losses[position - 1])
+    documents.append(expected)
+    found = document_nats(losses, np.array(stream, np.uint16), bos)
+    np.testing.assert_allclose(found, documents, rtol=1e-12)

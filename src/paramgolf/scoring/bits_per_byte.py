@@ -68,6 +68,17 @@ def score_losses(
     )
 
 
+def document_nats(losses_N: Tensor, tokens: NDArray[np.uint16], bos: int) -> NDArray[np.float64]:
+    """Sum of the losses of every document of a stream of N + 1 tokens in nats, (D,).
+
+    A BOS belongs to the document that it begins; the first one is not predicted.
+    """
+    document_of = np.cumsum(tokens == bos) - (tokens[0] == bos)
+    nats = np.zeros(int(document_of[-1]) + 1)
+    np.add.at(nats, document_of[1:], losses_N.double().cpu().numpy())
+    return nats
+
+
 def window_losses(
     model: GPT,
     order: LayerOrder,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import lzma
 import threading
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from paramgolf.job import Job
-from paramgolf.scoring.bits_per_byte import Score
+from paramgolf.rundir import write_tensors
+from paramgolf.scoring.bits_per_byte import Score, document_nats
 from paramgolf.scoring.predictor import load_on
 
 _XZ_PRESET = 9
@@ -23,6 +28,7 @@ def run(job: Job) -> dict[str, Any]:
         texts = predictor.tokenizer.decode_documents(stream)
         content = "".join(texts).encode()
     scores: dict[str, Score] = {}
+    nats: dict[str, Tensor] = {}
     xz = _Compression(content)
     if job.runtime.ranks.main:
         xz.start()
@@ -36,8 +42,16 @@ def run(job: Job) -> dict[str, Any]:
                 stream, window_stride, job.config.score.batch_tokens, progress.update, fixed
             )
             scores[name] = predictor.score_of(losses, stream, texts, fixed)
+            nats[name] = torch.from_numpy(document_nats(losses, stream, predictor.tokenizer.bos))
     if not job.runtime.ranks.main:
         return {}
+    with ledger.phase("score: write documents"):
+        sizes = torch.tensor([len(text.encode()) for text in texts])
+        write_tensors(
+            job.run.documents,
+            {"bytes": sizes, **nats},
+            text_sha256=hashlib.sha256(content).hexdigest(),
+        )
     with ledger.phase("score: xz -9, for scale"):
         xz.join()
     seconds = ledger.seconds()
