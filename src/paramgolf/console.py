@@ -32,6 +32,11 @@ class Reporter:
         if self._stream is not None:
             print(text, file=self._stream, flush=True)
 
+    def text(self, text: str) -> None:
+        """Print a piece of a text, at once and as it is."""
+        if self._stream is not None:
+            print(text, end="", file=self._stream, flush=True)
+
     def table(self, table: Table) -> None:
         """Print a table."""
         if self._stream is not None:

@@ -144,6 +144,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["score", "model.bin"], ["text file", "paramgolf score ARTIFACT FILE"]),
         (["score", "model.bin", "a.txt", "--stride", "-5"], ["--stride = -5", "-1, 0 or more"]),
         (["score", "model.bin", "a.txt", "--stirde", "5"], ["--stirde", "--stride INT"]),
+        (["generate", "model.bin", "--max-tokens", "0"], ["--max-tokens = 0", "over 0"]),
     ],
     ids=" ".join,
 )
@@ -331,3 +332,31 @@ def test_debug_is_no_option_of_a_recipe(cli: Cli) -> None:
     result = cli("run", "tiny", "--debug", "--help")
     assert result.code == 0
     assert "--debug" not in result.stdout
+
+
+# Generation.
+
+
+def test_generate_writes_prompt_and_continuation(cli: Cli, folder: Path) -> None:
+    options = ["--prompt", "Return the", "--max-tokens", "90", "--seed", "3"]
+    result = cli("generate", "model.bin", *options, cwd=folder)
+    assert (result.code, result.stderr) == (0, "")
+    predictor = paramgolf.load(folder / "model.bin", device="cpu")
+    expected = "".join(predictor.generate("Return the", max_tokens=90, seed=3))
+    assert expected
+    assert result.stdout == f"Return the{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--temperature", "-1"], ["temperature = -1.0", "0 or more"]),
+        (["--top-p", "0"], ["top_p = 0.0", "over 0 and at most 1"]),
+    ],
+)
+def test_generate_with_impossible_options(
+    cli: Cli, folder: Path, wrong: list[str], words: list[str]
+) -> None:
+    message = one_line_error(cli("generate", "model.bin", *wrong, cwd=folder), code=2)
+    for word in words:
+        assert word in message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -69,6 +70,28 @@ class ProveArguments:
     """Where both sides compute."""
     out: Path | None = None
     """Write the result there, too, as JSON."""
+
+
+@dataclass(frozen=True)
+class GenerateArguments:
+    """Let an artifact write: text streams to standard output as it is sampled."""
+
+    artifact: tyro.conf.Positional[Path]
+    """The packed model, model.bin of a run."""
+    prompt: str = ""
+    """What the text begins with; empty: the model begins a document."""
+    max_tokens: int = 300
+    """The most that is generated; a document may end before."""
+    temperature: float = 0.8
+    """Of the distribution; 0: always the likeliest token."""
+    top_p: float = 0.95
+    """Sample from the fewest tokens that together have this probability."""
+    seed: int = 0
+    """The same seed gives the same text on the same machine."""
+    tokenizer: Path | None = None
+    """The artifact's tokenizer; by default tokenizer.model beside it."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where to compute: token by token, a small model is no faster on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +223,22 @@ def prove(arguments: list[str]) -> None:
         reporter.line(f"{name:<9} {value}")
     if not proof.holds:
         raise UserError(f"the score of {parsed.path} is not proven")
+
+
+def generate(arguments: list[str]) -> None:
+    """`paramgolf generate`: text from the packed model, as it comes."""
+    from paramgolf.scoring.predictor import load
+
+    parsed = tyro.cli(GenerateArguments, prog="paramgolf generate", args=arguments)
+    if parsed.max_tokens < 1:
+        raise ConfigError(f"--max-tokens = {parsed.max_tokens} is not possible: it must be over 0")
+    predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
+    pieces = predictor.generate(
+        parsed.prompt, parsed.max_tokens, parsed.temperature, parsed.top_p, parsed.seed
+    )
+    reporter = standard_output()
+    for piece in chain([parsed.prompt], pieces, ["\n"]):
+        reporter.text(piece)
 
 
 def export(arguments: list[str]) -> None:

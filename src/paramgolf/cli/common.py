@@ -36,6 +36,7 @@ def usage() -> str:
         "  run RECIPE [--KEY VALUE ...]     from text to a scored artifact; `run tiny` to begin",
         "  run --resume DIR                 go on after the last finished stage",
         "  score ARTIFACT FILE...           bits per byte of any text",
+        "  generate ARTIFACT --prompt TEXT  text from the packed model",
         "  compress ARTIFACT FILE --out F   a text as a small file; decompress brings it back",
         "  prove RUN                        code the scored text and decode it in another process",
         "  audit RUN                        check everything that makes the score true",

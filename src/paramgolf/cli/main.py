@@ -19,6 +19,7 @@ _COMMANDS = {
     "score": "artifacts",
     "compress": "artifacts",
     "decompress": "artifacts",
+    "generate": "artifacts",
     "prove": "artifacts",
     "export": "artifacts",
     "audit": "runs",

@@ -150,6 +150,10 @@ def final_norm(x_BTD: Tensor) -> Tensor:
     return _norm(x_BTD)
 
 
+def _directly(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False)
@@ -171,7 +175,7 @@ class GPT(nn.Module):
         skips = (num_skips(config), config.width)
         self.skip_weight = nn.Parameter(torch.empty(skips, dtype=master))
         self.skip_gate = nn.Parameter(torch.empty(skips, dtype=master))
-        self._call: Callable[..., Any] = lambda function, *args: function(*args)
+        self._call = _directly
         self.compiled = False
         self._rotary: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
@@ -229,19 +233,23 @@ class GPT(nn.Module):
             order: the layer order, from `layer_order`.
             observe: called with the block's index and inputs at every visit (calibration).
             past: the positions before these, which are then kept in it: all of a window's tokens
-                at once, or one after the other (decoding).
+                at once, or one after the other (decoding). Nothing runs compiled then: the shapes
+                are others for every token.
         """
+        call = self._call if past is None else _directly
         begin, length = past.length if past else 0, tokens_BT.size(1)
         cos, sin = self._rotary_tables(max(begin + length, self.config.seq_len if past else 0))
         cos, sin = cos[begin : begin + length], sin[begin : begin + length]
-        x0 = self._call(embed, tokens_BT.long(), self.embedding)
+        x0 = call(embed, tokens_BT.long(), self.embedding)
         # A tensor of its own: with x and x0 the same, block 0 would be compiled apart.
         x = x0.clone()
         skips: list[Tensor] = []
 
         def run_block(layer: int, x: Tensor) -> Tensor:
+            if past is not None:
+                return self.blocks[layer].forward(x, x0, cos, sin, past=past)
             if observe is None:
-                return self.blocks[layer](x, x0, cos, sin, past=past)
+                return self.blocks[layer](x, x0, cos, sin)
             x, inputs = self.blocks[layer](x, x0, cos, sin, with_inputs=True)
             observe(layer, inputs)
             return x
@@ -252,11 +260,11 @@ class GPT(nn.Module):
         for position, layer in enumerate(order.decoder):
             if skips:
                 weight, gate = self.skip_weight[position], self.skip_gate[position]
-                x = self._call(merge_skip, x, skips.pop(), weight, gate)
+                x = call(merge_skip, x, skips.pop(), weight, gate)
             x = run_block(layer, x)
         if past is not None:
             past.advance(length)
-        return self._call(final_norm, x)
+        return call(final_norm, x)
 
     def target_nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Loss of every target in nats, float32, shape of `targets`; hidden is (..., D)."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
 
@@ -21,7 +22,11 @@ def sample_tokens(
     top_p: float,
     generator: torch.Generator,
 ) -> Iterator[int]:
-    """An endless stream of tokens after the prompt, with the last seq_len of them as context.
+    """An endless stream of tokens after the prompt.
+
+    Each is predicted from all tokens before it while they fit into a window of seq_len; then the
+    later half of the window begins the next one, so that a token costs one position and not a
+    window.
 
     Args:
         model: the model, on its device.
@@ -32,16 +37,17 @@ def sample_tokens(
         generator: on the CPU.
     """
     seq_len, device = model.config.seq_len, model.embedding.device
-    tokens = list(prompt)
+    unread = prompt[-seq_len:]
+    window: list[int] = []
+    past = Past(seq_len)
     while True:
-        context = tokens[-seq_len:]
-        last = len(context) - 1
-        # One shape to compile; the model is causal, so what follows the context is not seen.
-        padding = seq_len - len(context) if model.compiled else 0
-        window = torch.tensor([context + [0] * padding], device=device)
-        hidden = model(window, order)[0, last : last + 1]
-        tokens.append(_sample(model.logits(hidden)[0].cpu(), temperature, top_p, generator))
-        yield tokens[-1]
+        if len(window) + len(unread) > seq_len:
+            unread = (window + unread)[-max(1, seq_len // 2) :]
+            window, past = [], Past(seq_len)
+        hidden = model(torch.tensor([unread], device=device), order, past=past)
+        window += unread
+        unread = [_sample(model.logits(hidden[0, -1]).cpu(), temperature, top_p, generator)]
+        yield unread[0]
 
 
 def _sample(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paramgolf.compress.artifact import Artifact, ArtifactError, read
+from paramgolf.config import require
 from paramgolf.data.provenance import Label, Provenance
 from paramgolf.data.streams import encoded
 from paramgolf.data.tokenizer import Tokenizer
@@ -99,12 +100,10 @@ class Predictor:
             seed: the same seed gives the same text on the same machine.
 
         Raises:
-            UserError: for a temperature below 0, or a top_p that is not in (0, 1].
+            ConfigError: for a temperature below 0, or a top_p that is not in (0, 1].
         """
-        if not temperature >= 0:
-            raise UserError(f"temperature = {temperature} is not possible: it must be 0 or more")
-        if not 0 < top_p <= 1:
-            raise UserError(f"top_p = {top_p} is not possible: it must be over 0 and at most 1")
+        require(temperature >= 0, "temperature", temperature, "0 or more")
+        require(0 < top_p <= 1, "top_p", top_p, "over 0 and at most 1")
         tokens = self.tokenizer.encode([prompt])[0].tolist()
         generator = torch.Generator().manual_seed(seed)
         sampled = sample_tokens(self.model, self.order, tokens, temperature, top_p, generator)
