@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 from rich.console import Console
@@ -26,6 +27,8 @@ class Reporter:
     def __init__(self, stream: TextIO | None = None) -> None:
         """Write to `stream`; None: write nothing."""
         self._stream = stream
+        self.status: Callable[[], str] = lambda: ""
+        """What every line of progress ends with: the budget that is being spent."""
 
     def line(self, text: str) -> None:
         """Print one line."""
@@ -79,6 +82,7 @@ class Progress:
         left = (self._total - done) * (now - self._start) / fresh if fresh > 0 else None
         amount = f"{done:,.0f}/{self._total:,.0f}{' ' + self._unit if self._unit else ''}"
         parts = [f"{self._name:<9}", amount, details, f"{duration(left)} left" if left else ""]
+        parts.append(self._reporter.status())
         self._reporter.line("  " + "  ".join(part for part in parts if part))
 
 

@@ -82,19 +82,35 @@ class Ledger:
         self._opened = time.monotonic()
         self._earlier = 0.0
         self._seconds: dict[str, float] = {}
-        self._open: str | None = None
+        self._current: tuple[str, float] | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Book the seconds of the block under `name`, also when it ends in an error."""
-        assert self._open is None, f"phase {name} inside {self._open}"
-        self._open = name
+        assert self._current is None, f"phase {name} inside {self._current[0]}"
         start = time.monotonic()
+        try:
+            with self.shown(name):
+                yield
+        finally:
+            self.add(name, time.monotonic() - start)
+
+    @contextmanager
+    def shown(self, name: str) -> Iterator[None]:
+        """In the block `name` is the current phase; what it takes is booked with `add`."""
+        self._current = name, time.monotonic()
         try:
             yield
         finally:
-            self.add(name, time.monotonic() - start)
-            self._open = None
+            self._current = None
+
+    def current(self) -> tuple[str, dict[str, float]] | None:
+        """The phase that is going on, and the seconds by phase up to now; None between phases."""
+        if self._current is None:
+            return None
+        name, start = self._current
+        now = self._seconds.get(name, 0.0) + time.monotonic() - start
+        return name, self._seconds | {name: now}
 
     def add(self, name: str, seconds: float, earlier: float = 0.0) -> None:
         """Book seconds that were measured elsewhere, some of them before the books were opened."""

@@ -14,7 +14,7 @@ from paramgolf.console import Reporter, duration
 from paramgolf.distributed import Ranks
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.job import Job
-from paramgolf.ledger import account
+from paramgolf.ledger import Ledger, account
 from paramgolf.rundir import RunDir, write_json
 from paramgolf.runtime import Runtime
 from paramgolf.stages import adapt, pack, prepare, score, train
@@ -53,6 +53,7 @@ def run_job(
             reporter.line(name)
             run.event("stage_started", stage=name)
             job = Job(config, run, runtime, reporter)
+            reporter.status = _budget_status(run, config, job.ledger)
             if not begun:
                 job.ledger.add("set-up: imports", IMPORT_SECONDS, earlier=IMPORT_SECONDS)
                 begun = True
@@ -60,13 +61,41 @@ def run_job(
             seconds = job.ledger.close()
             if ranks.main:
                 run.finish(name, {**record, "num_ranks": ranks.size, "seconds": seconds})
+            for scored, score in record.get("scores", {}).items():
+                run.event("score", of=scored, **score)
             run.event("stage_finished", stage=name, seconds=sum(seconds.values()))
             reporter.line(f"  done in {duration(sum(seconds.values()))}")
             ranks.barrier()
         results = collect_results(run, recipe, config)
         if ranks.main:
             write_json(run.results_file, results)
+        run.event("run_finished")
     return results
+
+
+def _budget_status(run: RunDir, config: RunConfig, ledger: Ledger) -> Callable[[], str]:
+    """What tells, at any time of a stage, the current budget and what is spent of it."""
+    before = _budgets(
+        _added((run.record(name) or {}).get("seconds", {}) for name in STAGES), config
+    )
+    limits = {
+        "training": config.limits.training_seconds,
+        "evaluation": config.limits.evaluation_seconds,
+    }
+
+    def status() -> str:
+        current = ledger.current()
+        if current is None:
+            return ""
+        phase, seconds = current
+        budget = account(phase, config.adapt.text).budget
+        if budget == "none":
+            return "[no budget]"
+        spent = duration(before[budget] + _budgets(seconds, config)[budget])
+        limit = f" of {duration(limits[budget])}" if limits[budget] else ""
+        return f"[{budget} {spent}{limit}]"
+
+    return status
 
 
 def _stages_to_take(source: RunDir, made_with: RunConfig, config: RunConfig) -> list[str]:

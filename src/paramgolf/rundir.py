@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,9 @@ from paramgolf.version import __version__
 
 CODE_NAME = "train_gpt.py"
 """The code that counts, as the challenge calls it."""
+
+Listener = Callable[[str, dict[str, Any]], None]
+"""Takes the kind and the values of every event of a run."""
 
 _PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors", "constriction")
 
@@ -145,6 +148,7 @@ class RunDir:
         """A run at `path`; of several ranks, one keeps the events."""
         self.path = path
         self._keeps_events = keeps_events
+        self.listener: Listener | None = None
         self.config_file = path / "config.json"
         self.results_file = path / "results.json"
         self.quantization_file = path / "quantization.json"
@@ -221,6 +225,18 @@ class RunDir:
             with suppress(OSError):
                 os.truncate(path, size)  # no half line
             raise UserError(f"cannot write {path}: {error.strerror}; free space") from error
+        self._tell(kind, values)
+
+    def _tell(self, kind: str, values: dict[str, Any]) -> None:
+        """Whoever listens may fail: the run goes on without, and says so in its events."""
+        listener, self.listener = self.listener, None
+        if listener is None:
+            return
+        try:
+            listener(kind, values)
+            self.listener = listener
+        except Exception as error:
+            self.event("log_failed", reason=f"{type(error).__name__}: {error}")
 
     def record_file(self, stage: str) -> Path:
         """The file whose existence says that a stage is finished."""

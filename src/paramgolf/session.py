@@ -12,8 +12,9 @@ import torch.distributed as dist
 from paramgolf import distributed
 from paramgolf.config import RunConfig
 from paramgolf.console import Reporter
+from paramgolf.errors import UserError
 from paramgolf.pipeline import new_run, run_job
-from paramgolf.rundir import RunDir
+from paramgolf.rundir import Listener, RunDir
 from paramgolf.runtime import Runtime, select_runtime, wants_gpu
 from paramgolf.watch import Watch
 
@@ -48,9 +49,22 @@ def session(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Session]:
 
 
 def start(
-    recipe: str, config: RunConfig, out: Path, from_run: Path | None, reporter: Reporter
+    recipe: str,
+    config: RunConfig,
+    out: Path,
+    from_run: Path | None,
+    reporter: Reporter,
+    log: Callable[[RunDir], Listener] | None = None,
 ) -> dict[str, Any]:
     """Run a configuration in a new directory; gives what `results.json` holds.
+
+    Args:
+        recipe: its name.
+        config: what to run.
+        out: the new directory.
+        from_run: a run whose text and weights are taken over.
+        reporter: the console.
+        log: opens what takes the run's events, on rank 0.
 
     Raises:
         UserError: see `pipeline.new_run` and `pipeline.run_job`.
@@ -61,11 +75,15 @@ def start(
         run = new_run(recipe, config, out, from_run, runtime.ranks)
         log_to(out)
         reporter.line(f"paramgolf run {recipe} -> {out}")
+        if log and runtime.ranks.main:
+            _open_log(log, run)
         return run_job(run, recipe, config, reporter, runtime)
 
 
-def resume(path: Path, reporter: Reporter) -> dict[str, Any]:
-    """Go on with the run at `path`; gives what `results.json` holds.
+def resume(
+    path: Path, reporter: Reporter, log: Callable[[RunDir], Listener] | None = None
+) -> dict[str, Any]:
+    """Go on with the run at `path`; gives what `results.json` holds. Arguments as `start`.
 
     Raises:
         UserError: if there is no run, and see `pipeline.run_job`.
@@ -75,4 +93,15 @@ def resume(path: Path, reporter: Reporter) -> dict[str, Any]:
         log_to(path)
         reporter.line(f"paramgolf run {recipe} -> {path} (resumed)")
         run = RunDir(path, keeps_events=runtime.ranks.main)
+        if log and runtime.ranks.main:
+            _open_log(log, run)
         return run_job(run, recipe, config, reporter, runtime)
+
+
+def _open_log(log: Callable[[RunDir], Listener], run: RunDir) -> None:
+    try:
+        run.listener = log(run)
+    except Exception as error:
+        raise UserError(
+            f"the log cannot be opened: {error}; mend it, then `paramgolf run --resume {run.path}`"
+        ) from error

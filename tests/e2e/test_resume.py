@@ -177,8 +177,8 @@ def test_preempted_in_the_last_step(options: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     slow = ["--train.max-steps", "1", "--train.batch-tokens", "65536"]
     process = command.start("run", "tiny", *options, *slow, "--out", run)
-    wait_until(lambda: started(run, "train") > 0, process)
-    time.sleep(1.5)  # the step takes several seconds
+    wait_until(lambda: any(e["event"] == "clock_started" for e in events(run)), process)
+    time.sleep(0.5)  # the step takes several seconds
     assert not (run / "checkpoints" / "ema.safetensors").exists()
     process.send_signal(signal.SIGTERM)
     message = one_line_error(finish(process), code=75)

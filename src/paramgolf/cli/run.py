@@ -6,7 +6,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
@@ -36,15 +36,25 @@ class RunArguments:
     """Directory of the run; by default runs/RECIPE-DATE-TIME."""
     from_run: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Take text and trained weights over from this run, and run the rest."""
+    log: Literal["none", "wandb", "tensorboard"] = "none"
+    """Show the run's figures there, too, while it goes on."""
+
+
+@dataclass(frozen=True)
+class ResumeArguments:
+    """Go on with a run after its last finished stage."""
+
+    run: tyro.conf.Positional[Path]
+    """Its directory."""
+    log: Literal["none", "wandb", "tensorboard"] = "none"
+    """Show the run's figures there, too, while it goes on."""
 
 
 def run(arguments: list[str]) -> None:
     """`paramgolf run`: run a recipe."""
     reporter = standard_output()
     if arguments and arguments[0] == "--resume":
-        if len(arguments) != 2:
-            raise ConfigError("--resume takes one run's directory and no other option")
-        _resume(Path(arguments[1]), reporter)
+        _resume(arguments[1:], reporter)
         return
     if not arguments or arguments[0] in ("--help", "-h"):
         reporter.line(usage())
@@ -63,19 +73,25 @@ def run(arguments: list[str]) -> None:
     _start(recipe, parsed, reporter)
 
 
+def _resume(arguments: list[str], reporter: Reporter) -> None:
+    from paramgolf.session import resume
+    from paramgolf.tools.tracking import tracker
+
+    if not arguments or any(word.startswith("-") for word in arguments[1:] if word != "--log"):
+        raise ConfigError("--resume takes one run's directory and no other option but --log")
+    parsed = tyro.cli(ResumeArguments, prog="paramgolf run --resume", args=arguments)
+    _print_results(resume(parsed.run, reporter, tracker(parsed.log)), parsed.run, reporter)
+
+
 def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
     from paramgolf.session import start
+    from paramgolf.tools.tracking import tracker
 
     out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     from_run = Path(parsed.from_run) if parsed.from_run else None
-    results = start(recipe, _with_absolute_paths(parsed.config), out, from_run, reporter)
+    config = _with_absolute_paths(parsed.config)
+    results = start(recipe, config, out, from_run, reporter, tracker(parsed.log))
     _print_results(results, out, reporter)
-
-
-def _resume(path: Path, reporter: Reporter) -> None:
-    from paramgolf.session import resume
-
-    _print_results(resume(path, reporter), path, reporter)
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

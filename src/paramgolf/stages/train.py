@@ -68,7 +68,8 @@ def _train(job: Job, trainer: Trainer) -> float:
     loop = _Loop(trainer, sampler, job.run, job.reporter)
     loop.resume()
     with deferred_termination() as preempted:
-        loop.run_to_the_end(preempted)
+        with ledger.shown("train: steps"):
+            loop.run_to_the_end(preempted)
         loop.require_finite_weights()
         _require_equal_weights(trainer)
         if runtime.ranks.main:
@@ -218,6 +219,7 @@ class _Loop:
         Raises:
             Preempted: if a rank was asked to stop; there is a checkpoint then.
         """
+        self._run.event("clock_started", elapsed_seconds=self.start_elapsed)
         self.clock.start(self.start_elapsed)
         in_flight: _InFlight | None = None
         sequences = self._next_sequences()
@@ -298,7 +300,7 @@ class _Loop:
             raise self._diverged(f"the training loss is {self.last_loss} at step {number}")
         config = self._config
         done = number if config.max_steps else self.clock.elapsed
-        if self._progress.due() or number % 50 == 0:
+        if self._progress.due() or number == 1 or number % 50 == 0:
             rate = config.batch_tokens / self.clock.step_seconds
             self._run.event(
                 "train",
