@@ -146,8 +146,9 @@ def test_build_writes_sidecars(cli: Cli, built: Path, cased: Path) -> None:
     info = cli("data", "info", built)
     assert info.code == 0, info.stderr
     assert f"{len(shards)}, {int(counts.sum()):,} bytes" in info.stdout
+    assert f"and {len(shards)} sidecars" in info.stdout
     assert "CaseOps" in info.stdout
-    assert "matches all" in info.stdout
+    assert f"matches all {len(list(built.glob('*_0*.bin'))) - len(shards)} shards" in info.stdout
     rows = {row[0]: row for row in table_rows(info.stdout)}
     assert rows["val"][3:] == [f"{counts.sum():,}", f"{counts.sum() / len(tokens):.3f}",
                                f"{len(shards)}"]  # fmt: skip

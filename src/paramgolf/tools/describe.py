@@ -127,4 +127,5 @@ def _manifest(folder: Path, files: dict[str, list[Path]]) -> str:
     wrong = sorted(name for name in {*stated, *found} if stated.get(name) != found.get(name))
     if wrong:
         return f"does not match: {', '.join(wrong)}"
-    return f"matches all {len(found)} files (SHA-256)"
+    beside = len(every) - sum(map(len, files.values()))
+    return f"matches all {len(every) - beside} shards and {beside} sidecars (SHA-256)"
