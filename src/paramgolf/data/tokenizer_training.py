@@ -14,8 +14,8 @@ from paramgolf.errors import UserError
 _LONGEST_SENTENCE_BYTES = 4192
 _SPACE = "\u2581"
 _CASE_PIECES = [*OPERATORS, _SPACE + TITLE, _SPACE + CAPS]
-"""The operators, and those that stand behind a space together with it: else a capitalised word
-takes three pieces, and a text of 8,192 pieces 7 % more tokens (docs/experiments.md)."""
+"""The operators, and those that stand behind a space together with it: with the operators alone a
+capitalised word takes three tokens, and a text 7 % more in all (docs/experiments.md)."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = False) -> bytes:
