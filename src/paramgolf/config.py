@@ -48,6 +48,9 @@ class DataConfig:
     tokenizer: str = ""
     """A SentencePiece model file. Empty: tokenizer.model beside the shards, else one is trained on
     the training split."""
+    case_ops: bool = False
+    """Train the tokenizer with CaseOps: capitals become operators and lower case, losslessly. A
+    given tokenizer decides for itself."""
     val_share: float = 0.1
     """Share of the documents (by hash) held out for scoring; source "stdlib" only."""
     adapt_share: float = 0.1

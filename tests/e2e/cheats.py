@@ -79,3 +79,10 @@ def token_bytes(self, tokens):
 
 Tokenizer.token_bytes = token_bytes
 """
+
+COUNTED_OPERATORS = """
+from paramgolf.data.tokenizer import Tokenizer
+
+honest = Tokenizer.token_bytes
+Tokenizer.token_bytes = lambda self, tokens: honest(self, tokens) + 3 * self._operator[tokens[1:]]
+"""

@@ -178,6 +178,22 @@ def in_child(function: Callable[[], Any], kill_when: Callable[[], bool] | None =
         process.join()
 
 
+def test_sidecars_come_with_their_shards(hub: LocalHub, out: Path) -> None:
+    """Original bytes of data with CaseOps; only those of the validation shards are there."""
+    files = repository()
+    sidecars = [f"fineweb_val_bytes_{number:06d}.bin" for number in range(VAL)]
+    files |= {path_of(name): shard(90 + number) for number, name in enumerate(sidecars)}
+    hub.commit(REPO, files)
+    get(out)
+    assert sorted(visible(out)) == sorted([*names(), *sidecars, "source.json"])
+    assert (out / sidecars[1]).read_bytes() == shard(91)
+    assert [path.name for path in find_shards(out, "val")] == names()[:VAL]
+    (out / sidecars[1]).write_bytes(b"damaged")
+    hub.taken()
+    get(out)
+    assert hub.taken() == [sidecars[1]]
+
+
 def test_fetches_what_was_asked_for(hub: LocalHub, out: Path) -> None:
     said = io.StringIO()
     fetched = fetch("fineweb", "sp8192", 2, out, Reporter(said))

@@ -159,6 +159,7 @@ def _info(arguments: list[str]) -> None:
         ("tokenizer", found.tokenizer),
         ("overlap", overlap),
         ("manifest", found.manifest),
+        ("sidecars", found.sidecars),
         ("sample", found.sample.replace("\n", "\\n")),
     ):
         reporter.line(f"{name:<10} {text}")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from paramgolf.data import shards
 from paramgolf.data.documents import is_jsonl, read_jsonl, read_text
+from paramgolf.data.sidecars import check_sidecars, is_sidecar
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 
@@ -28,15 +29,21 @@ class Stream(NamedTuple):
 def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream]:
     """One stream a text or JSONL file; all shards (.bin) together are one, as a split is.
 
+    Sidecars, which a glob names together with their shards, are no text.
+
     Raises:
-        UserError: if a file is missing or damaged, or has no text.
+        UserError: if a file is missing or damaged, has no text, or a sidecar is wrong.
     """
     bins = [path for path in files if path.suffix == ".bin"]
     if bins:
-        for path in bins:
+        texts = [path for path in bins if not is_sidecar(path)]
+        if not texts:
+            raise UserError(f"{bins[0]} has the bytes of tokens, not tokens: name its shard")
+        for path in texts:
             shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
-        tokens = shards.read_stream(bins)
-        yield Stream(", ".join(map(str, bins)), tokens, tokenizer.decode_documents(tokens))
+        check_sidecars(texts, tokenizer)
+        tokens = shards.read_stream(texts)
+        yield Stream(", ".join(map(str, texts)), tokens, tokenizer.decode_documents(tokens))
     for path in files:
         if path in bins:
             continue

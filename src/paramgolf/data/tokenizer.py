@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -13,14 +14,21 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from paramgolf.errors import UserError
+from paramgolf.data.caseops import ESCAPE, OPERATORS, from_caseops, to_caseops
+from paramgolf.errors import ConfigError, UserError
 
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
 _SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 
 
 class Tokenizer:
-    """A SentencePiece model and its byte table."""
+    """A SentencePiece model and its byte table.
+
+    Attributes:
+        case_ops: whether the operators of `data.caseops` are among its user-defined pieces. It then
+            encodes what `to_caseops` makes of a text, and gives the text itself back.
+        escape: the piece that is U+E004, where it is an operator; else no piece.
+    """
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
         """Load a serialized SentencePiece model; `name` stands for it in errors.
@@ -42,11 +50,19 @@ class Tokenizer:
         if self._processor.bos_id() < 0:
             raise UserError(f"{name} has no BOS piece, which every document begins with")
         self.bos: int = self._processor.bos_id()
+        self.case_ops = all(_is_user_defined(operator, model) for operator in OPERATORS)
+        self.escape: int = self._processor.piece_to_id(ESCAPE) if self.case_ops else -1
         # A tokenizer that adds a leading space, or trims it, decodes the first piece without it.
         adds_space = self._processor.encode("x", out_type=str)[0].startswith(_SPACE)
         keeps_space = self._processor.decode(self._processor.encode(" x")) == " x"
         self._keeps_leading_space = keeps_space and not adds_space
         self._boundary = np.array([self._is_boundary(i) for i in range(self.vocab_size)])
+        self._operator = np.array(
+            [
+                self.case_ops and self._processor.id_to_piece(i) in OPERATORS
+                for i in range(self.vocab_size)
+            ]
+        )
         self._bytes, self._bytes_at_start = self._byte_tables(name)
         byte_pieces = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         # Where an added space would come between them, text cannot be encoded in parts.
@@ -65,6 +81,18 @@ class Tokenizer:
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
 
+    def require_case_ops(self, name: str, key: str) -> None:
+        """Check that it has the operators of CaseOps, as the option `key` says.
+
+        Raises:
+            ConfigError: if not.
+        """
+        if not self.case_ops:
+            raise ConfigError(
+                f"{key} is not possible with {name}: U+E001 to U+E004 are not among its "
+                "user-defined pieces; take the option away, or the tokenizer, to train one"
+            )
+
     def _byte_tables(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Bytes of every piece: after a text token, and after a boundary token."""
         processor = self._processor
@@ -79,7 +107,10 @@ class Tokenizer:
             if processor.is_byte(token):
                 num_bytes[token] = 1
             else:
-                num_bytes[token] = len(piece.replace(_SPACE, " ").encode())
+                text = piece.replace(_SPACE, " ")
+                if self.case_ops:
+                    text = _without_operators(text, f"{name}, piece {token}")
+                num_bytes[token] = len(text.encode())
                 leading_space[token] = piece.startswith(_SPACE)
         if self._keeps_leading_space:
             return num_bytes, num_bytes
@@ -100,11 +131,22 @@ class Tokenizer:
         Returns:
             (N,) bytes: 0 for control, unknown and unused pieces, 1 for a byte piece, else the
             UTF-8 length of the piece with spaces for U+2581. A leading space right after a
-            boundary counts only if the tokenizer is one that keeps it there.
+            boundary counts only if the tokenizer is one that keeps it there. Operators of CaseOps
+            count 0, one that an escape makes a character of the text 3. Like the rest this holds of
+            what `encode` gives, cut anywhere; byte pieces that spell an operator, which it never
+            gives, count 1 each.
         """
         targets, previous = tokens[1:], tokens[:-1]
         starts = self._boundary[previous]
-        return np.where(starts, self._bytes_at_start[targets], self._bytes[targets])
+        counted = np.where(starts, self._bytes_at_start[targets], self._bytes[targets])
+        escapes = tokens == self.escape
+        if escapes.any():
+            places = np.arange(len(tokens))
+            run = places - np.maximum.accumulate(np.where(escapes, -1, places))
+            # Escapes in a row escape each other: only behind an odd number is there one to come.
+            literal = (run[:-1] % 2 == 1) & self._operator[targets]
+            counted[literal] = len(ESCAPE.encode())
+        return counted
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
         """Tokens of every text, each beginning with BOS; texts are shared out over all cores.
@@ -116,6 +158,8 @@ class Tokenizer:
             UserError: if a text is no Unicode (it holds half of a surrogate pair).
         """
         mark = self._escaped_mark
+        if self.case_ops:
+            texts = [to_caseops(text) for text in texts]
         parts = [text.split(_SPACE) if mark else [text] for text in texts]
         try:
             encoded = iter(
@@ -139,10 +183,32 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of a document's tokens; U+FFFD for bytes that are no character."""
-        return self._processor.decode(list(tokens))
+        text = self._processor.decode(list(tokens))
+        return from_caseops(text) if self.case_ops else text
 
     def decode_documents(self, tokens: NDArray[np.uint16]) -> list[str]:
         """Texts of the documents in a stream, cut at every BOS (the first may lack its own)."""
         starts = np.flatnonzero(tokens == self.bos)
         pieces = np.split(tokens, starts[starts > 0])
-        return [self._processor.decode(piece.tolist()) for piece in pieces]
+        return [self.decode(piece.tolist()) for piece in pieces]
+
+
+def _is_user_defined(piece: str, model: bytes) -> bool:
+    """Whether a model has a piece of the type USER_DEFINED (4), which the library does not tell.
+
+    The message of a piece is the string, the score as a float, the type.
+    """
+    content = piece.encode()
+    message = b"\n%c%b(\x15.{4})?\x18\x04" % (len(content), re.escape(content))
+    return re.search(message, model, re.DOTALL) is not None
+
+
+def _without_operators(text: str, name: str) -> str:
+    """What a piece of a CaseOps tokenizer writes, spaces before an operator, say.
+
+    Raises:
+        UserError: if it holds an operator in such a place that it may be escaped or escape others.
+    """
+    if len(text) > 1 and (ESCAPE in text or any(operator in text[:-1] for operator in OPERATORS)):
+        raise UserError(f"{name} mixes an operator of CaseOps with text: its bytes are not certain")
+    return text.rstrip(OPERATORS)

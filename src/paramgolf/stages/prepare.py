@@ -16,6 +16,7 @@ from paramgolf.data.encoding import Stream, encode_documents
 from paramgolf.data.fingerprints import fingerprints
 from paramgolf.data.prepared import PreparedText, Split
 from paramgolf.data.provenance import Gathering, Provenance, Text
+from paramgolf.data.sidecars import check_sidecars
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.job import Job
@@ -112,6 +113,13 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
     with ledger.phase("data: check shards"):
         for path in (path for paths in files.values() for path in paths):
             shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
+        for paths in files.values():
+            found = check_sidecars(paths, tokenizer)
+            if found.bytes != found.table_bytes:
+                job.reporter.line(
+                    f"  sidecars  {found.bytes:,} bytes of the original text; the tokenizer, which "
+                    f"normalises, counts {found.table_bytes:,}"
+                )
         texts, made_of = _texts_of_shards(folder, files, tokenizer, job)
         names = [str(path.resolve()) for path in files["train"]]
         tokens = sum(len(shards.open_shard(path)) for path in files["train"])
@@ -204,7 +212,7 @@ def _tokenizer(job: Job, documents: list[Document]) -> Tokenizer:
 
     with job.ledger.phase("data: tokenizer"):
         texts = (document.text for document in documents)
-        tokenizer = Tokenizer(train_tokenizer(texts, config.model.vocab_size))
+        tokenizer = Tokenizer(train_tokenizer(texts, config.model.vocab_size, config.data.case_ops))
         write_bytes(job.run.tokenizer, tokenizer.model)
     return tokenizer
 
@@ -218,6 +226,8 @@ def _given_tokenizer(job: Job, path: Path) -> Tokenizer:
                 f"{path} has {tokenizer.vocab_size} pieces, but model.vocab_size = {wanted}; set "
                 f"--model.vocab-size {tokenizer.vocab_size}"
             )
+        if job.config.data.case_ops:
+            tokenizer.require_case_ops(str(path), "--data.case-ops")
         write_bytes(job.run.tokenizer, tokenizer.model)
     return tokenizer
 

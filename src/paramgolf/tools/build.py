@@ -31,6 +31,7 @@ from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import fingerprints
 from paramgolf.data.provenance import Gathering, Provenance, Text
 from paramgolf.data.shards import ShardWriter
+from paramgolf.data.sidecars import write_sidecars
 from paramgolf.data.sources import find_sources, read_documents
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
@@ -59,6 +60,8 @@ class BuildConfig:
     """A SentencePiece model to use; by default one is trained on the training text."""
     vocab_size: int = 8192
     """Pieces of the tokenizer that is trained."""
+    case_ops: bool = False
+    """Train it with CaseOps: capitals become operators and lower case, losslessly."""
     sample_bytes: int = 32_000_000
     """Train it on a random sample of so much text."""
     val_share: float = 0.1
@@ -150,7 +153,10 @@ class _Build:
         config = self._config
         given = asdict(config)
         if config.tokenizer:
-            given["tokenizer"] = Tokenizer.load(Path(config.tokenizer)).sha256
+            tokenizer = Tokenizer.load(Path(config.tokenizer))
+            if config.case_ops:
+                tokenizer.require_case_ops(config.tokenizer, "--case-ops")
+            given["tokenizer"] = tokenizer.sha256
         files = {
             split: [{"file": str(path), "bytes": path.stat().st_size} for path in paths]
             for split, paths in self._files.items()
@@ -186,7 +192,7 @@ class _Build:
                 f"  tokenizer {config.vocab_size:,} pieces from {len(texts):,} documents, "
                 f"{size:,} bytes"
             )
-            write_bytes(trained, train_tokenizer(texts, config.vocab_size))
+            write_bytes(trained, train_tokenizer(texts, config.vocab_size, config.case_ops))
         return Tokenizer.load(trained)
 
     def _sample(self) -> list[str]:
@@ -354,6 +360,9 @@ class _Build:
                 "text_sha256": texts[name].sha256,
                 "shards": shards,
             }
+            if name == "val" and tokenizer.case_ops:
+                sidecars = write_sidecars([out / shard for shard in shards], tokenizer)
+                splits[name]["sidecars"] = {path.name: sha256_of_file(path) for path in sidecars}
         write_bytes(out / "tokenizer.model", tokenizer.model)
         made_of = "not known: the tokenizer was given" if config.tokenizer else "train"
         provenance = out / "provenance.safetensors"
@@ -367,7 +376,11 @@ class _Build:
                 "empty": counts.empty,
                 "duplicates": counts.duplicates,
             },
-            "tokenizer": {"sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
+            "tokenizer": {
+                "sha256": tokenizer.sha256,
+                "vocab_size": tokenizer.vocab_size,
+                "case_ops": tokenizer.case_ops,
+            },
             "splits": splits,
             "overlap": overlap._asdict(),
             "provenance_sha256": sha256_of_file(provenance),
@@ -384,7 +397,7 @@ class _Overlap(NamedTuple):
 
 def _require_equal(out: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key, value in wanted.items():
-        if made.get(key) != value:
+        if made.get(key, False) != value:  # an older one did not have every key
             what = "other files, or files of other sizes" if key == "files" else f"another {key}"
             raise ConfigError(
                 f"{out} was begun with {what}: choose another --out, or remove that folder"

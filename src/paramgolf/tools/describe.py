@@ -12,6 +12,7 @@ from paramgolf.data import shards
 from paramgolf.data.chunks import SPLITS
 from paramgolf.data.fingerprints import fingerprints
 from paramgolf.data.provenance import Gathering, Provenance, Text
+from paramgolf.data.sidecars import check_sidecars, sidecar_of
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.rundir import read_json, sha256_of_file
@@ -42,6 +43,8 @@ class Description(NamedTuple):
     """The beginning of the validation text, decoded."""
     manifest: str
     """Whether the manifest tells the truth."""
+    sidecars: str
+    """Whether the sidecars, if there are some, do."""
 
 
 def describe(folder: Path, tokenizer: Path | None, reporter: Reporter) -> Description:
@@ -90,7 +93,24 @@ def describe(folder: Path, tokenizer: Path | None, reporter: Reporter) -> Descri
     kind = f"{pieces.vocab_size:,} pieces, sha256 {pieces.sha256[:16]}"
     if not pieces.lossless:
         kind += ", not lossless (it normalises text)"
-    return Description(splits, kind, share, seen, sample, _manifest(folder, files))
+    if pieces.case_ops:
+        kind += ", CaseOps"
+    return Description(
+        splits, kind, share, seen, sample, _manifest(folder, files), _sidecars(files, pieces)
+    )
+
+
+def _sidecars(files: dict[str, list[Path]], tokenizer: Tokenizer) -> str:
+    try:
+        found = [check_sidecars(paths, tokenizer) for paths in files.values()]
+    except UserError as error:
+        return f"WRONG: {error}"
+    if not (number := sum(each.number for each in found)):
+        return "none"
+    stated, table = sum(each.bytes for each in found), sum(each.table_bytes for each in found)
+    if stated != table:
+        return f"{number}, {stated:,} bytes of the original text; by the tokenizer {table:,}"
+    return f"{number}, {stated:,} bytes, each token as the tokenizer counts it"
 
 
 def _manifest(folder: Path, files: dict[str, list[Path]]) -> str:
@@ -99,10 +119,13 @@ def _manifest(folder: Path, files: dict[str, list[Path]]) -> str:
     stated = {
         name: hashed
         for split in read_json(folder / MANIFEST)["splits"].values()
-        for name, hashed in split["shards"].items()
+        for name, hashed in {**split["shards"], **split.get("sidecars", {})}.items()
     }
-    found = {path.name: sha256_of_file(path) for paths in files.values() for path in paths}
+    every = [path for paths in files.values() for path in paths]
+    every += filter(Path.exists, map(sidecar_of, list(every)))
+    found = {path.name: sha256_of_file(path) for path in every}
     wrong = sorted(name for name in {*stated, *found} if stated.get(name) != found.get(name))
     if wrong:
         return f"does not match: {', '.join(wrong)}"
-    return f"matches all {len(found)} shards (SHA-256)"
+    beside = len(every) - sum(map(len, files.values()))
+    return f"matches all {len(every) - beside} shards and {beside} sidecars (SHA-256)"

@@ -20,7 +20,7 @@ from paramgolf.tools.manifest import Plan, make_plan
 
 _REPOS = {"sp8192": "kevclark/parameter-golf"}
 _CHALLENGE_REPO = "willdepueoai/parameter-golf"
-_SHARD = re.compile(r"fineweb_(train|val)_\d{6}\.bin")
+_SHARD = re.compile(r"fineweb_(train|val|val_bytes)_\d{6}\.bin")
 
 
 class Fetched(NamedTuple):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from paramgolf.data.sidecars import sidecar_of
 from paramgolf.errors import UserError
 from paramgolf.tools.hub import Hub, HubFile
 
@@ -68,6 +70,9 @@ def make_plan(hub: Hub, variant: str, train_shards: int) -> Plan:
         place = f"datasets/datasets/{dataset}/{name}"
         if split == "val" or number < asked:
             places[name] = place
+            sidecar = sidecar_of(Path(place))  # which data with CaseOps has
+            if sidecar.as_posix() in hub.files:
+                places[sidecar.name] = sidecar.as_posix()
         elif place in hub.files:
             spare[name] = hub.files[place]
     places[TOKENIZER] = f"datasets/{model}"  # last: without it the folder is of no use yet

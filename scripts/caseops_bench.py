@@ -1,0 +1,188 @@
+"""CaseOps on one H200: the recipe h200 with two tokenizers that were trained alike, one with it.
+
+Both have 8,192 pieces from the same 40 MB of training text, both models train for 180 s, and both
+are scored on the same documents, in bits per byte of the original text: those that hold the first
+2,883,585 tokens of the plain tokenizer, whole. (`--data.val-targets` counts tokens, so that it
+would end the two at different places.)
+
+Cost: about 6 minutes a run on one NVIDIA H200 with 16 CPU cores, in two commands. Needs the folder
+`corpus/` (train.jsonl.xz and val.jsonl.xz of the bench). Prints, for each and as a difference:
+bytes a token, tokens scored, steps and text seen in training, BPB after EMA, quantized, and
+quantized with sliding windows (not adapted), and the bytes that count.
+
+    python scripts/caseops_bench.py --out runs/caseops --only plain
+    python scripts/caseops_bench.py --out runs/caseops --only caseops
+    python scripts/caseops_bench.py --out runs/caseops --table
+    python scripts/caseops_bench.py --out runs/caseops --speed   # of encoding 16 MB, on a CPU
+    python scripts/caseops_bench.py --out runs/smoke --smoke  # both, on a CPU, no figures
+
+Every run directory is resumable: a second call goes on where the first was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from paramgolf.data.caseops import from_caseops, to_caseops
+from paramgolf.data.documents import Document, find_jsonl, read_jsonl
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.tokenizer_training import train_tokenizer
+
+
+class Size(NamedTuple):
+    """The bench, or a small one."""
+
+    recipe: str
+    vocab_size: int
+    sample_bytes: int
+    train_bytes: float
+    val_tokens: int
+    options: tuple[str, ...]
+
+
+FULL = Size("h200", 8192, 40_000_000, float("inf"), 2_883_585, ())
+SMOKE = Size(
+    "tiny", 1024, 1_000_000, 1_000_000, 20_000, ("--train.max-steps=10", "--adapt.text=none")
+)
+NAMES = ("plain", "caseops")
+
+
+def documents(corpus: Path, split: str, most_bytes: float) -> Iterator[Document]:
+    """The first documents of a split, up to so many bytes."""
+    size = 0
+    for path in find_jsonl(corpus, split):
+        for document in read_jsonl(path):
+            yield document
+            size += len(document.text.encode())
+            if size >= most_bytes:
+                return
+
+
+def write_jsonl(path: Path, texts: list[str]) -> None:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def prepare(out: Path, corpus: Path, size: Size) -> None:
+    """The tokenizers, and a folder of the training text and of the documents to score."""
+    folder = out / "text"
+    if (folder / "val.jsonl").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    sample = [text for _, text in documents(corpus, "train", size.sample_bytes)]
+    for name in NAMES:
+        model = train_tokenizer(sample, size.vocab_size, case_ops=name == "caseops")
+        (out / f"{name}.model").write_bytes(model)
+    if size.train_bytes < float("inf"):
+        write_jsonl(folder / "train.jsonl", sample)
+    else:
+        for path in find_jsonl(corpus, "train"):
+            link = folder / path.name
+            if not link.exists():
+                link.symlink_to(path.resolve())
+    plain = Tokenizer.load(out / "plain.model")
+    scored: list[str] = []
+    tokens = 0
+    for _, text in documents(corpus, "val", float("inf")):
+        scored.append(text)
+        tokens += len(plain.encode([text])[0])
+        if tokens >= size.val_tokens:
+            break
+    write_jsonl(folder / "val.jsonl", scored)
+
+
+def run(name: str, out: Path, size: Size) -> None:
+    command = [sys.executable, "-m", "paramgolf", "run"]
+    if (out / name / "config.json").exists():
+        command += ["--resume", str(out / name)]
+    else:
+        command += [size.recipe, "--out", str(out / name), *size.options]
+        command += ["--data.source", str(out / "text"), "--data.val-targets", "0"]
+        command += ["--data.tokenizer", str(out / f"{name}.model")]
+        command += ["--model.vocab-size", str(size.vocab_size)]
+    subprocess.run(command, check=True)
+
+
+def figures(run: Path) -> dict[str, float]:
+    results = json.loads((run / "results.json").read_text())
+    batch = json.loads((run / "config.json").read_text())["train"]["batch_tokens"]
+    stages = results["stages"]
+    score = stages["sliding"]
+    per_token = score["bytes"] / score["tokens"]
+    return {
+        "bytes scored": score["bytes"],
+        "tokens scored": score["tokens"],
+        "bytes a token": per_token,
+        "steps": results["steps"],
+        "MB of text seen (by that ratio)": results["steps"] * batch * per_token / 1e6,
+        "BPB after EMA": stages["ema"]["bpb"],
+        "BPB quantized, plain": stages["quantized"]["bpb"],
+        "BPB quantized, sliding": score["bpb"],
+        "bytes that count": results["bytes"]["total"],
+    }
+
+
+def print_table(out: Path) -> None:
+    there = [name for name in NAMES if (out / name / "results.json").exists()]
+    columns = {name: figures(out / name) for name in there}
+    if len({column["bytes scored"] for column in columns.values()}) > 1:
+        raise SystemExit("the runs scored different texts: nothing to compare")
+    print(f"\n| what | {' | '.join(there)} | difference |\n|---|{'---:|' * (len(there) + 1)}")
+    for what in columns[there[0]] if there else ():
+        values = [column[what] for column in columns.values()]
+        difference = values[1] - values[0] if len(values) == 2 else None
+        shown = [
+            "-" if v is None else f"{v:,.4f}" if isinstance(v, float) else f"{v:,}"
+            for v in (*values, difference)
+        ]
+        print(f"| {what} | {' | '.join(shown)} |")
+
+
+def print_speed(out: Path, corpus: Path) -> None:
+    """Of the transform alone, and of both tokenizers (all threads), with their bytes a token."""
+    texts = [text for _, text in documents(corpus, "train", 16e6)]
+    size = sum(len(text.encode()) for text in texts)
+    start = time.process_time()
+    written = [to_caseops(text) for text in texts]
+    print(f"\nto_caseops    {size / 1e6 / (time.process_time() - start):6.1f} MB a CPU second")
+    start = time.process_time()
+    back = [from_caseops(text) for text in written]
+    print(f"from_caseops  {size / 1e6 / (time.process_time() - start):6.1f} MB a CPU second")
+    assert back == texts
+    for name in NAMES:
+        tokenizer = Tokenizer.load(out / f"{name}.model")
+        start = time.process_time()
+        tokens = sum(map(len, tokenizer.encode(texts)))
+        speed = size / 1e6 / (time.process_time() - start)
+        print(f"{name:<13} {speed:6.1f} MB a CPU second; {size / tokens:.4f} bytes a token")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, default=Path("corpus"))
+    parser.add_argument("--only", choices=NAMES)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--speed", action="store_true")
+    arguments = parser.parse_args()
+    size = SMOKE if arguments.smoke else FULL
+    if arguments.speed:
+        prepare(arguments.out, arguments.corpus, size)
+        print_speed(arguments.out, arguments.corpus)
+        return
+    if not arguments.table:
+        prepare(arguments.out, arguments.corpus, size)
+        for name in [arguments.only] if arguments.only else NAMES:
+            run(name, arguments.out, size)
+    print_table(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
