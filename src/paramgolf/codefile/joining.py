@@ -100,7 +100,9 @@ class _Joiner:
             single = copy.copy(statement)
             single.names = [alias]
             name, text = alias.asname or alias.name, ast.unparse(single)
-            names[name.split(".")[0]] = name.split(".")[0]
+            bound_name = name.split(".")[0]
+            if names.setdefault(bound_name, bound_name) != bound_name:
+                raise ValueError(f"{text}: {bound_name} is something else, too")
             if name not in self._foreign:
                 self._foreign[name] = text
                 self.body.append(single)
@@ -154,11 +156,18 @@ class _Resolver(Renamer):
 
     def __init__(self, names: dict[str, str], modules: dict[str, dict[str, str]]) -> None:
         super().__init__(names)
+        self._globals = names
         self._modules = modules
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if node.id in self._modules and self.is_global(node.id):
             raise ValueError(f"the module {node.id} is used as a value")
+        if (
+            node.id in self._globals
+            and self.in_class_with(node.id)
+            and isinstance(node.ctx, ast.Load)
+        ):
+            raise ValueError(f"a class reads and binds the global name {node.id}")
         return super().visit_Name(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:

@@ -96,7 +96,9 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
             logits.append(round(log((chance + 0.5) / (4095.5 - chance)) * 256) / 256)
             after_0.append(state + chance - chance * 5 // (5 * seen + 6))
             after_1.append(state + chance + (4095 - chance) * 5 // (5 * seen + 6))
-    chances = [round(65536 / (1 + exp(-logit / 256))) for logit in range(-2047, 2048)]
+    # Indexed by logits in 1/256, below 0 as well; what is beyond the table is an IndexError.
+    indices = (min(max(logit, -2047), 2047) for logit in (*range(16384), *range(-16384, 0)))
+    chances = [round(65536 / (1 + exp(-logit / 256))) for logit in indices]
     weights = [[[0.25] * 6 for _ in range(_MOST_SEEN + 1)] for _ in range(7)]
     table_a, table_b, table_c, table_d, table_e, table_f = ({} for _ in range(6))
     text = bytearray()
@@ -127,7 +129,7 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
             w_a, w_b, w_c, w_d, w_e, w_f = mixer
             logit = w_a * logit_a + w_b * logit_b + w_c * logit_c
             logit += w_d * logit_d + w_e * logit_e + w_f * logit_f
-            chance = chances[max(0, min(4094, int(logit * 256) + 2047))]
+            chance = chances[int(logit * 256)]
             bit = code_bit(chance)
             step = ((bit << 16) - chance) * _LEARNING_RATE
             mixer[:] = (

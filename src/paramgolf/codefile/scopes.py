@@ -42,6 +42,11 @@ class Renamer(ast.NodeTransformer):
             for distance, (kind, names) in enumerate(reversed(self._scopes[1:]))
         )
 
+    def in_class_with(self, name: str) -> bool:
+        """Whether the visit is in the body of a class that binds a name."""
+        kind, names = self._scopes[-1]
+        return kind is ast.ClassDef and name in names
+
     def visit_Name(self, node: ast.Name) -> ast.AST:
         """A variable."""
         node.id = self.renamed(node.id)
