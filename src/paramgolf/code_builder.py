@@ -31,9 +31,9 @@ from paramgolf.config import (
     TrainConfig,
 )
 
-_ENTRY = "paramgolf.standalone"
+ENTRY = "paramgolf.standalone"
 _CONFIG = "paramgolf.config"
-_LEFT_OUT = {
+LEFT_OUT = {
     "paramgolf.code_builder",
     "paramgolf.data.corpus",
     "paramgolf.data.tokenizer_training",
@@ -66,20 +66,20 @@ def build(config: RunConfig) -> bytes:
     It does not say where the text and the tokenizer were, nor on which device.
     """
     data = replace(config.data, source=DataConfig().source, tokenizer="")
-    program = _program(replace(config, device="auto", data=data))
+    text = program(replace(config, device="auto", data=data))
     decoder = ast.parse(Path(mixing.__file__).read_text())
-    text = _LOADER.format(
+    file = _LOADER.format(
         decoder=_quoted(zlib.compress(_small(decoder, "decode").encode(), 9)),
-        coded=mixing.encode(program).decode("latin-1"),
-        length=len(program),
+        coded=mixing.encode(text).decode("latin-1"),
+        length=len(text),
     )
-    return text.encode("latin-1")
+    return file.encode("latin-1")
 
 
-def _program(config: RunConfig) -> bytes:
+def program(config: RunConfig) -> bytes:
     """One module, in ASCII, whose `main`, given the file's path, is the command line."""
-    module, names = joined(Path(__file__).parent, _ENTRY, _LEFT_OUT)
-    entry, classes = names[_ENTRY]["main"], names[_CONFIG]
+    module, names = joined(Path(__file__).parent, ENTRY, LEFT_OUT)
+    entry, classes = names[ENTRY]["main"], names[_CONFIG]
     unchecked = {classes[cls.__name__] for cls in _CHECKED}
     for node in module.body:
         if isinstance(node, ast.ClassDef) and node.name in unchecked:
