@@ -1,57 +1,63 @@
-"""The code as one counted file: the modules that a run needs, minified and compressed.
+"""The code as one counted file: what a run needs of the package, in as few bytes as we know how.
 
-`train_gpt.py` is a Python file in Latin-1 whose one long string is a bzip2 stream of all modules
-and of the run's configuration (LZMA takes 3 % more). An import hook serves them as the package
-`paramgolf`; nothing is read from any other file.
+`train_gpt.py` is a Python file in Latin-1: a decoder, a string that it decodes to one module (all
+modules, joined; the run's configuration is in it), and an import hook that serves this as the
+package `paramgolf`. Nothing is read from any other file.
 """
 
 from __future__ import annotations
 
 import ast
-import bz2
-import json
-from collections.abc import Iterable
+import dataclasses
+import zlib
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import python_minifier
 
-from paramgolf.config import DataConfig, RunConfig, to_json
-
-_ENTRY = "standalone"
-_LEFT_OUT = {
-    "__main__",
-    "recipes",
-    "code_builder",
-    "data.chunks",
-    "data.corpus",
-    "data.sources",
-    "data.tokenizer_training",
-    "scoring.coded_text",
-}
-"""Modules that only the installed command uses; a bundle starts from documents or shards."""
-
-_ANNOTATIONS = python_minifier.RemoveAnnotationsOptions(
-    remove_variable_annotations=True,
-    remove_return_annotations=True,
-    remove_argument_annotations=True,
-    remove_class_attribute_annotations=False,  # dataclasses and named tuples are made of them
+from paramgolf.codefile import mixing
+from paramgolf.codefile.joining import joined
+from paramgolf.codefile.shaking import shaken, untyped
+from paramgolf.codefile.shortening import shortened
+from paramgolf.config import (
+    AdaptConfig,
+    DataConfig,
+    LimitsConfig,
+    PackConfig,
+    RunConfig,
+    ScoreConfig,
+    TrainConfig,
 )
 
+ENTRY = "paramgolf.standalone"
+_CONFIG = "paramgolf.config"
+LEFT_OUT = {
+    "paramgolf.code_builder",
+    "paramgolf.data.corpus",
+    "paramgolf.data.tokenizer_training",
+}
+"""What only the installed command does: a bundle starts from documents or shards, as it is."""
+
+_CHECKED = (AdaptConfig, DataConfig, LimitsConfig, PackConfig, RunConfig, ScoreConfig, TrainConfig)
+"""Values are checked when the file is made; the other classes are read from artifacts as well."""
+
 _LOADER = """#coding:l1
-import sys,bz2,json
+import sys,zlib
 from importlib import abc,util
-M=json.loads(bz2.decompress('{payload}'.encode('l1')))
+exec(zlib.decompress('{decoder}'.encode('l1')))
+M=decode('{coded}'.encode('l1'),{length}).decode()
 class L(abc.MetaPathFinder,abc.InspectLoader):
  def find_spec(s,n,*_):
-  return util.spec_from_loader(n,s,origin=__file__,is_package=M['p'].get(n))if n in M['m']else None
- def get_source(s,n):return M['m'][n]
- def is_package(s,n):return M['p'].get(n)
- def get_code(s,n):return compile(M['m'][n],f'{{__file__}}/{{n}}','exec')
+  if n=='paramgolf':return util.spec_from_loader(n,s,origin=__file__)
+ def get_source(s,n):return M
+ def get_code(s,n):return compile(M,__file__+'/'+n,'exec')
 sys.meta_path.insert(0,L())
-from paramgolf.{entry} import main
-if __name__=='__main__':main(M['c'],__file__)
+from paramgolf import main
+if __name__=='__main__':main(__file__)
 """
+"""`get_source` is for tracebacks."""
 
 
 def build(config: RunConfig) -> bytes:
@@ -60,81 +66,48 @@ def build(config: RunConfig) -> bytes:
     It does not say where the text and the tokenizer were, nor on which device.
     """
     data = replace(config.data, source=DataConfig().source, tokenizer="")
-    config = replace(config, device="auto", data=data)
-    modules = _modules()
-    trees = {name: ast.parse(source) for name, (source, _) in modules.items()}
-    renamed = _Renamed(_private_names(trees.values()))
-    sources = {name: ast.unparse(renamed.visit(tree)) for name, tree in trees.items()}
-    payload = {
-        "m": {name: _minified(source, name) for name, source in sources.items()},
-        "p": {name: 1 for name, (_, is_package) in modules.items() if is_package},
-        "c": to_json(config),
-    }
-    plain = json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode()
-    text = _LOADER.format(payload=_quoted(bz2.compress(plain)), entry=_ENTRY)
-    return text.encode("latin-1")
-
-
-def _modules() -> dict[str, tuple[str, bool]]:
-    """Sources by module name, and whether the module is a package."""
-    root = Path(__file__).parent
-    modules = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = list(path.relative_to(root).with_suffix("").parts)
-        is_package = parts[-1] == "__init__"
-        name = ".".join(parts[:-1] if is_package else parts)
-        if name not in _LEFT_OUT and not name.startswith(("tools", "cli")):
-            full = f"paramgolf.{name}" if name else "paramgolf"
-            modules[full] = path.read_text(), is_package
-    return modules
-
-
-def _private_names(trees: Iterable[ast.Module]) -> dict[str, str]:
-    """Short names for everything of our own that begins with _; `_asdict`, say, is not ours."""
-    defined: set[str] = set()
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        match node:
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                defined.add(name)
-            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
-                defined.add(name)
-    private = sorted(name for name in defined if name.startswith("_") and name.strip("_"))
-    own = [name for name in private if not name.startswith("__")]
-    return {name: f"_{number:x}" for number, name in enumerate(own)}
-
-
-class _Renamed(ast.NodeTransformer):
-    """Gives private names their short ones, in all modules alike."""
-
-    def __init__(self, names: dict[str, str]) -> None:
-        self._names = names
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        for field in ("name", "id", "attr"):
-            name = getattr(node, field, None)
-            if isinstance(name, str):
-                setattr(node, field, self._names.get(name, name))
-        return self.generic_visit(node)
-
-
-def _minified(source: str, name: str) -> str:
-    return python_minifier.minify(
-        source,
-        name,
-        remove_literal_statements=True,
-        remove_annotations=_ANNOTATIONS,
-        rename_locals=True,
-        hoist_literals=False,
+    text = program(replace(config, device="auto", data=data))
+    decoder = ast.parse(Path(mixing.__file__).read_text())
+    file = _LOADER.format(
+        decoder=_quoted(zlib.compress(_small(decoder, "decode").encode(), 9)),
+        coded=mixing.encode(text).decode("latin-1"),
+        length=len(text),
     )
+    return file.encode("latin-1")
+
+
+def program(config: RunConfig) -> bytes:
+    """One module, in ASCII, whose `main`, given the file's path, is the command line."""
+    module, names = joined(Path(__file__).parent, ENTRY, LEFT_OUT)
+    entry, classes = names[ENTRY]["main"], names[_CONFIG]
+    unchecked = {classes[cls.__name__] for cls in _CHECKED}
+    for node in module.body:
+        if isinstance(node, ast.ClassDef) and node.name in unchecked:
+            node.body = [n for n in node.body if getattr(n, "name", "") != "__post_init__"]
+    main = f"def main(file): {entry}({_expression(config, classes)}, file)"
+    module.body += ast.parse(main).body
+    return _small(module, "main", classes.values()).encode("ascii", "backslashreplace")
+
+
+def _small(module: ast.Module, entry: str, typed: Collection[str] = ()) -> str:
+    """Source of what `entry` needs of a module; classes of `typed` keep their annotations."""
+    module = shortened(shaken(untyped(module, typed), entry), {entry})
+    return python_minifier.unparse(ast.fix_missing_locations(module))
+
+
+def _expression(config: Any, names: dict[str, str]) -> str:
+    """Python's expression for a configuration, with what is not the default."""
+    values = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        nested = dataclasses.is_dataclass(value)
+        default = type(value)() if nested else field.default
+        if value != default:
+            values.append(f"{field.name}={_expression(value, names) if nested else repr(value)}")
+    return f"{names[type(config).__name__]}({', '.join(values)})"
 
 
 def _quoted(content: bytes) -> str:
     """Bytes as the inside of a string in single quotes, in a file in Latin-1."""
-    escapes = {0: "\\0", 10: "\\n", 13: "\\r", 39: "\\'", 92: "\\\\"}
-    parts = []
-    for position, byte in enumerate(content):
-        escape = escapes.get(byte, chr(byte))
-        if byte == 0 and content[position + 1 : position + 2].isdigit():
-            escape = "\\000"  # a digit after \0 would belong to it
-        parts.append(escape)
-    return "".join(parts)
+    escapes = {0: "\\000", 10: "\\n", 13: "\\r", 39: "\\'", 92: "\\\\"}
+    return "".join(escapes.get(byte, chr(byte)) for byte in content)

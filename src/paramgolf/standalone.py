@@ -6,22 +6,20 @@ import argparse
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 from paramgolf import signals
-from paramgolf.config import RunConfig, from_json
+from paramgolf.config import RunConfig
 from paramgolf.console import speaks, standard_output
 
 
-def main(values: dict[str, Any], file: str) -> None:
+def main(config: RunConfig, file: str) -> None:
     """Parse and run.
 
     Args:
-        values: the configuration of the run that made the file.
+        config: of the run that made the file.
         file: the path of train_gpt.py.
     """
     signals.install()
-    config = from_json(RunConfig, values)
     parser = argparse.ArgumentParser(prog=Path(file).name)
     commands = parser.add_subparsers(required=True, dest="command")
     score = commands.add_parser("score", help="score texts with model.bin beside this file")

@@ -276,3 +276,16 @@ def test_the_bundle_runs_on_two_ranks(
     ours, theirs = read_results(tmp_path / "again"), read_results(undisturbed.path)
     assert ours["stages"] == theirs["stages"]
     assert (ours["bytes"], ours["num_ranks"]) == (theirs["bytes"], theirs["num_ranks"])
+
+
+def test_the_bundle_says_once_what_is_wrong(undisturbed: FinishedRun, tmp_path: Path) -> None:
+    code = tmp_path / "train_gpt.py"
+    code.write_bytes((undisturbed.path / "train_gpt.py").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", code,
+         "run", "--device", "cpu", "--source", "nothing", "--out", "again"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    (message,) = own_lines(done.stderr)
+    assert "is no folder here" in message

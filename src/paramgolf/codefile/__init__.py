@@ -1,0 +1,1 @@
+"""How the modules become the one code file: joined, stripped, shortened, coded."""
