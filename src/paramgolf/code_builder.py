@@ -44,8 +44,9 @@ _CHECKED = (AdaptConfig, DataConfig, LimitsConfig, PackConfig, RunConfig, ScoreC
 """Values are checked when the file is made; the other classes are read from artifacts as well."""
 
 _LOADER = """#coding:l1
-import sys,zlib
+import sys,time,zlib
 from importlib import abc,util
+STARTED=time.monotonic()
 exec(zlib.decompress('{decoder}'.encode('l1')))
 M=decode('{coded}'.encode('l1'),{length}).decode()
 class L(abc.MetaPathFinder,abc.InspectLoader):
