@@ -50,7 +50,7 @@ class DataConfig:
     the training split."""
     case_ops: bool = False
     """Train the tokenizer with CaseOps: capitals become operators and lower case, losslessly. A
-    given tokenizer decides for itself."""
+    tokenizer that is given, or lies beside shards, decides for itself."""
     val_share: float = 0.1
     """Share of the documents (by hash) held out for scoring; source "stdlib" only."""
     adapt_share: float = 0.1

@@ -17,7 +17,7 @@ from paramgolf.config import (
 )
 
 _TINY = RunConfig(
-    data=DataConfig(source="stdlib"),
+    data=DataConfig(source="stdlib", case_ops=True),
     model=ModelConfig(
         vocab_size=2048,
         num_layers=6,

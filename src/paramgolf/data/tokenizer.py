@@ -15,7 +15,7 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from paramgolf.data.caseops import ESCAPE, OPERATORS, from_caseops, to_caseops
-from paramgolf.errors import ConfigError, UserError
+from paramgolf.errors import UserError
 
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
 _SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
@@ -80,18 +80,6 @@ class Tokenizer:
             return cls(path.read_bytes(), str(path))
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
-
-    def require_case_ops(self, name: str, key: str) -> None:
-        """Check that it has the operators of CaseOps, as the option `key` says.
-
-        Raises:
-            ConfigError: if not.
-        """
-        if not self.case_ops:
-            raise ConfigError(
-                f"{key} is not possible with {name}: U+E001 to U+E004 are not among its "
-                "user-defined pieces; take the option away, or the tokenizer, to train one"
-            )
 
     def _byte_tables(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Bytes of every piece: after a text token, and after a boundary token."""

@@ -226,8 +226,6 @@ def _given_tokenizer(job: Job, path: Path) -> Tokenizer:
                 f"{path} has {tokenizer.vocab_size} pieces, but model.vocab_size = {wanted}; set "
                 f"--model.vocab-size {tokenizer.vocab_size}"
             )
-        if job.config.data.case_ops:
-            tokenizer.require_case_ops(str(path), "--data.case-ops")
         write_bytes(job.run.tokenizer, tokenizer.model)
     return tokenizer
 

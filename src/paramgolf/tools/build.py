@@ -154,8 +154,11 @@ class _Build:
         given = asdict(config)
         if config.tokenizer:
             tokenizer = Tokenizer.load(Path(config.tokenizer))
-            if config.case_ops:
-                tokenizer.require_case_ops(config.tokenizer, "--case-ops")
+            if config.case_ops and not tokenizer.case_ops:
+                raise ConfigError(
+                    f"--case-ops is not possible with {config.tokenizer}: U+E001 to U+E004 are not "
+                    "among its user-defined pieces; take one of the two away"
+                )
             given["tokenizer"] = tokenizer.sha256
         files = {
             split: [{"file": str(path), "bytes": path.stat().st_size} for path in paths]
