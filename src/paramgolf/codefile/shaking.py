@@ -1,7 +1,7 @@
 """What a program does not need is left out: definitions that nothing names, and types.
 
 Careful rather than thorough: whatever code that is needed names anywhere, as a variable, an
-attribute, a keyword or a word of a string, is needed itself.
+attribute, a keyword or as a whole string (or a constant part of an f-string), is needed itself.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class _Unit:
 
 
 def words(node: ast.AST) -> Iterator[str]:
-    """The words of all strings: a name may be among them that is looked up by it."""
+    """The strings that are words: a name may be among them that is looked up by it."""
     for child in ast.walk(node):
         if isinstance(child, ast.Constant) and isinstance(child.value, str):
-            yield from re.findall(r"\w+", child.value)
+            yield from re.findall(r"\A\w+\Z", child.value)
 
 
 def _units(module: ast.Module) -> Iterator[_Unit]:

@@ -13,6 +13,7 @@ import keyword
 import string
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from paramgolf.codefile.calls import given_by_keyword
 from paramgolf.codefile.scopes import Renamer, bound
 from paramgolf.codefile.shaking import words
 
@@ -20,8 +21,8 @@ from paramgolf.codefile.shaking import words
 def shortened(module: ast.Module, kept: Collection[str]) -> ast.Module:
     """The module with short names for variables, and for private attributes.
 
-    Arguments that are given by keyword anywhere keep their names, and so do attributes that a
-    string names.
+    Arguments keep their names that a call may give by keyword, and so do attributes that a string
+    names.
 
     Args:
         module: a whole program.
@@ -29,10 +30,11 @@ def shortened(module: ast.Module, kept: Collection[str]) -> ast.Module:
     """
     keywords = {str(node.arg) for node in ast.walk(module) if isinstance(node, ast.keyword)}
     imports = [node for node in module.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    fixed = {*kept, *bound(imports), *dir(builtins), *keyword.kwlist} | keywords
-    names = _renamings(bound(module.body), "", fixed)
+    reserved = {*kept, *bound(imports), *dir(builtins), *keyword.kwlist}
+    names = _renamings(bound(module.body), "", reserved)
+    fixed = reserved | keywords
     attributes = _renamings(_private_attributes(module), "_", fixed | set(words(module)))
-    _Shortener(names, attributes, fixed).visit(module)
+    _Shortener(names, attributes, fixed, given_by_keyword(module)).visit(module)
     return module
 
 
@@ -55,17 +57,22 @@ def _private_attributes(module: ast.Module) -> Iterator[str]:
 
 class _Shortener(Renamer):
     def __init__(
-        self, names: Mapping[str, str], attributes: Mapping[str, str], fixed: Collection[str]
+        self,
+        names: Mapping[str, str],
+        attributes: Mapping[str, str],
+        fixed: Collection[str],
+        given: Mapping[int, Collection[str]],
     ) -> None:
         super().__init__(names)
-        self._attributes, self._fixed = attributes, fixed
+        self._attributes, self._fixed, self._given = attributes, fixed, given
 
     def local_names(self, scope: ast.AST, names: list[str]) -> Mapping[str, str]:
         function = isinstance(scope, ast.FunctionDef)
         letters = string.ascii_uppercase if function else string.ascii_lowercase
         taken = {short for _, outer in self._scopes[1:] for short in outer.values()}
         fresh = (name for name in _letters(letters) if name not in {*taken, *self._fixed})
-        return {name: name if name in self._fixed else next(fresh) for name in names}
+        given = self._given.get(id(scope), ())
+        return {name: name if name in given else next(fresh) for name in names}
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         node.attr = self._attributes.get(node.attr, node.attr)
