@@ -41,8 +41,8 @@ class AblateArguments:
     """Run a grid of configurations, or go on with it: a table and a plot."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """KEY=A,B,...: a key of the recipe and its values; several times for a grid. Required."""
+    vary: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """KEY=A,B,...: a key of the recipe and its values; several span a grid. Required."""
     seeds: tuple[int, ...] = ()
     """Of every cell; by default the recipe's."""
     out: str = ""
@@ -106,16 +106,14 @@ def ablate(arguments: list[str]) -> None:
     from paramgolf.tools.ablate import parse_grid, run_grid
 
     recipe, parsed = arguments[0], parse_recipe(AblateArguments, "ablate", arguments)
-    grid = parse_grid(parsed.config, parsed.vary)
+    grid = parse_grid(parsed.config, [text for some in parsed.vary for text in some])
     out = Path(parsed.out or f"runs/ablate-{recipe}")
     seeds = parsed.seeds or (parsed.config.seed,)
     found = run_grid(recipe, grid, seeds, out, reporter)
     _print_grid(recipe, found, reporter)
     reporter.line(f"everything is in {out}: ablation.json, ablation.svg, a folder for every cell")
     if found.failed:
-        raise UserError(
-            f"{len(found.failed)} of {len(found.cells)} cells lack a run: see the table"
-        )
+        raise UserError(f"{len(found.failed)} of {len(found.cells)} cells lack a run: see above")
 
 
 def compare(arguments: list[str]) -> None:
@@ -145,7 +143,7 @@ def record(arguments: list[str]) -> None:
     for seed, why in said["left_out"].items():
         reporter.line(f"seed {seed:<10} left out: {why}")
     reporter.line(f"mean            {said['val_bpb']:.4f} BPB  {said['label']}")
-    reporter.line(f"verdict         {said['verdict'][0].removeprefix('verdict').strip()}")
+    reporter.line(f"verdict         {said['verdict']}")
     reporter.line(f"everything is in {parsed.out}; the model is of seed {said['model_of_seed']}")
 
 
@@ -178,12 +176,13 @@ def _print_seeds(title: str, found: Seeds, reporter: Reporter) -> None:
                 f"{sizes['seconds'].by_seed[member.seed]:,.1f}",
                 last["label"],
             ]
-        state = f"failed: {member.failure}" if member.state == "failed" else member.state
-        by_seed.add_row(str(member.seed), *figures, state)
+        by_seed.add_row(str(member.seed), *figures, member.state)
     reporter.line("")
     if stages:
         reporter.table(table)
     reporter.table(by_seed)
+    for member in found.left_out:
+        reporter.line(f"seed {member.seed} {member.state}: {member.failure or 'no results.json'}")
 
 
 def _cells(name: str, row: Row, form: str) -> list[str]:
@@ -199,7 +198,7 @@ def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
     table = _table(recipe, *keys, "BPB", "std", "bytes", "seconds")
     for column in ("stage", "label"):
         table.add_column(column)
-    table.add_column("state", overflow="fold")
+    table.add_column("over", overflow="fold")
     for cell in grid.cells:
         figures = [""] * 6
         if cell.last_stage is not None:
@@ -212,11 +211,13 @@ def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
                 stage,
                 ", ".join(row.labels),
             ]
-        failures = (f"{m.seed} {m.state}: {m.failure}" for m in cell.seeds.left_out)
-        state = "; ".join(failures) or f"{len(cell.seeds.finished)} seeds"
-        table.add_row(*(str(cell.values[key]) for key in keys), *figures, state)
+        table.add_row(*(str(cell.values[key]) for key in keys), *figures, cell.seeds.over())
     reporter.line("")
     reporter.table(table)
+    for cell in grid.failed:
+        for member in cell.seeds.left_out:
+            why = f"{member.state}: {member.failure or 'no results.json'}"
+            reporter.line(f"{cell.folder.name}, seed {member.seed} {why}")
     if grid.num_texts > 1:
         reporter.line(
             f"the cells were scored on {grid.num_texts} different texts: their BPB do not compare"

@@ -207,7 +207,8 @@ def _plot(grid: Grid, path: Path) -> None:
                 [x for x, _ in points],
                 [row.mean for _, row in points],
                 yerr=[row.std or 0.0 for _, row in points],
-                marker="o", markersize=4, capsize=3, label=title,
+                marker="o", markersize=4, capsize=3,
+                label=title if points else f"{title} (failed)",
             )  # fmt: skip
         if others:
             axes.legend()

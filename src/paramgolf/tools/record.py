@@ -153,7 +153,6 @@ def _submission(found: Record, author: str, name: str) -> dict[str, Any]:
     finished, scored = found.seeds.finished, found.scored
     bpb = [one.bpb for one in scored]
     environment = read_json(found.chosen.path / "environment.json")
-    failed = sorted({condition for checks in found.audits for condition in checks["failed"]})
     chosen = (found.chosen.results or {})["bytes"]
     first, last = _dates(finished)
     return {
@@ -162,7 +161,7 @@ def _submission(found: Record, author: str, name: str) -> dict[str, Any]:
         "date": last,
         "compliant": found.compliant,
         "label": found.label,
-        "verdict": found.audits[0]["verdict"] if found.compliant else _failures(found, failed),
+        "verdict": _verdict(found),
         "val_bpb": statistics.fmean(bpb),
         "val_loss": statistics.fmean(one.loss_nats for one in scored),
         "val_bpb_std": statistics.stdev(bpb) if len(bpb) > 1 else None,
@@ -206,13 +205,18 @@ def _of_seed(member: Member, one: Scored, checks: dict[str, Any]) -> dict[str, A
     }
 
 
-def _failures(found: Record, failed: Sequence[str]) -> list[str]:
+def _verdict(found: Record) -> str:
+    """The audits' verdict in one line; where they fail, the conditions and the seeds."""
+    if found.compliant:
+        first = " ".join(found.audits[0]["verdict"][0].split())
+        return first.removeprefix("verdict ")
+    conditions = sorted({name for checks in found.audits for name in checks["failed"]})
     seeds = [
         str(member.seed)
         for member, checks in zip(found.seeds.finished, found.audits, strict=True)
         if not checks["passed"]
     ]
-    return [f"NOT compliant: {', '.join(failed)} (seeds {', '.join(seeds)})"]
+    return f"NOT compliant: {', '.join(conditions)} (seeds {', '.join(seeds)})"
 
 
 def _dates(members: Sequence[Member]) -> tuple[str, str]:
@@ -280,7 +284,7 @@ def _readme(found: Record, submission: dict[str, Any], sizes: dict[str, int]) ->
             (phase, seconds, account(phase, results["adapted_on"]))
             for phase, seconds in results["seconds"].items()
         ],
-        checks=found.audits[found.seeds.finished.index(found.chosen)]["checks"],
+        audit=found.audits[found.seeds.finished.index(found.chosen)],
         rows=found.seeds.stages() | found.seeds.sizes(),
         stages=found.seeds.stages(),
         known=known is not None,
