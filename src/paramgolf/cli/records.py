@@ -198,7 +198,7 @@ def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
     table = _table(recipe, *keys, "BPB", "std", "bytes", "seconds")
     for column in ("stage", "label"):
         table.add_column(column)
-    table.add_column("over", overflow="fold")
+    table.add_column("seeds", justify="right")
     for cell in grid.cells:
         figures = [""] * 6
         if cell.last_stage is not None:
@@ -211,7 +211,8 @@ def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
                 stage,
                 ", ".join(row.labels),
             ]
-        table.add_row(*(str(cell.values[key]) for key in keys), *figures, cell.seeds.over())
+        runs = f"{len(cell.seeds.finished)} of {len(cell.seeds.members)}"
+        table.add_row(*(str(cell.values[key]) for key in keys), *figures, runs)
     reporter.line("")
     reporter.table(table)
     for cell in grid.failed:

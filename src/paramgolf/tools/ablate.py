@@ -200,13 +200,14 @@ def _plot(grid: Grid, path: Path) -> None:
         if cell.last_stage:
             x = cell.values[first] if numeric else xs.index(cell.values[first])
             line.append((x, cell.last_stage[1]))
+    several = any(row.std is not None for _, row in scores)
     with drawing(first, f"BPB, {stages} ({labels})") as (figure, axes):
         for title, points in lines.items():
             points.sort(key=lambda point: point[0])
             axes.errorbar(
                 [x for x, _ in points],
                 [row.mean for _, row in points],
-                yerr=[row.std or 0.0 for _, row in points],
+                yerr=[row.std or 0.0 for _, row in points] if several else None,
                 marker="o", markersize=4, capsize=3,
                 label=title if points else f"{title} (failed)",
             )  # fmt: skip
