@@ -115,8 +115,10 @@ def values_of(vary: list[str], config: RunConfig = TINY) -> list[dict[str, objec
 def test_a_grid_has_every_combination_with_typed_values() -> None:
     grid = parse_grid(TINY, ["train.matrix-lr=2e-2,0.04", "--model.num_layers=6, 8"])
     assert [values for values, _ in grid] == [
-        {"train.matrix_lr": lr, "model.num_layers": layers} for lr in (0.02, 0.04) for layers in (6, 8)
-    ]  # fmt: skip
+        {"train.matrix_lr": lr, "model.num_layers": layers}
+        for lr in (0.02, 0.04)
+        for layers in (6, 8)
+    ]
     for values, config in grid:
         assert config.train.matrix_lr == values["train.matrix_lr"]
         assert config.model.num_layers == values["model.num_layers"]
@@ -203,13 +205,9 @@ def test_a_grid_of_words_has_them_on_its_axis(tmp_path: Path) -> None:
 def test_a_cell_on_another_text_is_noticed(tmp_path: Path) -> None:
     vary = ["train.matrix_lr=0.01,0.02"]
     out = written_grid(tmp_path, vary, (1,))
-    write_run(
-        out / "train.matrix_lr=0.02" / "seed-2",
-        2,
-        text="another",
-        config=parse_grid(TINY, vary)[1][1],
-    )
-    assert run_grid("tiny", parse_grid(TINY, vary), [1], out, SILENT).num_texts == 2
+    grid = parse_grid(TINY, vary)
+    write_run(out / "train.matrix_lr=0.02" / "seed-2", 2, text="another", config=grid[1][1])
+    assert run_grid("tiny", grid, [1], out, SILENT).num_texts == 2
 
 
 def test_a_grid_on_a_folder_of_another(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from paramgolf.distributed import started_by_torchrun
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.rundir import RunDir, read_json
 from paramgolf.session import resume, start
-from paramgolf.signals import Preempted
+from paramgolf.signals import Preempted, deferred_termination
 
 
 class Member(NamedTuple):
@@ -107,9 +107,10 @@ def finish(recipe: str, config: RunConfig, path: Path, reporter: Reporter) -> Me
         elif look_at(path).results is None:
             _forget_compiled_code()
             resume(path, reporter)
-    except Preempted:
-        raise
     except UserError as error:
+        with deferred_termination() as terminated:
+            if terminated():
+                raise Preempted("stopped by SIGTERM; the same command again goes on") from error
         reporter.line(f"  failed: {error}")
         return Member(path, config.seed, None, str(error))
     return look_at(path)
