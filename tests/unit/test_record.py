@@ -63,6 +63,7 @@ def test_every_figure_is_that_of_the_runs(tmp_path: Path) -> None:
     text = (out / "README.md").read_text()
     assert text.startswith("# A title\n")
     assert "By A. Author, 1971-01-02." in text
+    assert "| seed | ema (held-out) | quantized (held-out) | sliding (held-out) |" in text
     for seed in SCALES:
         assert f"| {seed} | {bpb[seed] + 1:.4f} | {bpb[seed]:.4f} | {bpb[seed]:.4f} | held" in text
     assert "| a check | bytes | pass | 1 of 1 |" in text
