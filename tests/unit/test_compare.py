@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.rundir import write_json
@@ -61,24 +61,46 @@ def test_welch_needs_two_seeds_and_chance() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_paired_test_is_that_of_the_ratio(seed: int) -> None:
-    """Against the linearised ratio of sums, unit by unit."""
+def test_the_paired_test_leaves_each_document_out(seed: int) -> None:
     random = np.random.default_rng(seed)
-    bytes_D = random.integers(50, 5000, 40).astype(float)
-    bits_D = bytes_D * random.normal(0.01, 0.02, 40)
-    margin = 0.004
-    beyond = [bits - margin * size for bits, size in zip(bits_D, bytes_D, strict=True)]
-    error = statistics.stdev(beyond) / math.sqrt(40)
-    test = paired_test(bits_D, bytes_D, margin)
+    sizes = random.integers(50, 5000, 40).tolist()
+    bits = [size * random.normal(0.01, 0.02) for size in sizes]
+    without = [
+        sum(bits[:i] + bits[i + 1 :]) / sum(sizes[:i] + sizes[i + 1 :]) for i in range(len(bits))
+    ]
+    centre = statistics.fmean(without)
+    error = math.sqrt(39 / 40 * sum((ratio - centre) ** 2 for ratio in without))
+    gain = sum(bits) / sum(sizes)
+    df = sum(sizes) ** 2 / sum(size**2 for size in sizes) - 1
+    test = paired_test(np.array(bits), np.array(sizes, float), 0.004)
     assert isinstance(test, OneSided)
-    expected = upper_tail(statistics.fmean(beyond) / error, 39)
-    assert test.p_better == pytest.approx(expected, rel=1e-9)
-    # It says better exactly if the ratio of sums is over the margin by enough.
-    assert (test.p_better < 0.5) == (bits_D.sum() / bytes_D.sum() > margin)
+    assert test.p_better == pytest.approx(upper_tail((gain - 0.004) / error, df), rel=1e-9)
+    assert test.p_worse == pytest.approx(upper_tail(-gain / error, df), rel=1e-9)
+
+
+def test_of_documents_of_one_size_it_is_the_t_test() -> None:
+    random = np.random.default_rng(8)
+    bits_D, bytes_D = random.normal(20, 9, 30), np.full(30, 1000.0)
+    test = paired_test(bits_D, bytes_D, 0.018)
+    assert isinstance(test, OneSided)
+    expected = stats.ttest_rel(bits_D, 18 * np.ones(30), alternative="greater")
+    assert test.p_better == pytest.approx(expected.pvalue, rel=1e-9)
+
+
+def test_long_documents_and_short_ones_are_no_noise() -> None:
+    """All of them gain about as much a byte: shown, though bits differ by three magnitudes."""
+    bytes_D = np.array([10.0, 100, 1000, 10_000, 9000, 30, 300, 3000, 5000, 50, 8000, 7000])
+    bits_D = bytes_D * np.random.default_rng(1).normal(0.25, 0.02, 12)
+    test = paired_test(bits_D, bytes_D, 0.003)
+    assert isinstance(test, OneSided)
+    assert test.p_better < 1e-4
+    assert test.p_worse > 0.999
 
 
 def test_the_paired_test_needs_documents_that_differ() -> None:
-    assert "2 documents" in str(paired_test(np.ones(1), np.ones(1), 0.0))
+    for sizes in ([5.0], [9.0, 0, 0], [90.0, 5, 5, 20]):
+        said = paired_test(np.arange(len(sizes)) + 1.0, np.array(sizes), 0.0)
+        assert f"{len(sizes)} documents weigh as little as 1." in str(said)
     assert "differ by the same" in str(paired_test(np.ones(5), np.ones(5), 0.0))
 
 
@@ -113,8 +135,8 @@ def test_coverage_on_data_of_known_truth() -> None:
     truth, covered, better, welch = 0.01, 0, 0, 0
     for trial in range(600):
         random = np.random.default_rng(trial)
-        bytes_D = random.integers(500, 1500, 80).astype(float)
-        bits_D = bytes_D * truth + random.normal(0, 20, 80)
+        bytes_D = random.integers(100, 4000, 80).astype(float)
+        bits_D = bytes_D * (truth + random.normal(0, 0.02, 80))
         low, high = bootstrap_interval(bits_D, bytes_D, 400)
         covered += low <= truth <= high
         test = paired_test(bits_D, bytes_D, truth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,10 +103,10 @@ def finish(recipe: str, config: RunConfig, path: Path, reporter: Reporter) -> Me
     run = RunDir(path)
     try:
         if not run.config_file.exists():
-            _forget_compiled_code()
+            _forget_earlier_runs()
             start(recipe, config, path, None, reporter)
         elif look_at(path).results is None:
-            _forget_compiled_code()
+            _forget_earlier_runs()
             resume(path, reporter)
     except UserError as error:
         with deferred_termination() as terminated:
@@ -126,12 +127,13 @@ def seeds_in(folder: Path) -> list[Path]:
 _SEED = re.compile(r"seed-(\d+)")
 
 
-def _forget_compiled_code() -> None:
-    """Every run compiles for itself, as it would in a process of its own.
+def _forget_earlier_runs() -> None:
+    """Give memory back, and let every run compile for itself, as in a process of its own.
 
     Code of an earlier run would make this one's seconds shorter, and past a number of shapes
     PyTorch stops compiling.
     """
+    gc.collect()
     if torch.cuda.is_available():
         torch.compiler.reset()
         torch.cuda.empty_cache()
