@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from paramgolf.config import (
     AdaptConfig,
@@ -103,3 +104,11 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
     ),
 }
 """What a recipe is for, and its configuration, by name."""
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Paths as they are seen from here, so that a run can be resumed from anywhere."""
+    data = config.data
+    source = data.source if data.source == "stdlib" else str(Path(data.source).resolve())
+    tokenizer = str(Path(data.tokenizer).resolve()) if data.tokenizer else ""
+    return replace(config, data=replace(data, source=source, tokenizer=tokenizer))

@@ -102,9 +102,12 @@ def _serve() -> None:
     import torch._dynamo  # noqa: F401  (what optimizers import late)
 
     import paramgolf.cli.artifacts
+    import paramgolf.cli.records
     import paramgolf.cli.run
     import paramgolf.cli.runs
-    import paramgolf.pipeline  # noqa: F401
+    import paramgolf.pipeline
+    import paramgolf.tools.ablate
+    import paramgolf.tools.record  # noqa: F401
 
     gc.freeze()  # what was imported is there to stay: children need not look for garbage in it
     for line in sys.stdin:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,14 @@ def test_help_of_a_recipe_lists_every_key_with_its_value(cli: Cli, recipe: str) 
         assert f"(default:{shown})" in help_text.replace(" ", ""), (key, help_text)
     assert "--out" in text
     assert "--from" in text
+
+
+@pytest.mark.parametrize("command_name", ["seeds", "ablate"])
+def test_commands_over_recipes_have_their_keys(cli: Cli, command_name: str) -> None:
+    assert cli(command_name, "--help").stdout.startswith("usage: paramgolf COMMAND")
+    text = unboxed(cli(command_name, "tiny", "--help").stdout)
+    for key in ("--seeds", "--out", "--train.max-steps", "--score.stride"):
+        assert f" {key} " in text
 
 
 def test_score_help(cli: Cli) -> None:
@@ -140,6 +149,19 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["run", "tiny", "surplus"], ["surplus"]),
         (["run", "--resume"], ["--resume takes one run's directory"]),
         (["run", "--resume", "x", "--seed", "3"], ["--resume", "no other option"]),
+        (["seeds", "tniy"], ["'tniy'", "did you mean 'tiny'?"]),
+        (["seeds", "tiny"], ["name at least one seed", "--seeds 1337 42 999"]),
+        (["seeds", "tiny", "--seeds", "1", "2", "1"], ["seed 1 is named twice"]),
+        (["seeds", "tiny", "--seeds", "some"], ["--seeds", "'some'", "INT"]),
+        (["seeds", "tiny", "--seed", "3", "--seeds", "1"], ["--seed is not possible here"]),
+        (["seeds", "tiny", "--seeds", "1", "--score.stride", "0"], ["score.stride = 0"]),
+        (["ablate", "tiny"], ["name what to vary", "--vary train.matrix_lr=0.02,0.04"]),
+        (["ablate", "tiny", "--vary", "train.matrx_lr=1"], ["did you mean train.matrix_lr?"]),
+        (["ablate", "tiny", "--vary", "train.matrix-lr=1,no"], ["train.matrix_lr = 'no'"]),
+        (["compare", "a"], ["paramgolf compare"]),
+        (["compare", "a", "b", "--margin-nats", "-1"], ["--margin-nats = -1", "0 or more"]),
+        (["record", "--out", "x"], ["paramgolf record SEEDS..."]),
+        (["record", "a"], ["--out"]),
         (["score"], ["paramgolf score"]),
         (["score", "model.bin"], ["text file", "paramgolf score ARTIFACT FILE"]),
         (["score", "model.bin", "a.txt", "--stride", "-5"], ["--stride = -5", "-1, 0 or more"]),
@@ -167,6 +189,27 @@ def test_resume_of_nothing(cli: Cli, tmp_path: Path) -> None:
     assert "holds no run" in message
     assert "paramgolf run tiny" in message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["compare", "a", "b"], ["record", "a", "--out", "x"]], ids=" ".join
+)
+def test_runs_that_are_not_there(cli: Cli, tmp_path: Path, arguments: list[str]) -> None:
+    message = one_line_error(cli(*arguments, cwd=tmp_path))
+    assert "a is neither a run (no config.json) nor a folder of seeds" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_over_a_run_of_another_configuration(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(mini_run.path, tmp_path / "seeds" / "seed-1337")
+    other = ("--train.max-steps", "7", "--out", tmp_path / "seeds")
+    message = one_line_error(cli("seeds", "tiny", "--seeds", "1", *options, *other))
+    assert "train.max_steps = 6, not 7" in message
+    result = cli("seeds", "tiny", "--seeds", "1337", *options, "--out", tmp_path / "seeds")
+    assert (result.code, result.stderr) == (0, "")
+    assert "finished" in table_rows(result.stdout)[-1]
 
 
 @pytest.fixture

@@ -24,6 +24,10 @@ _COMMANDS = {
     "export": "artifacts",
     "audit": "runs",
     "bundle": "runs",
+    "seeds": "records",
+    "compare": "records",
+    "ablate": "records",
+    "record": "records",
     "data": "data",
 }
 """The module of every command, imported when it is called: --help should not wait for PyTorch."""

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.table import Table
@@ -16,9 +16,11 @@ from paramgolf.config import RunConfig
 from paramgolf.console import Reporter, duration, speaks, standard_output
 from paramgolf.errors import ConfigError
 from paramgolf.ledger import account
-from paramgolf.recipes import RECIPES
+from paramgolf.recipes import RECIPES, with_absolute_paths
 
-_STAGE_TITLES = {
+_T = TypeVar("_T", bound=Any)
+
+STAGE_TITLES = {
     "ema": "after EMA",
     "adapted": "after adaptation",
     "quantized": "quantized, plain",
@@ -60,17 +62,31 @@ def run(arguments: list[str]) -> None:
         reporter.line(usage())
         reporter.line("\n`paramgolf run RECIPE --help` lists every key with the recipe's value.")
         return
+    _start(arguments[0], parse_recipe(RunArguments, "run", arguments), reporter)
+
+
+def parse_recipe(cls: type[_T], command: str, arguments: list[str]) -> _T:
+    """Parse `RECIPE [--KEY VALUE ...]` and the options of a command.
+
+    Args:
+        cls: a dataclass of the options; its field `config` is the recipe's.
+        command: its name.
+        arguments: what follows the name; the recipe first.
+
+    Raises:
+        ConfigError: if there is no such recipe, or a key's value is not possible.
+    """
     recipe = arguments[0]
     _, default = choose("recipe", recipe, RECIPES)
     parsed = tyro.cli(
-        RunArguments,
-        prog=f"paramgolf run {recipe}",
+        cls,
+        prog=f"paramgolf {command} {recipe}",
         args=arguments[1:],
-        default=RunArguments(config=default),
+        default=cls(config=default),
         config=(tyro.conf.FlagConversionOff,),
         console_outputs=speaks(),
     )
-    _start(recipe, parsed, reporter)
+    return dataclasses.replace(parsed, config=with_absolute_paths(parsed.config))
 
 
 def _resume(arguments: list[str], reporter: Reporter) -> None:
@@ -89,19 +105,8 @@ def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
 
     out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     from_run = Path(parsed.from_run) if parsed.from_run else None
-    config = _with_absolute_paths(parsed.config)
-    results = start(recipe, config, out, from_run, reporter, tracker(parsed.log))
+    results = start(recipe, parsed.config, out, from_run, reporter, tracker(parsed.log))
     _print_results(results, out, reporter)
-
-
-def _with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Paths as they are seen from here, so that a run can be resumed from anywhere."""
-    data = config.data
-    source = data.source if data.source == "stdlib" else str(Path(data.source).resolve())
-    tokenizer = str(Path(data.tokenizer).resolve()) if data.tokenizer else ""
-    return dataclasses.replace(
-        config, data=dataclasses.replace(data, source=source, tokenizer=tokenizer)
-    )
 
 
 def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> None:
@@ -112,7 +117,7 @@ def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> N
     table.add_column("label")
     for stage, score in results["stages"].items():
         table.add_row(
-            _STAGE_TITLES[stage],
+            STAGE_TITLES[stage],
             f"{score['bpb']:.4f}",
             f"{score['loss_nats']:.4f}",
             f"{score['tokens']:,}",

@@ -1,0 +1,251 @@
+"""Several runs in one command: seeds, compared with a worse recipe's, and their record alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e import command
+from tests.e2e.command import Cli, one_line_error
+from tests.e2e.mini import read_results, table_rows, without_times
+
+pytestmark = pytest.mark.slow
+
+SEEDS = ("1", "2", "3")
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "seeds.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def good(cli: Cli, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("seeds") / "good"
+    result = cli("seeds", "tiny", "--seeds", *SEEDS, *options, "--out", out)
+    assert (result.code, result.stderr) == (0, "")
+    rows = {row[0]: row for row in table_rows(result.stdout)}
+    mean = summary(out)["statistics"]["bpb sliding"]["mean"]
+    assert rows["BPB, quantized, sliding"][1] == f"{mean:.4f}"
+    assert rows["BPB, quantized, sliding"][-1] == "held-out"
+    for seed in SEEDS:
+        bpb = read_results(out / f"seed-{seed}")["stages"]["sliding"]["bpb"]
+        assert rows[seed][1] == f"{bpb:.4f}"
+        assert rows[seed][-1] == "finished"
+    return out
+
+
+@pytest.fixture(scope="module")
+def bad(cli: Cli, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained for a third of the steps."""
+    out = tmp_path_factory.mktemp("seeds") / "bad"
+    worse = [*options, "--train.max-steps", "2"]
+    result = cli("seeds", "tiny", "--seeds", *SEEDS, *worse, "--out", out)
+    assert (result.code, result.stderr) == (0, "")
+    return out
+
+
+def test_a_run_among_others_is_the_run_alone(
+    good: Path, cli: Cli, options: list[str], tmp_path: Path
+) -> None:
+    """The second of three in one process, bit for bit."""
+    result = cli("run", "tiny", *options, "--seed", "2", "--out", tmp_path / "alone")
+    assert result.code == 0, result.stderr
+    ours, theirs = good / "seed-2", tmp_path / "alone"
+    for name in ("model.bin", "train_gpt.py", "documents.safetensors"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    assert without_times(read_results(ours)) == without_times(read_results(theirs))
+
+
+def test_the_verdict(good: Path, bad: Path, cli: Cli, tmp_path: Path) -> None:
+    result = cli("compare", good, bad, "--out", tmp_path / "verdict.json")
+    assert (result.code, result.stderr) == (0, "")
+    assert "A is better than B by more than 0.005 nats" in result.stdout
+    said = json.loads((tmp_path / "verdict.json").read_text())
+    assert (said["verdict"], said["label"], said["stage"]) == ("better", "held-out", "sliding")
+    low, high = said["interval_bpb"]
+    assert 0 < said["margin_bpb"] < low < said["gain_bpb"] < high
+    result = cli("compare", bad, good)
+    assert result.code == 0
+    assert "A is worse than B" in result.stdout
+    alone = cli("compare", good / "seed-1", bad / "seed-1")
+    assert "not applicable: needs 2 seeds" in alone.stdout
+
+
+def test_gone_on_with(good: Path, cli: Cli, options: list[str], tmp_path: Path) -> None:
+    """One run of three stopped before it was scored, one whose weights cannot be read, one new."""
+    out = Path(shutil.copytree(good, tmp_path / "seeds"))
+    for seed in ("1", "2"):
+        for name in ("results.json", "stages/score.json"):
+            (out / f"seed-{seed}" / name).unlink()
+    (out / "seed-2" / "model.bin").write_bytes(b"damaged")
+    result = cli("seeds", "tiny", "--seeds", "2", "1", "4", *options, "--out", out)
+    assert "1 of 3 seeds failed: 2" in one_line_error(result)
+    assert re.search(r"seed 2 failed: .*model\.bin", result.stdout)
+    said = summary(out)
+    assert said["over"] == [1, 3, 4]
+    assert said["left_out"] == [2]
+    assert "3 of 4 seeds; left out: 2 (failed)" in result.stdout
+    assert without_times(read_results(out / "seed-1")) == without_times(
+        read_results(good / "seed-1")
+    )
+    # Remembered, and shown, when others are asked for.
+    result = cli("seeds", "tiny", "--seeds", "1", *options, "--out", out)
+    assert result.code == 0
+    assert re.search(r"seed 2 failed: .*model\.bin", result.stdout)
+
+
+def test_a_signal_ends_it_and_is_no_failure(options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "seeds"
+    arguments = ("seeds", "tiny", "--seeds", "1", "2", *options, "--out", out)
+    process = command.start(*arguments)
+    deadline = time.monotonic() + 100
+    while not (out / "seed-1" / "stages" / "train.json").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert [entry["state"] for entry in summary(out)["runs"]] == ["not finished", "not finished"]
+    result = command.run(*arguments)
+    assert result.code == 0, result.stderr
+    assert summary(out)["over"] == [1, 2]
+
+
+def test_a_grid(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    """One cell of two cannot meet its budget; what is finished is not run again."""
+    out = tmp_path / "grid"
+    arguments = ("ablate", "tiny", *options, "--vary", "pack.budget-bytes=64000,9000", "--out", out)
+    result = cli(*arguments)
+    assert "1 of 2 cells lack a run" in one_line_error(result)
+    rows = {row[0]: row for row in table_rows(result.stdout)}
+    run = read_results(out / "pack.budget_bytes=64000" / "seed-1337")
+    assert rows["64000"][1] == f"{run['stages']['sliding']['bpb']:.4f}"
+    assert (rows["64000"][-1], rows["9000"][-1]) == ("1 of 1", "0 of 1")
+    assert "pack.budget_bytes = 9,000 cannot be met" in result.stdout
+    cells = json.loads((out / "ablation.json").read_text())["cells"]
+    assert [cell["bpb"] is None for cell in cells] == [False, True]
+    assert "pack.budget_bytes" in (out / "ablation.svg").read_text()
+    events = (out / "pack.budget_bytes=64000" / "seed-1337" / "events.jsonl").read_bytes()
+    assert cli(*arguments).code == 1
+    again = (out / "pack.budget_bytes=64000" / "seed-1337" / "events.jsonl").read_bytes()
+    assert again == events
+
+
+# The record.
+
+
+@pytest.fixture(scope="module")
+def submitted(good: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of the runs audited before, one by the command itself."""
+    for seed in ("1", "2"):
+        result = cli("audit", good / f"seed-{seed}", "--positions", "1", "--device", "cpu")
+        assert result.code == 0, result.stdout + result.stderr
+    out = tmp_path_factory.mktemp("record") / "record"
+    result = cli("record", good, "--out", out, "--author", "A. Author", "--name", "Mini")
+    assert result.code == 0, result.stderr
+    assert "audit of seed 3" in result.stderr
+    assert "audit of seed 1" not in result.stderr
+    assert (good / "seed-3" / "audit.json").exists()
+    assert "compliant as fixed predictor" in result.stdout
+    return out
+
+
+def test_the_folder_is_what_the_runs_say(good: Path, submitted: Path) -> None:
+    said = json.loads((submitted / "submission.json").read_text())
+    row = summary(good)["statistics"]["bpb sliding"]
+    assert (said["val_bpb"], said["val_bpb_std"]) == (row["mean"], row["std"])
+    assert (said["author"], said["name"], said["compliant"]) == ("A. Author", "Mini", True)
+    chosen = sorted(SEEDS, key=lambda seed: row["by_seed"][seed])[1]
+    assert said["model_of_seed"] == int(chosen)
+    sizes = {p.name: p.stat().st_size for p in submitted.iterdir() if p.is_file()}
+    assert said["bytes_total"] == sizes["model.bin"] + sizes["train_gpt.py"]
+    names = {"README.md", "submission.json", "requirements.txt"}
+    names |= {"model.bin", "train_gpt.py", "tokenizer.model", "provenance.safetensors"}
+    assert sizes.keys() == names | {f"train_log_seed{seed}.txt" for seed in SEEDS}
+    results = {p.name for p in (submitted / "results").iterdir()}
+    assert results == {f"{what}seed-{seed}.json" for what in ("", "audit-") for seed in SEEDS}
+
+
+@pytest.fixture(scope="module")
+def without_paramgolf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PATH, whose `python` has all libraries but paramgolf and no environment."""
+    folder = tmp_path_factory.mktemp("path")
+    libraries = folder / "libraries"
+    libraries.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "paramgolf" not in entry.name and not entry.name.startswith("__editable__"):
+            (libraries / entry.name).symlink_to(entry)
+    code = (
+        f"import runpy, sys; sys.path.append({str(libraries)!r}); del sys.argv[0]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S -c {shlex.quote(code)} "$@"\n')
+    python.chmod(0o755)
+    return folder
+
+
+def test_what_its_readme_says_repeats_the_run(
+    source: Path, submitted: Path, without_paramgolf: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(submitted, tmp_path / "record"))
+    shutil.copytree(source, folder / "data")
+    text = (folder / "README.md").read_text()
+    block = re.search(r"```sh\n(pip install.*?)```", text, re.DOTALL)
+    assert block is not None
+    lines = block[1].splitlines()
+    assert lines[0] == "pip install -r requirements.txt"
+    assert len(lines) == 3
+    (folder / "probe.py").write_text("import paramgolf\n")
+
+    def shell(line: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": f"{without_paramgolf}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            ["sh", "-c", line], cwd=folder, env=environment, capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+
+    assert "No module named 'paramgolf'" in shell("python probe.py").stderr
+    run = shell(lines[1])
+    assert (run.returncode, run.stderr) == (0, "")
+    said = json.loads((folder / "submission.json").read_text())
+    mine = said["seeds"][str(said["model_of_seed"])]
+    again = read_results(folder / "again")
+    assert again["stages"]["sliding"]["bpb"] == mine["val_bpb"]
+    assert again["bytes"]["total"] == mine["bytes_total"]
+    score = shell(lines[2])
+    assert (score.returncode, score.stderr) == (0, "")
+    assert f"bpb {mine['val_bpb']} " in score.stdout
+    assert f"label {mine['label']}" in score.stdout
+    assert f"It was {mine['val_bpb']:.6f} BPB (sliding)." in text
+
+
+def test_all_seeds_again_with_paramgolf(
+    cli: Cli, source: Path, submitted: Path, tmp_path: Path
+) -> None:
+    """The last command of its README, for the first of its seeds."""
+    folder = Path(shutil.copytree(submitted, tmp_path / "record"))
+    shutil.copytree(source, folder / "data")
+    text = (folder / "README.md").read_text()
+    line = re.search(r"^paramgolf (seeds tiny .*)$", text, re.MULTILINE)
+    assert line is not None
+    arguments = shlex.split(line[1])
+    assert arguments[3:6] == list(SEEDS)
+    del arguments[4:6]
+    result = cli(*arguments, cwd=folder)
+    assert result.code == 0, result.stderr
+    again = read_results(folder / "runs" / "seeds-tiny" / "seed-1")
+    said = json.loads((folder / "submission.json").read_text())
+    assert again["stages"]["sliding"]["bpb"] == said["seeds"]["1"]["val_bpb"]

@@ -1,0 +1,138 @@
+"""What a submission folder says comes from the files of the runs, the bad news first."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paramgolf.console import Reporter
+from paramgolf.errors import UserError
+from paramgolf.rundir import write_json
+from paramgolf.tools.record import record
+from tests.written_runs import BYTES_D, NATS_D, TINY, write_audit, write_run, write_seeds
+
+SILENT = Reporter()
+SCALES = {5: 1.02, 7: 0.98, 9: 1.0}
+
+
+def audited(folder: Path, failed: tuple[str, ...] = ()) -> Path:
+    """A folder of three seeds, with their audits."""
+    write_seeds(folder, {seed: NATS_D * scale for seed, scale in SCALES.items()})
+    for seed in SCALES:
+        write_audit(folder / f"seed-{seed}", failed if seed == 9 else ())
+    return folder
+
+
+def beginning(out: Path) -> str:
+    """README.md up to the first table."""
+    return (out / "README.md").read_text().split("|")[0]
+
+
+def test_every_figure_is_that_of_the_runs(tmp_path: Path) -> None:
+    folder, out = audited(tmp_path / "seeds"), tmp_path / "out"
+    said = record([folder], out, "A. Author", "A title", SILENT)
+    assert json.loads((out / "submission.json").read_text()) == said
+    bpb = {seed: NATS_D.sum() * s / np.log(2) / BYTES_D.sum() for seed, s in SCALES.items()}
+    assert said["val_bpb"] == pytest.approx(statistics.fmean(bpb.values()))
+    assert said["val_bpb_std"] == pytest.approx(statistics.stdev(bpb.values()))
+    assert said["val_loss"] == pytest.approx(NATS_D.sum() / 700)
+    for seed in SCALES:
+        one = said["seeds"][str(seed)]
+        assert one["val_bpb"] == pytest.approx(bpb[seed])
+        assert (one["bytes_total"], one["training_seconds"]) == (1004 + seed, 11.0 + seed)
+        results = folder / f"seed-{seed}" / "results.json"
+        copied = json.loads((out / "results" / f"seed-{seed}.json").read_text())
+        assert copied == json.loads(results.read_text())
+        log = (out / f"train_log_seed{seed}.txt").read_text()
+        assert f"1971-01-01 00:00:0{seed}  train" in log
+        assert "step=50  loss_nats=3.25" in log
+        assert f"bpb={bpb[seed]:.8g}" in log
+    assert (said["name"], said["author"], said["date"]) == ("A title", "A. Author", "1971-01-02")
+    assert (said["compliant"], said["label"]) == (True, "held-out")
+    assert said["verdict"] == "compliant as fixed predictor"
+    # The median's files, as they are.
+    assert said["model_of_seed"] == 9
+    for name in ("model.bin", "train_gpt.py", "tokenizer.model", "provenance.safetensors"):
+        assert (out / name).read_bytes() == (folder / "seed-9" / name).read_bytes()
+    assert (said["bytes_total"], said["bytes_model"], said["bytes_code"]) == (1013, 1009, 4)
+    text = (out / "README.md").read_text()
+    assert text.startswith("# A title\n")
+    assert "By A. Author, 1971-01-02." in text
+    assert "| seed | ema (held-out) | quantized (held-out) | sliding (held-out) |" in text
+    for seed in SCALES:
+        assert f"| {seed} | {bpb[seed] + 1:.4f} | {bpb[seed]:.4f} | {bpb[seed]:.4f} | held" in text
+    assert "| a check | bytes | pass | 1 of 1 |" in text
+    assert "{" not in text
+    assert "**The audit" not in text
+
+
+def test_runs_by_name_are_as_good_as_their_folder(tmp_path: Path) -> None:
+    folder = audited(tmp_path / "seeds")
+    runs = [folder / f"seed-{seed}" for seed in (9, 5, 7)]
+    one = record(runs, tmp_path / "one", "", "", SILENT)
+    assert one == record([folder], tmp_path / "two", "", "", SILENT)
+    assert (one["name"], one["author"]) == ("tiny", None)
+
+
+def test_a_failed_audit_is_the_first_thing_said(tmp_path: Path) -> None:
+    folder = audited(tmp_path / "seeds", ("1 causal", "bytes"))
+    said = record([folder], tmp_path / "out", "", "", SILENT)
+    assert said["compliant"] is False
+    assert said["verdict"] == "NOT compliant: 1 causal, bytes (seeds 9)"
+    assert list(said).index("compliant") < list(said).index("val_bpb")
+    top = beginning(tmp_path / "out")
+    assert "**The audit fails: NOT compliant: 1 causal, bytes (seeds 9).**" in top
+    assert top.index("The audit fails") < top.index(" BPB**")
+    assert "| FAILS |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_in_sample_score_is_named_before_its_number(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", label="in-sample")
+    write_audit(run, ("provenance",))
+    said = record([run], tmp_path / "out", "", "", SILENT)
+    assert (said["label"], said["val_bpb_std"]) == ("in-sample", None)
+    top = beginning(tmp_path / "out")
+    assert top.index("**In-sample:") < top.index(" BPB** (in-sample)")
+
+
+def test_a_seed_without_a_score_is_not_hidden(tmp_path: Path) -> None:
+    folder = audited(tmp_path / "seeds")
+    (folder / "seed-7" / "results.json").unlink()
+    entries = [{"seed": s, "failure": "it diverged" if s == 7 else ""} for s in (5, 7, 9, 11)]
+    write_json(folder / "seeds.json", {"runs": entries})
+    said = record([folder], tmp_path / "out", "", "", SILENT)
+    assert said["left_out"] == {"7": "it diverged", "11": "not finished"}
+    assert said["model_of_seed"] == 9  # the better one of 5 and 9
+    top = beginning(tmp_path / "out")
+    assert "**Seed 7 gave no score and is in no mean: it diverged.**" in top
+    assert "**Seed 11 gave no score and is in no mean: not finished.**" in top
+    assert "| 7 | - | - | - | failed |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_makes_no_record(tmp_path: Path) -> None:
+    folder, out = audited(tmp_path / "seeds"), tmp_path / "out"
+    other = dataclasses.replace(TINY, pack=dataclasses.replace(TINY.pack, damping=0.5))
+    write_run(tmp_path / "other", 3, config=other)
+    write_run(tmp_path / "same", 5)
+    write_run(tmp_path / "text", 3, text="another text")
+    write_run(tmp_path / "label", 3, label="in-sample")
+    for run, words in (
+        ("other", "pack.damping is 0.5"),
+        ("same", "two of these runs have the seed 5"),
+        ("text", "text_sha256 is"),
+        ("label", "label is in-sample in .*label and held-out in"),
+    ):
+        with pytest.raises(UserError, match=words):
+            record([folder, tmp_path / run], out, "", "", SILENT)
+    (tmp_path / "label" / "results.json").unlink()
+    with pytest.raises(UserError, match="no run is finished"):
+        record([tmp_path / "label"], out, "", "", SILENT)
+    assert not out.exists()
+    record([folder], out, "", "", SILENT)
+    with pytest.raises(UserError, match="is not empty"):
+        record([folder], out, "", "", SILENT)

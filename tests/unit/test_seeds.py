@@ -1,0 +1,218 @@
+"""Statistics over seeds, and grids: nothing is left out, nothing of another configuration taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from paramgolf.config import RunConfig
+from paramgolf.console import Reporter
+from paramgolf.errors import ConfigError, UserError
+from paramgolf.tools.ablate import parse_grid, run_grid
+from paramgolf.tools.seeds import Row, read_seeds, run_seeds
+from tests.written_runs import BYTES_D, NATS_D, TINY, write_run
+
+SILENT = Reporter()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_row_is_what_numpy_says(seed: int) -> None:
+    values = np.random.default_rng(seed).normal(1.8, 0.1, 6)
+    row = Row({10 + number: float(value) for number, value in enumerate(values)})
+    said = row.to_json()
+    assert said["mean"] == pytest.approx(values.mean())
+    assert said["std"] == pytest.approx(values.std(ddof=1))
+    assert (said["min"], said["max"]) == (values.min(), values.max())
+    assert row.worst_seed == 10 + int(values.argmax())
+
+
+def test_one_seed_has_no_deviation() -> None:
+    assert Row({3: 1.5}).std is None
+
+
+# Folders of seeds. All runs in them are finished: nothing trains here.
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed, scale in ((3, 1.0), (1, 1.1), (20, 1.02)):
+        write_run(tmp_path / "all" / f"seed-{seed}", seed, NATS_D * scale)
+    return tmp_path / "all"
+
+
+def test_finished_runs_are_taken_and_the_folders_others_shown(folder: Path) -> None:
+    found = run_seeds("tiny", TINY, [20, 3], folder, SILENT)
+    assert [member.seed for member in found.members] == [1, 3, 20]
+    assert found.over() == "3 of 3 seeds"
+    said = json.loads((folder / "seeds.json").read_text())
+    assert said["recipe"] == "tiny"
+    assert "seed" not in said["config"]
+    assert said["config"]["train.max_steps"] == TINY.train.max_steps
+    row = said["statistics"]["bpb sliding"]
+    expected = NATS_D.sum() / np.log(2) / BYTES_D.sum() * np.array([1.1, 1.0, 1.02])
+    assert list(row["by_seed"]) == ["1", "3", "20"]
+    assert list(row["by_seed"].values()) == pytest.approx(expected)
+    assert row["worst_seed"] == 1
+    assert row["labels"] == ["held-out"]
+    assert said["statistics"]["bytes"]["by_seed"] == {"1": 1005, "3": 1007, "20": 1024}
+    assert said["statistics"]["seconds, training"]["mean"] == pytest.approx(11 + 24 / 3)
+    assert (said["over"], said["left_out"]) == ([1, 3, 20], [])
+
+
+def test_labels_that_differ_are_all_there(folder: Path) -> None:
+    write_run(folder / "seed-4", 4, label="in-sample")
+    found = run_seeds("tiny", TINY, [3], folder, SILENT)
+    assert found.stages()["sliding"].labels == ("held-out", "in-sample")
+
+
+def test_a_run_that_lost_its_result_is_counted_as_not_finished(folder: Path) -> None:
+    run_seeds("tiny", TINY, [3], folder, SILENT)
+    (folder / "seed-1" / "results.json").unlink()
+    found = read_seeds(folder)
+    assert found.over() == "2 of 3 seeds; left out: 1 (not finished)"
+    assert set(found.stages()["sliding"].by_seed) == {3, 20}
+
+
+def test_another_configuration_is_named_by_its_key(folder: Path, tmp_path: Path) -> None:
+    other = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, max_steps=7))
+    before = sorted(folder.rglob("*"))
+    for seeds in ([3], [99]):
+        with pytest.raises(UserError, match=r"train\.max_steps = 600, not 7"):
+            run_seeds("tiny", other, seeds, folder, SILENT)
+    assert sorted(folder.rglob("*")) == before
+    (folder / "seed-3").rename(folder / "seed-5")
+    with pytest.raises(UserError, match="seed-5 holds a run with seed = 3, not 5"):
+        run_seeds("tiny", TINY, [1], folder, SILENT)
+
+
+def test_seeds_that_make_no_sense(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seeds, words in (([], "at least one seed"), ([1, 2, 1], "seed 1 is named twice")):
+        with pytest.raises(ConfigError, match=words):
+            run_seeds("tiny", TINY, seeds, folder, SILENT)
+    with pytest.raises(ConfigError, match="seed = -1"):
+        run_seeds("tiny", TINY, [-1], folder, SILENT)
+    ranks = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+    for name in ranks:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="in one process"):
+        run_seeds("tiny", TINY, [1], folder, SILENT)
+
+
+# Grids.
+
+
+def values_of(vary: list[str], config: RunConfig = TINY) -> list[dict[str, object]]:
+    return [values for values, _ in parse_grid(config, vary)]
+
+
+def test_a_grid_has_every_combination_with_typed_values() -> None:
+    grid = parse_grid(TINY, ["train.matrix-lr=2e-2,0.04", "--model.num_layers=6, 8"])
+    assert [values for values, _ in grid] == [
+        {"train.matrix_lr": lr, "model.num_layers": layers}
+        for lr in (0.02, 0.04)
+        for layers in (6, 8)
+    ]
+    for values, config in grid:
+        assert config.train.matrix_lr == values["train.matrix_lr"]
+        assert config.model.num_layers == values["model.num_layers"]
+        train = dataclasses.replace(config.train, matrix_lr=TINY.train.matrix_lr)
+        model = dataclasses.replace(config.model, num_layers=TINY.model.num_layers)
+        assert dataclasses.replace(config, train=train, model=model) == TINY
+
+
+def test_values_of_other_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert values_of(["pack.fill-budget=True,false"]) == [
+        {"pack.fill_budget": True}, {"pack.fill_budget": False},
+    ]  # fmt: skip
+    assert values_of(["adapt.text=none,adapt"]) == [{"adapt.text": "none"}, {"adapt.text": "adapt"}]
+    assert values_of(["train.matrix_lr=1"]) == [{"train.matrix_lr": 1.0}]
+    monkeypatch.chdir(tmp_path)
+    assert values_of(["data.source=texts"]) == [{"data.source": str(tmp_path / "texts")}]
+
+
+@pytest.mark.parametrize(
+    ("vary", "words"),
+    [
+        ([], "name what to vary"),
+        (["train.matrix_lr"], "is not KEY=A,B"),
+        (["=3"], "is not KEY=A,B"),
+        (["train.matrix_lr=0.02,,1"], "is not KEY=A,B"),
+        (["train.matrx_lr=1"], "did you mean train.matrix_lr"),
+        (["train=1"], "no key 'train'"),
+        (["seed=1,2"], "--seeds"),
+        (
+            ["train.max_steps=1.5"],
+            "train.max_steps = '1.5' is not possible: it must be of type int",
+        ),
+        (["pack.fill_budget=yes"], "pack.fill_budget = 'yes'"),
+        (["adapt.text=scord"], "adapt.text = 'scord'"),
+        (["train.matrix_lr=0.02,-1"], "train.matrix_lr = -1.0"),
+        (["model.num_heads=4,9"], "a multiple of model.num_heads = 9"),
+        (["train.matrix_lr=0.02,2e-2"], "names train.matrix_lr=0.02 twice"),
+        (["train.matrix_lr=1", "train.matrix-lr=2"], "is there twice"),
+    ],
+)
+def test_a_grid_that_is_not_possible_is_refused_at_the_door(vary: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        parse_grid(TINY, vary)
+
+
+def written_grid(tmp_path: Path, vary: list[str], seeds: tuple[int, ...], **options: str) -> Path:
+    """The folder of a grid whose runs are all there; later cells score worse."""
+    for number, (values, config) in enumerate(parse_grid(TINY, vary)):
+        cell = tmp_path / "grid" / ",".join(f"{key}={value}" for key, value in values.items())
+        for seed in seeds:
+            scale = 1 + 0.1 * number + 0.01 * seed
+            write_run(cell / f"seed-{seed}", seed, NATS_D * scale, config=config, **options)
+    return tmp_path / "grid"
+
+
+def test_a_grid_is_told_by_table_and_plot(tmp_path: Path) -> None:
+    vary = ["train.matrix_lr=0.01,0.02,0.4", "model.num_layers=6,8"]
+    out = written_grid(tmp_path, vary, (1, 2, 3))
+    found = run_grid("tiny", parse_grid(TINY, vary), [1, 2], out, SILENT)
+    assert not found.failed
+    said = json.loads((out / "ablation.json").read_text())
+    assert said["texts"] == 1
+    assert [cell["values"]["train.matrix_lr"] for cell in said["cells"]] == [
+        0.01, 0.01, 0.02, 0.02, 0.4, 0.4,
+    ]  # fmt: skip
+    one = NATS_D.sum() / np.log(2) / BYTES_D.sum()
+    for number, cell in enumerate(said["cells"]):
+        assert cell["stage"] == "sliding"
+        assert cell["bpb"]["mean"] == pytest.approx(one * (1.02 + 0.1 * number))
+        assert cell["bpb"]["std"] == pytest.approx(one * 0.01)
+    root = ElementTree.parse(out / "ablation.svg").getroot()
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    for text in ("train.matrix_lr", "BPB, sliding (held-out)", "0.01", "0.4",
+                 "model.num_layers = 6", "model.num_layers = 8"):  # fmt: skip
+        assert text in texts
+
+
+def test_a_grid_of_words_has_them_on_its_axis(tmp_path: Path) -> None:
+    out = written_grid(tmp_path, ["adapt.text=none,adapt"], (1,))
+    run_grid("tiny", parse_grid(TINY, ["adapt.text=none,adapt"]), [1], out, SILENT)
+    assert re.search(">none<.*>adapt<", (out / "ablation.svg").read_text(), re.DOTALL)
+
+
+def test_a_cell_on_another_text_is_noticed(tmp_path: Path) -> None:
+    vary = ["train.matrix_lr=0.01,0.02"]
+    out = written_grid(tmp_path, vary, (1,))
+    grid = parse_grid(TINY, vary)
+    write_run(out / "train.matrix_lr=0.02" / "seed-2", 2, text="another", config=grid[1][1])
+    assert run_grid("tiny", grid, [1], out, SILENT).num_texts == 2
+
+
+def test_a_grid_on_a_folder_of_another(tmp_path: Path) -> None:
+    vary = ["train.matrix_lr=0.01,0.02"]
+    out = written_grid(tmp_path, vary, (1,))
+    other = dataclasses.replace(TINY, pack=dataclasses.replace(TINY.pack, damping=0.5))
+    with pytest.raises(UserError, match=r"pack\.damping = 0\.01, not 0\.5"):
+        run_grid("tiny", parse_grid(other, vary), [1], out, SILENT)

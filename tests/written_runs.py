@@ -1,0 +1,130 @@
+"""Finished runs that are files alone: nothing was trained, every figure is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from paramgolf.config import RunConfig, to_json
+from paramgolf.recipes import RECIPES
+from paramgolf.rundir import write_json, write_tensors
+
+Array = NDArray[np.float64]
+
+BYTES_D = np.array([300.0, 500.0, 200.0, 400.0, 350.0, 250.0])
+NATS_D = np.array([610.0, 900.0, 440.0, 830.0, 660.0, 530.0])
+TOKENS = 700
+TINY = RECIPES["tiny"][1]
+
+
+def write_run(
+    path: Path,
+    seed: int = 1,
+    nats_D: Array = NATS_D,
+    bytes_D: Array = BYTES_D,
+    tokens: int = TOKENS,
+    label: str = "held-out",
+    text: str = "the text",
+    config: RunConfig = TINY,
+    stages: tuple[str, ...] = ("ema", "quantized", "sliding"),
+) -> Path:
+    """Write what `seeds`, `compare`, `ablate` and `record` read of a run.
+
+    Every stage but "ema" has these losses; that one is a bit a byte worse and has none by document.
+    """
+    path.mkdir(parents=True)
+    nats, size = float(nats_D.sum()), int(bytes_D.sum())
+    scores: dict[str, Any] = {}
+    for stage in stages:
+        total = nats + (size * math.log(2) if stage == "ema" else 0.0)
+        scores[stage] = {
+            "loss_nats": total / tokens,
+            "bpb": total / math.log(2) / size,
+            "tokens": tokens,
+            "bytes": size,
+            "label": label,
+            "overlap_share": 0.0,
+            "original_bytes": size,
+        }
+    packed = {stage: torch.tensor(nats_D) for stage in stages if stage != "ema"}
+    write_tensors(
+        path / "documents.safetensors",
+        {"bytes": torch.from_numpy(bytes_D).long(), **packed},
+        text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+    config = dataclasses.replace(config, seed=seed)
+    write_json(path / "config.json", {"recipe": "tiny", **to_json(config)})
+    write_json(path / "stages" / "score.json", {})
+    write_json(path / "stages" / "pack.json", {})
+    contents = {
+        "model.bin": bytes(1000 + seed), "train_gpt.py": b"code", "tokenizer.model": b"pieces",
+        "provenance.safetensors": b"hashes",
+    }  # fmt: skip
+    for name, content in contents.items():
+        (path / name).write_bytes(content)
+    write_json(
+        path / "environment.json",
+        {
+            "paramgolf": "0.1", "python": "3.11.7", "platform": "a platform", "cuda": None,
+            "packages": {"torch": "2.13.0"}, "gpu": None, "cpu_threads": 1,
+        },
+    )  # fmt: skip
+    write_json(
+        path / "results.json",
+        {
+            "recipe": "tiny", "seed": seed, "parameters": 12345, "steps": 600,
+            "num_ranks": {"train": 1}, "adapted_on": "adapt", "stages": scores,
+            "corpus": {"source": "stdlib", "sha256": "c0ffee", "tokens": {"train": 9}},
+            "bytes": {
+                "total": 1004 + seed, "model": 1000 + seed, "code": 4, "tokenizer": 6,
+                "budget": 650_000,
+            },
+            "artifact_sha256": "abc", "seconds": {"train: steps": 10.0 + seed, "pack: GPTQ": 1.0},
+            "budgets": {"training": 11.0 + seed, "evaluation": 0.0, "none": 0.0},
+        },
+    )  # fmt: skip
+    events = [
+        {"time": 86400.0 * 365 + seed, "event": "train", "step": 50, "loss_nats": 3.25},
+        {"time": 86400.0 * 366 + seed, "event": "stage_finished", "stage": "score"},
+    ]
+    (path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return path
+
+
+def write_seeds(folder: Path, nats: dict[int, Array], **options: Any) -> Path:
+    """Write a folder of seeds whose runs have these losses by document."""
+    for seed, nats_D in nats.items():
+        write_run(folder / f"seed-{seed}", seed, nats_D, **options)
+    entries = [{"seed": seed, "failure": ""} for seed in nats]
+    write_json(folder / "seeds.json", {"runs": entries})
+    return folder
+
+
+def write_audit(path: Path, failed: tuple[str, ...] = ()) -> None:
+    """Write what an audit of a written run might have found."""
+    stages = json.loads((path / "results.json").read_text())["stages"]
+    outcome = "NOT compliant: " + ", ".join(failed) if failed else "compliant as fixed predictor"
+    write_json(
+        path / "audit.json",
+        {
+            "passed": not failed,
+            "failed": list(failed),
+            "verdict": [f"verdict        {outcome}", "               the maker's word"],
+            "scores": {
+                name: {"bpb": score["bpb"], "label": score["label"]}
+                for name, score in stages.items()
+                if name != "ema"
+            },
+            "checks": [
+                {"name": "a check", "condition": "bytes", "outcome": "pass", "figure": "1 of 1"}
+            ],
+        },
+    )
