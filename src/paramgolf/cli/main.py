@@ -23,6 +23,7 @@ _COMMANDS = {
     "export": "artifacts",
     "audit": "runs",
     "bundle": "runs",
+    "report": "runs",
     "data": "data",
 }
 """The module of every command, imported when it is called: --help should not wait for PyTorch."""
