@@ -66,7 +66,10 @@ def panels(
 
 
 def bars(
-    axes: Axes, names: Sequence[str], values: Sequence[float], colors: Sequence[str],
+    axes: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    colors: Sequence[str],
     texts: Sequence[str],
 ) -> None:
     """Horizontal bars from the top down, each with a text behind it; leaves room for the texts."""
@@ -84,7 +87,7 @@ def bars(
 def inline_svg(figure: Figure, title: str) -> str:
     """The plot as an <svg> element for a page that defines the colours `currentColor` and --faint.
 
-    Its ids are its own: a page may hold several plots.
+    It takes the page's font too. Its ids are its own: a page may hold several plots.
 
     Args:
         figure: from `drawing`.
@@ -92,6 +95,7 @@ def inline_svg(figure: Figure, title: str) -> str:
     """
     svg = _svg(figure)
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(_FAINT, "var(--faint)")
+    svg = re.sub(r" font-family: [^;]*;", "", svg)
     own = f"p{hashlib.sha256((title + svg).encode()).hexdigest()[:8]}-"
     svg = re.sub(r'( id="|url\(#|href="#)', lambda found: found[0] + own, svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

@@ -52,7 +52,9 @@ def report(path: Path, out: Path, runtime: Runtime, reporter: Reporter) -> int:
     files = read_run(path)
     reporter.line("  passage   predicting it, token by token")
     # A few windows in shapes of their own: nothing to compile for.
-    passage = passage_section(files.run, files.results, dataclasses.replace(runtime, compiled=False))
+    passage = passage_section(
+        files.run, files.results, dataclasses.replace(runtime, compiled=False)
+    )
     reporter.line("  plots     drawing them")
     page = render(files, passage).encode()
     write_bytes(out, page)

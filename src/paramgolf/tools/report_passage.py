@@ -99,7 +99,7 @@ class Pieces:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 
     def shown(self, token: int) -> tuple[str, str]:
-        """A token in the running text, and of what kind it is: "text", "byte" or "mark".
+        """A token in the running text, and its kind: "text", "break", "byte" or "mark".
 
         Line breaks and tabs are there and visible; invisible characters are written as U+ and
         their number, bytes in hexadecimal.
@@ -108,18 +108,21 @@ class Pieces:
         if processor.is_byte(token):
             byte = int(processor.id_to_piece(token)[1:-1], 16)
             character = chr(byte)
-            return (_VISIBLE[character], "text") if character in _VISIBLE else (f"{byte:02X}", "byte")
+            if character in _VISIBLE:
+                return _VISIBLE[character], "break"
+            return f"{byte:02X}", "byte"
         if token == processor.bos_id():
             return "next document", "mark"
         if processor.is_control(token) or processor.is_unknown(token):
             return processor.id_to_piece(token).strip("<>"), "mark"
         text = processor.id_to_piece(token).replace(_SPACE, " ")
-        return "".join(map(_visible, text)), "text"
+        kind = "text" if set(text) - set(_VISIBLE) else "break"
+        return "".join(map(_visible, text)), kind
 
     def named(self, token: int) -> list[str]:
         """A token on its own: `shown`, with spaces to be seen."""
         text, kind = self.shown(token)
-        if kind == "text":
+        if kind in ("text", "break"):
             text = text.replace("\n", "").replace("\t", "").replace(" ", "\u2423")
         if kind == "byte":
             character = chr(int(text, 16))

@@ -10,13 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from paramgolf.compress.artifact import role
-from paramgolf.ledger import Budget
 from paramgolf.model.gpt import MATRIX_NAMES
 from paramgolf.tools.plots import SERIES, bars, drawing, inline_svg, panels
 
 _BLUE, _ORANGE, _GREEN, _, _, _GREY = SERIES
 _RED = "#c8433a"
-BUDGET_COLORS: dict[Budget, str] = {"training": _BLUE, "evaluation": _ORANGE, "none": _GREY}
+BUDGET_COLORS: dict[str, str] = {"training": _BLUE, "evaluation": _ORANGE, "none": _GREY}
 _WIDE, _NARROW = 10.0, 4.7  # inches of 72 units each; a unit is about a pixel of the page
 
 
@@ -55,6 +54,10 @@ def _both(title: str, draw: Callable[[float], Figure]) -> Plot:
     return Plot(inline_svg(draw(_WIDE), title), inline_svg(draw(_NARROW), title))
 
 
+def _ticks(most: int) -> MaxNLocator:
+    return MaxNLocator(most, steps=[1, 2, 5, 10])
+
+
 def waterfall(steps: Sequence[Step]) -> Plot:
     """Bits per byte from stage to stage, better to the left; the result last."""
 
@@ -71,7 +74,9 @@ def waterfall(steps: Sequence[Step]) -> Plot:
                 _waterfall_row(axes, row, steps[row - 1] if row else None, step)
             names = [f"{step.title}\n{step.bpb:.4f} {step.label}" for step in steps]
             if wide:
-                axes.set_yticks(range(len(steps)), names, linespacing=1.35)
+                # From the left: how wide a text is, the page's font decides.
+                axes.set_yticks(range(len(steps)), names, linespacing=1.35, ha="left")
+                axes.tick_params(axis="y", pad=128)
             else:
                 axes.set_yticks([])
                 for row, name in enumerate(names):
@@ -85,7 +90,7 @@ def waterfall(steps: Sequence[Step]) -> Plot:
             axes.grid(axis="y", visible=False)
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
-            axes.xaxis.set_major_locator(MaxNLocator(8 if wide else 4))
+            axes.xaxis.set_major_locator(_ticks(8 if wide else 4))
         return figure
 
     return _both("Bits per byte after every stage", draw)
@@ -124,7 +129,7 @@ def losses(points: Sequence[dict[str, Any]], onset: Onset | None) -> Plot:
             below.plot(seconds, [point["lr_factor"] for point in points], lw=1.2)
             below.set_ylim(0, 1.15)
             below.set_yticks([0, 1])
-            below.set_ylabel("rate\nfactor")
+            below.set_ylabel("rate,\nfactor")
             below.set_xlabel("seconds of training")
             below.set_xlim(0, None)
             if onset is not None:
@@ -147,6 +152,7 @@ def adaptation(epochs: Sequence[dict[str, Any]], before: Step) -> Plot:
     scored = [epoch for epoch in epochs if "bpb" in epoch]
     numbers = [epoch["epoch"] for epoch in epochs]
     labels = ", ".join(dict.fromkeys(epoch["label"] for epoch in scored))
+    color = _RED if "in-sample" in labels else _GREEN
 
     def draw(width: float) -> Figure:
         rows, columns = (1, 2) if width > 6 else (2, 1)
@@ -156,8 +162,8 @@ def adaptation(epochs: Sequence[dict[str, Any]], before: Step) -> Plot:
             places = [0, *(epoch["epoch"] for epoch in scored)]
             values = [before.bpb, *(epoch["bpb"] for epoch in scored)]
             complete = len(scored) == len(epochs)
-            right.plot(places, values, "o-" if complete else "o:", color=_GREEN, lw=1.6, ms=4)
-            right.plot([0], [before.bpb], "o", color="#888888", ms=5)
+            right.plot(places, values, "o-" if complete else "o:", color=color, lw=1.6, ms=4)
+            right.plot([0], [before.bpb], "o", color=_GREY, ms=5)
             right.set_ylabel(f"BPB ({labels})")
             right.annotate(
                 f"not adapted ({before.label})", (0, before.bpb), (8, 0),
@@ -167,7 +173,7 @@ def adaptation(epochs: Sequence[dict[str, Any]], before: Step) -> Plot:
                 axes.set_xlim(-0.3 if axes is right else 0.7, max(numbers) + 0.3)
                 axes.set_xlabel("epoch")
                 axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-                axes.yaxis.set_major_locator(MaxNLocator(5))
+                axes.yaxis.set_major_locator(_ticks(5))
         return figure
 
     return _both("Adaptation by epoch", draw)
@@ -182,7 +188,7 @@ def bar_chart(title: str, unit: str, rows: Sequence[Bar]) -> Plot:
             bars(axes, names, values, colors, texts)
             most = max(values) or 1
             axes.set_xlim(0, most * (1.16 if width > 6 else 1.5))
-            axes.xaxis.set_major_locator(MaxNLocator(4 if width < 6 else 8))
+            axes.xaxis.set_major_locator(_ticks(4 if width < 6 else 8))
             axes.xaxis.set_major_formatter("{x:,.6g}")
         return figure
 

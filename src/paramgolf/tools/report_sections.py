@@ -119,8 +119,10 @@ def training(run: RunDir, config: RunConfig) -> dict[str, Any]:
 
 
 def training_points(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The logged steps that led to the weights: what an attempt did past the checkpoint from which
-    the next one went on is not among them."""
+    """The logged steps that led to the weights, of all attempts.
+
+    What one did past the checkpoint from which the next went on is not among them.
+    """
     points: list[dict[str, Any]] = []
     earlier: list[dict[str, Any]] = []
     for event in events:
@@ -171,7 +173,7 @@ def sizes(results: dict[str, Any]) -> dict[str, Any]:
         kind = "integers" if name in _INTEGERS else "code" if name == "code" else "rest"
         text = f"{value:,}  ({100 * value / size['total']:.1f} %)"
         rows.append(plots.Bar(name, value, _PART_COLORS[kind], text))
-    integers = sum(size["by_part"].get(name, 0) for name in _INTEGERS)
+    integers = sum(size["by_part"][name] for name in _INTEGERS)
     return {
         "plot": plots.bar_chart("Bytes by part", "bytes", rows),
         "integers": integers,
@@ -184,17 +186,17 @@ def seconds(config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     by_phase = results["seconds"]
     total = sum(by_phase.values())
     rows: list[plots.Bar] = []
-    short: dict[Any, list[float]] = {}
+    short: dict[Any, list[tuple[str, float]]] = {}
     for name, value in by_phase.items():
         budget = account(name, config.adapt.text).budget
         if value < _LEAST_SHARE * total:
-            short.setdefault(budget, []).append(value)
+            short.setdefault(budget, []).append((name, value))
         else:
             rows.append(_seconds_bar(name, value, budget))
-    rows += [
-        _seconds_bar(f"{len(values)} short ones ({_budget_name(budget)})", sum(values), budget)
-        for budget, values in short.items()
-    ]
+    for budget, phases in short.items():
+        alone = phases[0][0] if len(phases) == 1 else ""
+        name = alone or f"{len(phases)} short ones ({_budget_name(budget)})"
+        rows.append(_seconds_bar(name, sum(value for _, value in phases), budget))
     limits = config.limits
     return {
         "plot": plots.bar_chart("Seconds by phase", "seconds", rows),
