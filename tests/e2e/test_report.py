@@ -326,6 +326,7 @@ def test_the_verdict_is_the_audit_s(cli: Cli, run: Path, passage: dict[str, Any]
     html = render(read_run(run), passage)
     words = Page(html).words
     assert "Audit FAILED NOT compliant: bytes" in words
+    assert " BPB, held-out, audit failed " in words
     assert 'class="result held-out audit-failed"' in html
     assert "FAIL bytes of the text" in words
     edit(run / "audit.json", lambda values: values["scores"]["sliding"].update(bpb=1.0))
@@ -385,6 +386,34 @@ def test_a_resumed_run_shows_only_the_steps_that_led_to_its_weights() -> None:
     # Killed before its first checkpoint: it began again.
     assert steps(start, *logged(50), start, *logged(60)) == [60]
     assert steps(start, *logged(50), start, start, resumed, *logged(110)) == [110]
+
+
+def test_a_branch_says_where_the_curve_of_its_loss_is(
+    run: Path, mini_run: FinishedRun, passage: dict[str, Any]
+) -> None:
+    def logged(*steps: int) -> str:
+        return "".join(
+            json.dumps({
+                "time": 1.0, "event": "train", "step": step, "elapsed_seconds": step / 10,
+                "loss_nats": 5.0, "lr_factor": 0.5, "recurrent": step > 3,
+            }) + "\n"
+            for step in steps
+        )  # fmt: skip
+
+    words = Page(render(read_run(run), passage)).words
+    assert "No curve: fewer than two steps were logged." in words
+    trained = run.with_name("trained")
+    edit(run / "stages/train.json", lambda record: record.update(taken_from=str(trained)))
+    words = Page(render(read_run(run), passage)).words
+    assert f"No curve: {trained}, which trained, is not there." in words
+    shutil.copytree(mini_run.path, trained)
+    (trained / "events.jsonl").write_text(logged(2, 4, 6))
+    words = Page(render(read_run(run), passage)).words
+    assert "(3 of 6 steps); the last, of step 6, is 5.0000 nats a token" in words
+    # By the schedule at 0.35 of 6 steps, each of 0.1 s.
+    assert (
+        "Depth recurrence came on after 0.2 s: from then on, the looped blocks run twice" in words
+    )
 
 
 # Mistakes.

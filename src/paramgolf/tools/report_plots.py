@@ -129,7 +129,7 @@ def losses(points: Sequence[dict[str, Any]], onset: Onset | None) -> Plot:
             below.plot(seconds, [point["lr_factor"] for point in points], lw=1.2)
             below.set_ylim(0, 1.15)
             below.set_yticks([0, 1])
-            below.set_ylabel("rate,\nfactor")
+            below.set_ylabel("rate\nfactor")
             below.set_xlabel("seconds of training")
             below.set_xlim(0, None)
             if onset is not None:

@@ -99,18 +99,22 @@ def _taken(run: RunDir) -> list[tuple[str, str]]:
 
 def training(run: RunDir, config: RunConfig) -> dict[str, Any]:
     """The curve of the training loss; without one, why."""
-    path = run.path
+    path, earlier = run.path, set[Path]()
     # Only the run that trained has the events; it may have been branched from more than once.
-    while taken := (RunDir(path).record("train") or {}).get("taken_from"):
+    # (Folders that were moved since may name each other.)
+    while path not in earlier and (taken := (RunDir(path).record("train") or {}).get("taken_from")):
+        earlier.add(path)
         path = Path(taken)
     points = training_points(_events(path))
-    result: dict[str, Any] = {"plot": None, "taken_from": str(path) if path != run.path else ""}
     if len(points) < 2:
         there = (path / "events.jsonl").exists()
-        return result | {"why_not": "training was too short to log" if there else "its run is gone"}
+        why = (
+            "fewer than two steps were logged" if there else f"{path}, which trained, is not there"
+        )
+        return {"plot": None, "why_not": why}
     last = points[-1]
     onset = recurrence_onset(points, config)
-    return result | {
+    return {
         "plot": plots.losses(points, onset),
         "onset": onset,
         "last": last,

@@ -98,4 +98,7 @@
     event.preventDefault();
   });
   addEventListener("scroll", place, {passive: true});
+  addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll("details")) details.open = true;
+  });
 })();
