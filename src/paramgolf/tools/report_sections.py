@@ -13,6 +13,7 @@ import numpy as np
 from paramgolf.compress import artifact
 from paramgolf.compress.hessian import EMBEDDING
 from paramgolf.config import RunConfig, to_json
+from paramgolf.data.provenance import IN_SAMPLE_SHARE
 from paramgolf.ledger import account
 from paramgolf.model.gpt import MATRIX_NAMES
 from paramgolf.recipes import RECIPES
@@ -28,12 +29,13 @@ _TITLES = {
     "score_first": ("score-first", "sliding, and learning from what is scored"),
 }
 _MEANINGS = {
-    "held-out": "The scored text shaped no weight, as far as its shingles tell.",
-    "score-first": "The predictor learned from this text, from every part only after its score.",
+    "held-out": "By the maker's record, this text did not shape the weights.",
+    "score-first": "The predictor learned from this text, from every part only after its score. "
+    "By the maker's record, it did not shape the weights before.",
     "in-sample": "The weights have learned from the scored text. "
-    "This is not a measure of unseen text, and not comparable with one.",
-    "unverified": "There is nothing to compare the scored text with: whether it shaped the "
-    "weights is not known.",
+    "This is no measure of unseen text, and not comparable with one.",
+    "unverified": "Whether this text shaped the weights is not known: "
+    "there is nothing to compare it with.",
 }
 _INTEGERS = (EMBEDDING, *MATRIX_NAMES)
 _PART_COLORS = {"integers": SERIES[0], "code": SERIES[1], "rest": SERIES[5]}
@@ -69,9 +71,20 @@ def scores(results: dict[str, Any]) -> dict[str, Any]:
     steps = [plots.Step(row["title"], row["bpb"], row["label"]) for row in rows]
     return {
         "rows": rows,
-        "result": rows[-1] | {"meaning": _MEANINGS[rows[-1]["label"]]},
+        "result": rows[-1] | {"meaning": _meaning(rows[-1])},
         "plot": plots.waterfall(steps),
     }
+
+
+def _meaning(score: dict[str, Any]) -> str:
+    """What the label of a score says, and the figure that it rests on."""
+    meaning, share = _MEANINGS[score["label"]], score["overlap_share"]
+    if share is None:
+        return meaning
+    return (
+        f"{meaning} {100 * share:.2f} % of its sampled 13-word shingles occur in what shaped "
+        f"them; up to {100 * IN_SAMPLE_SHARE:g} % counts as held-out."
+    )
 
 
 def overview(
