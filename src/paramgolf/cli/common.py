@@ -40,6 +40,7 @@ def usage() -> str:
         "  compress ARTIFACT FILE --out F   a text as a small file; decompress brings it back",
         "  prove RUN                        code the scored text and decode it in another process",
         "  audit RUN                        check everything that makes the score true",
+        "  report RUN                       the run as one HTML page, report.html",
         "  bundle RUN --out DIR             one folder that repeats the run and scores its model",
         "  seeds RECIPE --seeds N...        the same run for several seeds: mean, deviation, range",
         "  compare A B                      is A better than B by a margin? of runs or seeds",

@@ -24,6 +24,7 @@ _COMMANDS = {
     "export": "artifacts",
     "audit": "runs",
     "bundle": "runs",
+    "report": "runs",
     "seeds": "records",
     "compare": "records",
     "ablate": "records",

@@ -35,6 +35,18 @@ class BundleArguments:
     """A new folder."""
 
 
+@dataclass(frozen=True)
+class ReportArguments:
+    """Write a run as one HTML page that needs nothing else: report.html."""
+
+    run: tyro.conf.Positional[Path]
+    """The directory of a finished run."""
+    out: Path | None = None
+    """The file to write; by default report.html in the run's directory."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where the page's passage of text is predicted."""
+
+
 def audit(arguments: list[str]) -> None:
     """`paramgolf audit`: recompute what makes a score true."""
     from paramgolf.runtime import select_runtime
@@ -66,3 +78,14 @@ def bundle(arguments: list[str]) -> None:
         reporter.line(f"{size:>12,}  {name}")
     counted = sizes["train_gpt.py"] + sizes["model.bin"]
     reporter.line(f"{counted:>12,}  bytes count: train_gpt.py and model.bin, in {parsed.out}")
+
+
+def report(arguments: list[str]) -> None:
+    """`paramgolf report`: a run as an HTML page."""
+    from paramgolf.runtime import select_runtime
+    from paramgolf.tools.report import report
+
+    parsed = tyro.cli(ReportArguments, prog="paramgolf report", args=arguments)
+    out = parsed.out or parsed.run / "report.html"
+    size = report(parsed.run, out, select_runtime(parsed.device), Reporter(sys.stderr))
+    standard_output().line(f"{out}, {size:,} bytes")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,17 +46,48 @@ def drawing(
     xlabel: str, ylabel: str, width: float = 7.2, height: float = 3.4
 ) -> Iterator[tuple[Figure, Axes]]:
     """An empty plot of so many inches, to be drawn on in the block; no window system is needed."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_prop_cycle(color=SERIES)
+    with panels(1, 1, width, height) as (figure, (axes,)):
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         yield figure, axes
 
 
+@contextmanager
+def panels(
+    rows: int, columns: int, width: float, height: float, **options: Any
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """`drawing` with several plots, row by row; the options are those of `Figure.subplots`."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, **options)
+        for axes in grid.flat:
+            axes.set_prop_cycle(color=SERIES)
+        yield figure, list(grid.flat)
+
+
+def bars(
+    axes: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    colors: Sequence[str],
+    texts: Sequence[str],
+) -> None:
+    """Horizontal bars from the top down, each with a text behind it; leaves room for the texts."""
+    rows = range(len(values))
+    axes.barh(rows, values, color=colors, height=0.62)
+    axes.set_yticks(rows, names)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    for row, value, text in zip(rows, values, texts, strict=True):
+        axes.annotate(text, (value, row), (5, 0), textcoords="offset points", va="center")
+
+
 def inline_svg(figure: Figure, title: str) -> str:
     """The plot as an <svg> element for a page that defines the colours `currentColor` and --faint.
+
+    It takes the page's font too. Its ids are its own: a page may hold several plots.
 
     Args:
         figure: from `drawing`.
@@ -62,6 +95,9 @@ def inline_svg(figure: Figure, title: str) -> str:
     """
     svg = _svg(figure)
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(_FAINT, "var(--faint)")
+    svg = re.sub(r" font-family: [^;]*;", "", svg)
+    own = f"p{hashlib.sha256((title + svg).encode()).hexdigest()[:8]}-"
+    svg = re.sub(r'( id="|url\(#|href="#)', lambda found: found[0] + own, svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 

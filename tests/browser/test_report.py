@@ -1,0 +1,258 @@
+"""The report as a browser shows it: a run whose text tries to be more than text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e import command
+from tests.e2e.mini import mini_options, write_source
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = """</script><img src=x onerror="alert(1)"><svg onload=alert(2)>{{ 7 * 7 }}<!-- """
+DESKTOP, PHONE = 1280, 390
+
+
+@pytest.fixture(scope="session")
+def report(folder: Path) -> Path:
+    """The report of a run long enough for a curve of its loss."""
+    source, run = folder / "source", folder / "run"
+    source.mkdir()
+    write_source(source)
+    file = source / "val.jsonl"
+    documents = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [json.dumps(d | {"text": HOSTILE + d["text"]}) for d in documents]
+    file.write_text("\n".join(lines) + "\n")
+    result = command.run(
+        "run", "tiny", *mini_options(source), "--train.max-steps", "150", "--out", run
+    )
+    assert result.code == 0, result.stderr
+    result = command.run("audit", run, "--device", "cpu", "--positions", "1")
+    assert result.code == 0, result.stdout + result.stderr
+    result = command.run("report", run)
+    assert result.code == 0, result.stderr
+    return run / "report.html"
+
+
+class Browser:
+    """The page in a window."""
+
+    def __init__(self, driver: Any, report: Path) -> None:
+        self.driver, self._report = driver, report
+
+    def open(self, width: int = DESKTOP, scheme: str = "light", media: str = "") -> None:
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.command("Emulation.setEmulatedMedia", media=media, features=features)
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1}
+        self.command("Emulation.setDeviceMetricsOverride", **size, mobile=width == PHONE)
+        self.driver.get(self._report.resolve().as_uri())
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        return self.driver.execute_cdp_cmd(name, arguments)
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script("return " + script, *arguments)
+
+    def style(self, selector: str, name: str) -> str:
+        script = "getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+        return self.run(script, selector, name)
+
+    def tokens(self) -> list[Any]:
+        return self.driver.find_elements("css selector", ".passage .t")
+
+    def tip(self) -> Any:
+        return self.driver.find_element("id", "tip")
+
+
+@pytest.fixture
+def browser(driver: Any, report: Path) -> Iterator[Browser]:
+    """The page, opened; afterwards its console must be empty."""
+    driver.get_log("browser")
+    browser = Browser(driver, report)
+    browser.open()
+    yield browser
+    assert driver.get_log("browser") == []
+
+
+def check_tip(browser: Browser, number: int) -> None:
+    """The tooltip is that of a token, by the data of the page."""
+    data = browser.run("JSON.parse(document.getElementById('data').textContent)")
+    piece, bits, share, rank, best = data["tokens"][number]
+    tip = browser.tip()
+    assert tip.is_displayed()
+    assert tip.find_element("css selector", ".piece").text == data["pieces"][piece][0]
+    said = tip.find_element("css selector", ".probability").text
+    assert said.endswith(f", {bits:.2f} bits")
+    shown = said.removeprefix("probability ").split(" %")[0]
+    if shown[0] not in "<>":
+        assert float(shown) == pytest.approx(100 * share, rel=0.06)
+    assert (tip.find_element("css selector", ".facts").text == "the likeliest token") == (rank == 1)
+    rows = tip.find_elements("css selector", "li")
+    assert len(rows) == 5
+    widths = [row.find_element("css selector", "i").size["width"] for row in rows]
+    assert widths == sorted(widths, reverse=True)
+    for row, (other, _) in zip(rows, best, strict=True):
+        assert row.text.startswith(data["pieces"][other][0])
+        assert ("hit" in row.get_attribute("class")) == (other == piece)
+    box = browser.run("document.getElementById('tip').getBoundingClientRect().toJSON()")
+    assert box["left"] >= 0
+    assert box["top"] >= 0
+    assert box["right"] <= browser.run("innerWidth")
+    assert box["bottom"] <= browser.run("innerHeight")
+
+
+def test_nothing_is_fetched_and_no_text_runs(browser: Browser, report: Path) -> None:
+    browser.driver.get_log("performance")
+    browser.open()
+    messages = [json.loads(entry["message"])["message"] for entry in
+                browser.driver.get_log("performance")]  # fmt: skip
+    urls = {
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    }
+    assert {url for url in urls if not url.startswith("data:")} == {report.resolve().as_uri()}
+    assert browser.run("document.images.length") == 0
+    assert browser.run("document.scripts.length") == 2
+    text = browser.run("document.getElementById('passage').textContent")
+    assert HOSTILE[: HOSTILE.index("!")] in text  # which is a byte there
+    assert report.stat().st_size < 3_000_000
+
+
+def test_pointing_at_a_token_shows_what_was_expected(browser: Browser) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    assert not browser.tip().is_displayed()
+    tokens = browser.tokens()
+    assert len(tokens) > 300
+    for number in (40, 3, 200, len(tokens) - 1):
+        if not tokens[number].text.strip():
+            number -= 1
+        ActionChains(browser.driver).move_to_element(tokens[number]).perform()
+        check_tip(browser, number)
+    heading = browser.driver.find_element("css selector", "#text h2")
+    ActionChains(browser.driver).move_to_element(heading).perform()
+    assert not browser.tip().is_displayed()
+
+
+def test_the_keyboard_reaches_every_token(browser: Browser) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    assert browser.run("document.querySelectorAll('.passage [tabindex=\"0\"]').length") == 1
+    browser.run("document.querySelector('.passage [tabindex=\"0\"]').focus()")
+    check_tip(browser, 0)
+
+    def press(key: str) -> None:
+        browser.driver.switch_to.active_element.send_keys(key)
+
+    for key, number in (
+        (Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.ARROW_DOWN, 12), (Keys.ARROW_LEFT, 11),
+        (Keys.END, len(browser.tokens()) - 1), (Keys.HOME, 0), (Keys.ARROW_LEFT, 0),
+    ):  # fmt: skip
+        press(key)
+        check_tip(browser, number)
+    active = browser.driver.switch_to.active_element
+    assert active.get_attribute("aria-describedby") == "tip"
+    press(Keys.ESCAPE)
+    assert not browser.tip().is_displayed()
+
+
+def test_a_tap_on_a_phone_shows_it_too(browser: Browser) -> None:
+    browser.open(PHONE)
+    token = browser.tokens()[30]
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", token)
+    browser.command("Emulation.setTouchEmulationEnabled", enabled=True)
+    box = browser.run("arguments[0].getClientRects()[0].toJSON()", token)
+    point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    browser.command("Input.dispatchTouchEvent", type="touchStart", touchPoints=[point])
+    browser.command("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    browser.command("Emulation.setTouchEmulationEnabled", enabled=False)
+    check_tip(browser, 30)
+
+
+def luminance(color: str) -> float:
+    """Relative luminance (WCAG 2) of "rgb(...)"."""
+    parts = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours (WCAG 2), 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_are_legible(browser: Browser, scheme: str) -> None:
+    browser.open(scheme=scheme)
+    paper, ink = browser.style("body", "backgroundColor"), browser.style("body", "color")
+    assert (luminance(paper) > 0.8) == (scheme == "light")
+    assert (luminance(paper) < 0.05) == (scheme == "dark")
+    assert contrast(paper, ink) > 12
+    assert contrast(paper, browser.style(".caption", "color")) > 4.5
+    levels = [browser.style(f".legend .q{level}", "backgroundColor") for level in range(1, 9)]
+    assert all(contrast(ink, level) >= 4.5 for level in levels)
+    # One way from pale to strong, whatever colours are seen.
+    lights = [luminance(level) for level in levels]
+    assert lights == sorted(lights, reverse=scheme == "light")
+    assert browser.style(".plot.wide svg text", "fill") == ink
+
+
+@pytest.mark.parametrize("width", [PHONE, 768, DESKTOP])
+def test_a_page_is_no_wider_than_its_window(browser: Browser, width: int) -> None:
+    browser.open(width)
+    assert browser.run("document.documentElement.scrollWidth") == width
+    narrow = width == PHONE
+    for kind, seen in (("narrow", narrow), ("wide", not narrow)):
+        plots = browser.driver.find_elements("css selector", f".plot.{kind}")
+        assert len(plots) == 6
+        assert all(plot.is_displayed() == seen for plot in plots)
+    texts = browser.run(
+        "[...document.querySelectorAll('.plot svg text')].map(t => t.getBoundingClientRect())"
+        ".filter(b => b.width).map(b => [b.left, b.right])"
+    )
+    assert len(texts) > 80
+    assert all(left >= 0 and right <= width for left, right in texts)
+    scales = browser.run(
+        "[...document.querySelectorAll('.plot svg')].filter(s => s.getBoundingClientRect().width)"
+        ".map(s => s.getScreenCTM().a)"
+    )
+    assert all(11 * scale >= 10 for scale in scales)  # pixels of a letter's height
+
+
+def test_print_is_light_and_without_tooltips(browser: Browser) -> None:
+    browser.open(scheme="dark", media="print")
+    assert luminance(browser.style("body", "backgroundColor")) > 0.9
+    assert luminance(browser.style("body", "color")) < 0.05
+    browser.run("document.querySelector('.passage [tabindex=\"0\"]').focus()")
+    assert not browser.tip().is_displayed()
+    assert browser.style("nav", "display") == "none"
+    assert len(browser.command("Page.printToPDF", printBackground=True)["data"]) > 50_000
+
+
+def test_without_scripts_the_colours_are_there(browser: Browser) -> None:
+    browser.command("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open()
+        document = browser.command("DOM.getDocument")["root"]["nodeId"]
+        found = browser.command("DOM.querySelectorAll", nodeId=document, selector=".passage .t")
+        assert len(found["nodeIds"]) > 300
+        note = browser.command("DOM.querySelector", nodeId=document, selector="noscript")
+        html = browser.command("DOM.getOuterHTML", nodeId=note["nodeId"])["outerHTML"]
+        assert "With JavaScript" in html
+        browser.command("DOM.enable")
+        browser.command("CSS.enable")
+        strong = browser.command(
+            "DOM.querySelector", nodeId=document, selector=".passage .q6, .passage .q5"
+        )
+        styles = browser.command("CSS.getComputedStyleForNode", nodeId=strong["nodeId"])
+        colors = {s["name"]: s["value"] for s in styles["computedStyle"]}
+        assert luminance(colors["background-color"]) < 0.8
+    finally:
+        browser.command("Emulation.setScriptExecutionDisabled", value=False)

@@ -1,0 +1,436 @@
+"""The report of a run: scores with their labels, the scorer's losses, text that stays text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from paramgolf.data.prepared import PreparedText
+from paramgolf.rundir import RunDir
+from paramgolf.runtime import select_runtime
+from paramgolf.scoring.predictor import Predictor, load_on
+from paramgolf.tools.passage import NUM_BEST, document_bounds, read_passage, typical_document
+from paramgolf.tools.report import read_run, render
+from paramgolf.tools.report_passage import LEVELS_BITS, MOST_TOKENS, passage_section
+from paramgolf.tools.report_sections import training_points
+from tests.e2e.command import Cli, one_line_error
+from tests.e2e.conftest import FinishedRun
+from tests.e2e.mini import read_results
+
+HOSTILE = """</script><img src=x onerror="alert(1)">{{ 7 * 7 }}<!--<script>'&amp;"""
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: elements, texts, tokens, data."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.tokens: list[tuple[set[str], str]] = []
+        self.scripts: list[str] = []
+        self._open = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        classes = set((values.get("class") or "").split())
+        self.elements.append((tag, values))
+        if tag in ("td", "th", "tr", "div", "p", "small", "dd", "dt", "li", "text"):
+            self.text += " "
+        self._open = tag if tag in ("script", "style") else "token" if "t" in classes else ""
+        if tag == "script":
+            self.scripts.append("")
+        if self._open == "token":
+            self.tokens.append((classes, ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._open == "script":
+            self.scripts[-1] += data
+        elif self._open != "style":
+            self.text += data
+        if self._open == "token":
+            self.tokens[-1] = (self.tokens[-1][0], self.tokens[-1][1] + data)
+
+    @property
+    def words(self) -> str:
+        """The text with single spaces."""
+        return " ".join(self.text.split())
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The passage's data."""
+        return json.loads(self.scripts[0])
+
+    @property
+    def passage(self) -> bytes:
+        """The bytes that the tokens stand for."""
+        parts = (
+            bytes.fromhex(text)
+            if "byte" in classes
+            else text.replace("\u21b5\n", "\n").replace("\u21e5\t", "\t").encode()
+            for classes, text in self.tokens
+        )
+        return b"".join(parts)
+
+
+@pytest.fixture(scope="module")
+def html(cli: Cli, mini_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of a mini run."""
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    before = sorted(mini_run.path.rglob("*"))
+    result = cli("report", mini_run.path, "--out", out)
+    assert result.code == 0, result.stderr
+    assert f"{out.stat().st_size:,} bytes" in result.stdout
+    assert sorted(mini_run.path.rglob("*")) == before
+    return out.read_text()
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+@pytest.fixture
+def run(mini_run: FinishedRun, tmp_path: Path) -> Path:
+    """A copy of the mini run, to be written to."""
+    return shutil.copytree(mini_run.path, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def passage(mini_run: FinishedRun) -> dict[str, Any]:
+    run = RunDir(mini_run.path)
+    return passage_section(run, read_results(mini_run.path), select_runtime("cpu"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def loaded(run: Path) -> tuple[Predictor, np.ndarray[Any, Any]]:
+    """The packed model of a run and the text that it was scored on."""
+    directory = RunDir(run)
+    stream = PreparedText.of(directory).stream("val", directory.data)
+    return load_on(directory.artifact, None, select_runtime("cpu")), stream
+
+
+# The page.
+
+
+def test_every_score_stands_beside_its_label(page: Page, mini_run: FinishedRun) -> None:
+    stages = read_results(mini_run.path)["stages"]
+    assert page.words.startswith(f"tiny: {stages['sliding']['bpb']:.4f} BPB, held-out")
+    assert f"{stages['sliding']['bpb']:.4f} bits per byte held-out" in page.words
+    for score in stages.values():
+        for row in (f"{score['bpb']:.4f} {score['label']} ", f"{score['loss_nats']:.4f} "):
+            assert row in page.words
+        # In the table, and in both drawings of the waterfall.
+        assert len(re.findall(rf"{score['bpb']:.4f} {score['label']}", page.words)) >= 3
+
+
+def test_a_page_needs_nothing_else(html: str, page: Page) -> None:
+    assert len(html.encode()) < 3_000_000
+    for tag, attributes in page.elements:
+        assert tag not in ("img", "iframe", "object", "embed", "base", "form")
+        for name in ("src", "href", "xlink:href", "action", "srcset"):
+            target = attributes.get(name) or "#"
+            assert target[0] == "#" or target == "data:,", (tag, target)
+    assert "@import" not in html
+    assert re.findall(r"url\((?!#)", html) == []
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {t[1:] for _, a in page.elements for t in [a.get("xlink:href") or ""] if t}
+    assert targets <= set(ids)
+
+
+def test_equal_runs_are_equal_pages(
+    html: str, mini_run: FinishedRun, passage: dict[str, Any]
+) -> None:
+    assert render(read_run(mini_run.path), passage) == html
+
+
+def test_figures_of_the_run_are_on_the_page(page: Page, mini_run: FinishedRun) -> None:
+    results = read_results(mini_run.path)
+    size = results["bytes"]
+    for number in (size["total"], size["budget"], size["model"], size["code"], size["tokenizer"]):
+        assert f"{number:,}" in page.words
+    for part, number in size["by_part"].items():
+        assert part in page.words
+        assert f"{number:,} (" in page.words
+    assert f"training {results['budgets']['training']:,.1f} s" in page.words
+    assert f"xz -9 a general compressor on the same text, for scale {results['xz']['bpb']:.4f}" in (
+        page.words
+    )
+    for figures in json.loads((mini_run.path / "quantization.json").read_text()).values():
+        assert f"{figures['entropy_bits']:.2f}" in page.words
+    for key in ("model.vocab_size", "score_first.chunk_tokens", "limits.training_seconds", "seed"):
+        assert f" {key} " in page.words
+    assert results["artifact_sha256"] in page.words
+
+
+# The passage.
+
+
+def test_the_passage_has_the_losses_of_the_score(page: Page, mini_run: FinishedRun) -> None:
+    predictor, stream = loaded(mini_run.path)
+    losses = predictor.losses(stream, fixed=True).double().numpy()
+    documents = document_bounds(stream, predictor.tokenizer.bos)
+    for document in range(len(documents)):
+        passage = read_passage(predictor, stream, document, 300)
+        targets = np.arange(passage.first, passage.first + len(passage.tokens))
+        assert np.array_equal(stream[targets + 1], passage.tokens)
+        assert passage.nats.sum() == pytest.approx(losses[targets].sum(), abs=1e-4)
+        assert np.abs(passage.nats - losses[targets]).max() < 1e-5
+    match = re.search(r"of document (\d+) of", page.words)
+    assert match
+    first = documents[int(match[1]) - 1][0] - 1
+    bits = np.array([token[1] for token in page.data["tokens"]])
+    wanted = losses[first : first + len(bits)] / math.log(2)
+    assert np.abs(bits - wanted).max() < 1e-4
+    assert bits.sum() == pytest.approx(wanted.sum(), abs=1e-2)  # digits that are not shown
+    for (classes, _), loss in zip(page.tokens, wanted, strict=True):
+        level = sum(loss >= edge for edge in LEVELS_BITS)
+        assert f"q{level}" in classes or min(abs(loss - np.array(LEVELS_BITS))) < 1e-4
+
+
+def test_alternatives_are_those_of_the_window(mini_run: FinishedRun) -> None:
+    """Against the rule of docs/rules.md: the window of a target, one forward pass, softmax."""
+    predictor, stream = loaded(mini_run.path)
+    length, stride = predictor.artifact.model.seq_len, predictor.artifact.stride
+    passage = read_passage(predictor, stream, 1, 90)
+    for place in range(0, len(passage.tokens), 7):
+        target = passage.first + place
+        start = max(0, -(-(target + 1 - length) // stride) * stride)
+        assert passage.contexts[0] <= target + 1 - start <= passage.contexts[1]
+        window = torch.from_numpy(stream[start : target + 1].astype(np.int64))[None]
+        with torch.no_grad():
+            hidden = predictor.model(window, predictor.order)[0, -1]
+            shares = predictor.model.logits(hidden).double().softmax(-1).numpy()
+        best = np.argsort(-shares, kind="stable")[:NUM_BEST]
+        assert shares[passage.best[place]] == pytest.approx(shares[best], rel=1e-4)
+        assert passage.best_shares[place] == pytest.approx(shares[best], rel=1e-4)
+        own = shares[stream[target + 1]]
+        assert math.exp(-passage.nats[place]) == pytest.approx(own, rel=1e-4)
+        assert passage.ranks[place] == 1 + (shares > own).sum()
+
+
+def test_the_tokens_are_the_text(page: Page, mini_run: FinishedRun) -> None:
+    predictor, stream = loaded(mini_run.path)
+    texts = predictor.tokenizer.decode_documents(stream)
+    assert any(text.encode().startswith(page.passage) for text in texts)
+    assert len(page.tokens) == min(MOST_TOKENS, len(page.data["tokens"]))
+    assert len(page.passage) > 500
+
+
+def test_probabilities_of_the_page(page: Page) -> None:
+    data = page.data
+    for piece, bits, share, rank, best in data["tokens"]:
+        assert share == pytest.approx(2**-bits, rel=1e-3)
+        assert len(best) == NUM_BEST
+        shares = [other for _, other in best]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) <= 1.001
+        assert (rank <= NUM_BEST) == (piece in [other for other, _ in best])
+        assert all(0 <= other < len(data["pieces"]) for other, _ in best)
+
+
+def test_the_typical_document_is_the_nearest_of_those_long_enough() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        sizes, tokens = rng.integers(1, 2000, 12), rng.integers(1, 900, 12)
+        nats = sizes * rng.uniform(0.5, 3, 12)
+        chosen = typical_document(sizes, nats, tokens, 700)
+        long = [d for d in range(12) if tokens[d] >= 700] or [int(tokens.argmax())]
+        mean = nats.sum() / sizes.sum()
+        apart = [abs(nats[d] / sizes[d] - mean) for d in long]
+        assert chosen == long[int(np.argmin(apart))]
+
+
+@pytest.mark.parametrize(
+    ("stream", "bounds"),
+    [
+        ([1, 5, 6, 1, 7], [[1, 3], [4, 5]]),
+        ([5, 6, 1, 7], [[0, 2], [3, 4]]),
+        ([5, 6], [[0, 2]]),
+        ([1, 1, 7], [[1, 1], [2, 3]]),
+    ],
+)
+def test_bounds_of_documents(stream: list[int], bounds: list[list[int]]) -> None:
+    assert document_bounds(np.array(stream, np.uint16), 1).tolist() == bounds
+
+
+# Hostile text.
+
+
+def test_text_stays_text(run: Path, passage: dict[str, Any]) -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["corpus"]["source"] = HOSTILE
+        values["stages"]["sliding"]["label"] = "in-sample"
+
+    edit(run / "results.json", change)
+    edit(run / "config.json", lambda values: values["data"].update(source=HOSTILE))
+    edit(run / "environment.json", lambda values: values.update(gpu=HOSTILE))
+    row = {"name": HOSTILE, "condition": HOSTILE, "outcome": HOSTILE, "figure": HOSTILE}
+    audit = {"passed": False, "verdict": [HOSTILE, HOSTILE], "scores": {}, "checks": [row]}
+    (run / "audit.json").write_text(json.dumps(audit))
+    tokens = [{"text": HOSTILE, "kind": "text", "level": 3}]
+    data = {"pieces": [[HOSTILE, "text"]], "tokens": [[0, 1.0, 0.5, 1, [[0, 0.5]] * NUM_BEST]]}
+    page = Page(render(read_run(run), {**passage, "tokens": tokens, "data": data}))
+    tags = [tag for tag, _ in page.elements]
+    assert "img" not in tags
+    assert tags.count("script") == 2
+    assert page.words.count(" ".join(HOSTILE.split())) >= 7
+    assert page.data == data
+    assert page.tokens == [({"t", "q3"}, HOSTILE)]
+    assert not any(name.startswith("on") for _, values in page.elements for name in values)
+
+
+# The verdict.
+
+
+def test_without_an_audit_the_page_says_how_to_get_one(page: Page, mini_run: FinishedRun) -> None:
+    assert f"Not audited paramgolf audit {mini_run.path}" in page.words
+    assert "compliant" not in page.words
+
+
+def test_the_verdict_is_the_audit_s(cli: Cli, run: Path, passage: dict[str, Any]) -> None:
+    assert cli("audit", run, "--device", "cpu", "--positions", "1").code == 0
+    audit = json.loads((run / "audit.json").read_text())
+    words = Page(render(read_run(run), passage)).words
+    assert "Audit passed compliant as fixed predictor" in words
+    for check in audit["checks"]:
+        assert " ".join(f"{check['outcome']} {check['name']}".split()) in words
+        assert " ".join(check["figure"].split()) in words
+
+    def fail(values: dict[str, Any]) -> None:
+        values["passed"], values["checks"][0]["outcome"] = False, "FAIL"
+        values["verdict"][0] = "verdict        NOT compliant: bytes"
+
+    edit(run / "audit.json", fail)
+    html = render(read_run(run), passage)
+    words = Page(html).words
+    assert "Audit FAILED NOT compliant: bytes" in words
+    assert " BPB, held-out, audit failed " in words
+    assert 'class="result held-out audit-failed"' in html
+    assert "FAIL bytes of the text" in words
+    edit(run / "audit.json", lambda values: values["scores"]["sliding"].update(bpb=1.0))
+    words = Page(render(read_run(run), passage)).words
+    assert "Audit out of date" in words
+    assert "compliant" not in words
+
+
+# Runs of other kinds.
+
+
+@pytest.mark.parametrize(
+    ("label", "recipe", "extra"),
+    [
+        ("in-sample", "tiny", ["--adapt.text", "scored", "--adapt.epochs", "1"]),
+        ("score-first", "legal", ["--score-first.chunk-tokens", "512"]),
+        ("held-out", "tiny", ["--adapt.text", "none"]),
+    ],
+)
+def test_other_runs(
+    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path,
+    label: str, recipe: str, extra: list[str],
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    result = cli("run", recipe, *options, *extra, "--from", mini_run.path, "--out", run)
+    assert result.code == 0, result.stderr
+    result = cli("report", run)
+    assert result.code == 0, result.stderr
+    page = Page((run / "report.html").read_text())
+    stages = read_results(run)["stages"]
+    final = list(stages.values())[-1]
+    assert final["label"] == label
+    assert f"{final['bpb']:.4f} bits per byte {label}" in page.words
+    assert f"The stage train was taken over from {mini_run.path}" in page.words
+    assert ("None: the weights are as they were trained." in page.words) == ("none" in extra)
+    assert ("This is the fixed predictor" in page.words) == (recipe == "legal")
+    assert ("the scored text itself" in page.words) == (label == "in-sample")
+    for score in stages.values():
+        assert f"{score['bpb']:.4f} {score['label']}" in page.words
+
+
+def test_a_resumed_run_shows_only_the_steps_that_led_to_its_weights() -> None:
+    def logged(*steps: int) -> list[dict[str, Any]]:
+        return [{"event": "train", "step": step} for step in steps]
+
+    start = {"event": "stage_started", "stage": "train"}
+    other = {"event": "stage_started", "stage": "adapt"}
+    resumed = {"event": "training_resumed", "step": 100}
+
+    def steps(*events: dict[str, Any]) -> list[int]:
+        return [point["step"] for point in training_points(list(events))]
+
+    assert steps(start, *logged(50, 100, 150), other) == [50, 100, 150]
+    assert steps(start, *logged(50, 100, 150), start, resumed, *logged(120, 200)) == [
+        50, 100, 120, 200,
+    ]  # fmt: skip
+    # Killed before its first checkpoint: it began again.
+    assert steps(start, *logged(50), start, *logged(60)) == [60]
+    assert steps(start, *logged(50), start, start, resumed, *logged(110)) == [110]
+
+
+def test_a_branch_says_where_the_curve_of_its_loss_is(
+    run: Path, mini_run: FinishedRun, passage: dict[str, Any]
+) -> None:
+    def logged(*steps: int) -> str:
+        return "".join(
+            json.dumps({
+                "time": 1.0, "event": "train", "step": step, "elapsed_seconds": step / 10,
+                "loss_nats": 5.0, "lr_factor": 0.5, "recurrent": step > 3,
+            }) + "\n"
+            for step in steps
+        )  # fmt: skip
+
+    words = Page(render(read_run(run), passage)).words
+    assert "No curve: fewer than two steps were logged." in words
+    trained = run.with_name("trained")
+    edit(run / "stages/train.json", lambda record: record.update(taken_from=str(trained)))
+    words = Page(render(read_run(run), passage)).words
+    assert f"No curve: {trained}, which trained, is not there." in words
+    shutil.copytree(mini_run.path, trained)
+    (trained / "events.jsonl").write_text(logged(2, 4, 6))
+    words = Page(render(read_run(run), passage)).words
+    assert "(3 of 6 steps); the last, of step 6, is 5.0000 nats a token" in words
+    # By the schedule at 0.35 of 6 steps, each of 0.1 s.
+    assert (
+        "Depth recurrence came on after 0.2 s: from then on, the looped blocks run twice" in words
+    )
+
+
+# Mistakes.
+
+
+def test_an_unfinished_run_has_no_report(cli: Cli, run: Path) -> None:
+    (run / "results.json").unlink()
+    message = one_line_error(cli("report", run))
+    assert f"`paramgolf run --resume {run}`" in message
+    assert not (run / "report.html").exists()
+
+
+def test_another_artifact_has_no_report(cli: Cli, run: Path) -> None:
+    with (run / "model.bin").open("ab") as file:
+        file.write(b"x")
+    assert "model.bin is not the artifact" in one_line_error(cli("report", run))
+
+
+def test_no_run_has_no_report(cli: Cli, tmp_path: Path) -> None:
+    assert "holds no run" in one_line_error(cli("report", tmp_path))
