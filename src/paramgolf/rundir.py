@@ -149,6 +149,7 @@ class RunDir:
         self.path = path
         self._keeps_events = keeps_events
         self.listener: Listener | None = None
+        """Is told every event; it must not fail."""
         self.config_file = path / "config.json"
         self.results_file = path / "results.json"
         self.quantization_file = path / "quantization.json"
@@ -225,18 +226,8 @@ class RunDir:
             with suppress(OSError):
                 os.truncate(path, size)  # no half line
             raise UserError(f"cannot write {path}: {error.strerror}; free space") from error
-        self._tell(kind, values)
-
-    def _tell(self, kind: str, values: dict[str, Any]) -> None:
-        """Whoever listens may fail: the run goes on without, and says so in its events."""
-        listener, self.listener = self.listener, None
-        if listener is None:
-            return
-        try:
-            listener(kind, values)
-            self.listener = listener
-        except Exception as error:
-            self.event("log_failed", reason=f"{type(error).__name__}: {error}")
+        if self.listener:
+            self.listener(kind, values)
 
     def record_file(self, stage: str) -> Path:
         """The file whose existence says that a stage is finished."""

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from paramgolf import distributed
 from paramgolf.config import RunConfig
 from paramgolf.console import Reporter
-from paramgolf.errors import UserError
 from paramgolf.pipeline import new_run, run_job
 from paramgolf.rundir import Listener, RunDir
 from paramgolf.runtime import Runtime, select_runtime, wants_gpu
@@ -76,7 +75,7 @@ def start(
         log_to(out)
         reporter.line(f"paramgolf run {recipe} -> {out}")
         if log and runtime.ranks.main:
-            _open_log(log, run)
+            run.listener = log(run)
         return run_job(run, recipe, config, reporter, runtime)
 
 
@@ -94,14 +93,5 @@ def resume(
         reporter.line(f"paramgolf run {recipe} -> {path} (resumed)")
         run = RunDir(path, keeps_events=runtime.ranks.main)
         if log and runtime.ranks.main:
-            _open_log(log, run)
+            run.listener = log(run)
         return run_job(run, recipe, config, reporter, runtime)
-
-
-def _open_log(log: Callable[[RunDir], Listener], run: RunDir) -> None:
-    try:
-        run.listener = log(run)
-    except Exception as error:
-        raise UserError(
-            f"the log cannot be opened: {error}; mend it, then `paramgolf run --resume {run.path}`"
-        ) from error

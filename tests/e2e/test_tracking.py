@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paramgolf.rundir import RunDir
-from paramgolf.tools.tracking import figures
+from paramgolf.tools.tracking import figures, guarded
 from tests.e2e import command
 from tests.e2e.command import Cli, one_line_error
 from tests.e2e.conftest import FinishedRun
@@ -76,7 +76,7 @@ def test_a_log_that_fails_is_left_behind_and_said(source: Path, tmp_path: Path) 
         if kind == "second":
             raise ConnectionError("gone")
 
-    run.listener = listen
+    run.listener = guarded(run, lambda _: listen)
     for kind in ("first", "second", "third"):
         run.event(kind)
     assert told == ["first", "second"]

@@ -1,6 +1,6 @@
-"""Coding of a program's text: six contexts, mixed, and an arithmetic coder (as lpaq, M. Mahoney).
+"""Coding of a program's text: seven contexts, mixed, and an arithmetic coder (as lpaq, M. Mahoney).
 
-Every bit of a character is predicted from what followed the last 1, 2, 3 and 6 characters, the word
+Every bit of a character is predicted from what followed the last 1, 2, 3, 4 and 6 characters, the word
 so far, and the word so far with what called or opened the brackets around it. The predictions'
 logits are added with weights that are learned on the way, for each bit of a character and by how
 often the last context was seen. Encoder and decoder run the same function, so they cannot drift
@@ -99,8 +99,8 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
     # Indexed by logits in 1/256, below 0 as well; what is beyond the table is an IndexError.
     indices = (min(max(logit, -2047), 2047) for logit in (*range(16384), *range(-16384, 0)))
     chances = [round(65536 / (1 + exp(-logit / 256))) for logit in indices]
-    weights = [[[0.25] * 6 for _ in range(_MOST_SEEN + 1)] for _ in range(7)]
-    table_a, table_b, table_c, table_d, table_e, table_f = ({} for _ in range(6))
+    weights = [[[0.25] * 7 for _ in range(_MOST_SEEN + 1)] for _ in range(7)]
+    table_a, table_b, table_c, table_d, table_e, table_f, table_g = ({} for _ in range(7))
     text = bytearray()
     history = word = last = 0
     brackets = [0]
@@ -111,6 +111,7 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
         d = history << 7
         e = word << 7
         f = (brackets[-1] * 31 + word * 0x9E37 + (history & 0xFF) * 77777 & 0xFFFFFFFFFF) << 7
+        g = (history & 0xFFFFFFFF) << 7
         node = 1
         for sets in weights:
             state_a = table_a.get(a + node, _UNKNOWN)
@@ -119,22 +120,25 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
             state_d = table_d.get(d + node, _UNKNOWN)
             state_e = table_e.get(e + node, _UNKNOWN)
             state_f = table_f.get(f + node, _UNKNOWN)
+            state_g = table_g.get(g + node, _UNKNOWN)
             logit_a = logits[state_a]
             logit_b = logits[state_b]
             logit_c = logits[state_c]
             logit_d = logits[state_d]
             logit_e = logits[state_e]
             logit_f = logits[state_f]
+            logit_g = logits[state_g]
             mixer = sets[state_f >> 12]
-            w_a, w_b, w_c, w_d, w_e, w_f = mixer
+            w_a, w_b, w_c, w_d, w_e, w_f, w_g = mixer
             logit = w_a * logit_a + w_b * logit_b + w_c * logit_c
-            logit += w_d * logit_d + w_e * logit_e + w_f * logit_f
+            logit += w_d * logit_d + w_e * logit_e + w_f * logit_f + w_g * logit_g
             chance = chances[int(logit * 256)]
             bit = code_bit(chance)
             step = ((bit << 16) - chance) * _LEARNING_RATE
             mixer[:] = (
                 w_a + step * logit_a, w_b + step * logit_b, w_c + step * logit_c,
                 w_d + step * logit_d, w_e + step * logit_e, w_f + step * logit_f,
+                w_g + step * logit_g,
             )  # fmt: skip
             after = after_1 if bit else after_0
             table_a[a + node] = after[state_a]
@@ -143,6 +147,7 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
             table_d[d + node] = after[state_d]
             table_e[e + node] = after[state_e]
             table_f[f + node] = after[state_f]
+            table_g[g + node] = after[state_g]
             node += node + bit
         character = node & 127
         text.append(character)

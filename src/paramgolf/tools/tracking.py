@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from paramgolf.config import to_json
-from paramgolf.errors import ConfigError
+from paramgolf.errors import ConfigError, UserError
 from paramgolf.rundir import Listener, RunDir
 
 _TRAIN = ("loss_nats", "tokens_per_second", "lr_factor", "elapsed_seconds")
@@ -29,7 +29,31 @@ def tracker(
         return None
     if importlib.util.find_spec(log) is None:
         raise ConfigError(f"--log {log} needs the package {log}: pip install 'paramgolf[{log}]'")
-    return {"wandb": _wandb, "tensorboard": _tensorboard}[log]
+    open_log = {"wandb": _wandb, "tensorboard": _tensorboard}[log]
+    return lambda run: guarded(run, open_log)
+
+
+def guarded(run: RunDir, open_log: Callable[[RunDir], Listener]) -> Listener:
+    """A log that may fail: the run then goes on without it, and says so in its events.
+
+    Raises:
+        UserError: if it cannot be opened.
+    """
+    try:
+        listener = open_log(run)
+    except Exception as error:
+        raise UserError(
+            f"the log cannot be opened: {error}; mend it, then `paramgolf run --resume {run.path}`"
+        ) from error
+
+    def listen(kind: str, values: dict[str, Any]) -> None:
+        try:
+            listener(kind, values)
+        except Exception as error:
+            run.listener = None
+            run.event("log_failed", reason=f"{type(error).__name__}: {error}")
+
+    return listen
 
 
 def figures(kind: str, values: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
