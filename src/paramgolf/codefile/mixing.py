@@ -1,9 +1,9 @@
-"""Coding of a program's text: seven contexts, mixed, and an arithmetic coder (as lpaq, M. Mahoney).
+"""Coding of a program's text: seven contexts, mixed, and an arithmetic coder (lpaq, M. Mahoney).
 
-Every bit of a character is predicted from what followed the last 1, 2, 3, 4 and 6 characters, the word
-so far, and the word so far with what called or opened the brackets around it. The predictions'
+Every bit of a character is predicted from what followed the last 1, 2, 3, 4 and 6 characters, the
+word so far, and the word so far with what called or opened the brackets around it. The predictions'
 logits are added with weights that are learned on the way, for each bit of a character and by how
-often the last context was seen. Encoder and decoder run the same function, so they cannot drift
+often the bracket context was seen. Encoder and decoder run the same function, so they cannot drift
 apart. The decoder travels in the code file, so it imports next to nothing. It computes with
 integers and with sums and products of floats, the same everywhere; logarithms are rounded first.
 """
