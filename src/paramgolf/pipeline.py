@@ -69,7 +69,8 @@ def run_job(
         results = collect_results(run, recipe, config)
         if ranks.main:
             write_json(run.results_file, results)
-        run.event("run_finished")
+        if begun:
+            run.event("run_finished")
     return results
 
 

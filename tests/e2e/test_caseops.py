@@ -63,6 +63,15 @@ def test_the_score_is_over_the_original_bytes(cli: Cli, run: Path, cased: Path) 
     assert f"{size:,}" in result.stdout
 
 
+def test_the_report_shows_operators_as_signs(cli: Cli, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    assert cli("report", run, "--out", out).code == 0
+    page = out.read_text()
+    assert ">\u21e7<" in page
+    assert "U+E001" not in page
+    assert "\ue001" not in page
+
+
 @pytest.mark.slow
 def test_the_audit_passes(run: Path) -> None:
     result = audited(run)

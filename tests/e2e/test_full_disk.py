@@ -127,7 +127,7 @@ def test_no_space_for_events(cli: Cli, mini_run: FinishedRun, tmp_path: Path) ->
     result = cli("run", "--resume", run)
     assert (result.code, result.stderr) == (0, "")
     check_equal(run, mini_run)
-    assert events(run)[-1]["event"] == "stage_finished"
+    assert events(run)[-1]["event"] == "run_finished"
 
 
 def test_no_space_for_the_console(mini_run: FinishedRun) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from paramgolf.data.caseops import CAPS, ESCAPE, NEXT, TITLE
 from paramgolf.data.prepared import PreparedText
 from paramgolf.rundir import RunDir, read_tensors
 from paramgolf.runtime import Runtime
@@ -21,6 +22,8 @@ LEVELS_BITS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 """Where the colour changes."""
 _SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 _VISIBLE = {"\n": "\u21b5\n", "\t": "\u21e5\t"}
+_SIGNS = {TITLE: "\u21e7", NEXT: "\u21e7", CAPS: "\u21ea", ESCAPE: "\u238b"}
+"""Of the operators of CaseOps: one letter, all letters; the next operator is a character."""
 
 
 def passage_section(run: RunDir, results: dict[str, Any], runtime: Runtime) -> dict[str, Any]:
@@ -61,6 +64,7 @@ def passage_section(run: RunDir, results: dict[str, Any], runtime: Runtime) -> d
         "stage_bpb": score["bpb"],
         "device": runtime.device.type,
         "vocab_size": predictor.tokenizer.vocab_size,
+        "case_ops": predictor.tokenizer.case_ops,
         "levels": LEVELS_BITS,
         **_tokens(passage, bits, Pieces(predictor.tokenizer.model)),
     }
@@ -133,6 +137,8 @@ class Pieces:
 def _visible(character: str) -> str:
     if character in _VISIBLE:
         return _VISIBLE[character]
+    if character in _SIGNS:
+        return _SIGNS[character]
     if unicodedata.category(character)[0] == "C":
         return f"U+{ord(character):04X}"
     return character
