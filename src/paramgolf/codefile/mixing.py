@@ -2,10 +2,11 @@
 
 Every bit of a character is predicted from what followed the last 1, 2, 3, 4 and 6 characters, the
 word so far, and the word so far with what called or opened the brackets around it. The predictions'
-logits are added with weights that are learned on the way, for each bit of a character and by how
-often the bracket context was seen. Encoder and decoder run the same function, so they cannot drift
-apart. The decoder travels in the code file, so it imports next to nothing. It computes with
-integers and with sums and products of floats, the same everywhere; logarithms are rounded first.
+logits are added with weights that are learned on the way, for each bit after the bits of the
+character before it, and by how often the bracket context was seen. Encoder and decoder run the same
+function, so they cannot drift apart. The decoder travels in the code file, so it imports next to
+nothing. It computes with integers and with sums and products of floats, the same everywhere;
+logarithms are rounded first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _LEAST_SPAN = 1 << 31
 _MOST_SEEN = 6
 """The state of a context is how often it was seen, up to this, and a probability in 1/4096."""
 _UNKNOWN = 2048
-_LEARNING_RATE = 2e-3 / 65536
+_LEARNING_RATE = 6e-3 / 65536
 
 
 def decode(coded: bytes, length: int) -> bytes:
@@ -94,12 +95,13 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
         state = min(seen + 1, _MOST_SEEN) << 12
         for chance in range(4096):
             logits.append(round(log((chance + 0.5) / (4095.5 - chance)) * 256) / 256)
-            after_0.append(state + chance - chance * 5 // (5 * seen + 6))
-            after_1.append(state + chance + (4095 - chance) * 5 // (5 * seen + 6))
+            after_0.append(state + chance - chance * 8 // (8 * seen + 9))
+            after_1.append(state + chance + (4095 - chance) * 8 // (8 * seen + 9))
     # Indexed by logits in 1/256, below 0 as well; what is beyond the table is an IndexError.
     indices = (min(max(logit, -2047), 2047) for logit in (*range(16384), *range(-16384, 0)))
     chances = [round(65536 / (1 + exp(-logit / 256))) for logit in indices]
-    weights = [[[0.25] * 7 for _ in range(_MOST_SEEN + 1)] for _ in range(7)]
+    # By node, and by whether the bracket context was seen never, 1 to 4 times, or more.
+    weights = [(0.2,) * 7] * (128 * 3)
     table_a, table_b, table_c, table_d, table_e, table_f, table_g = ({} for _ in range(7))
     text = bytearray()
     history = word = last = 0
@@ -113,7 +115,7 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
         f = (brackets[-1] * 31 + word * 0x9E37 + (history & 0xFF) * 77777 & 0xFFFFFFFFFF) << 7
         g = (history & 0xFFFFFFFF) << 7
         node = 1
-        for sets in weights:
+        for _ in range(7):
             state_a = table_a.get(a + node, _UNKNOWN)
             state_b = table_b.get(b + node, _UNKNOWN)
             state_c = table_c.get(c + node, _UNKNOWN)
@@ -128,14 +130,14 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
             logit_e = logits[state_e]
             logit_f = logits[state_f]
             logit_g = logits[state_g]
-            mixer = sets[state_f >> 12]
-            w_a, w_b, w_c, w_d, w_e, w_f, w_g = mixer
+            mixer = node * 3 + (state_f + 12288 >> 14)
+            w_a, w_b, w_c, w_d, w_e, w_f, w_g = weights[mixer]
             logit = w_a * logit_a + w_b * logit_b + w_c * logit_c
             logit += w_d * logit_d + w_e * logit_e + w_f * logit_f + w_g * logit_g
             chance = chances[int(logit * 256)]
             bit = code_bit(chance)
             step = ((bit << 16) - chance) * _LEARNING_RATE
-            mixer[:] = (
+            weights[mixer] = (
                 w_a + step * logit_a, w_b + step * logit_b, w_c + step * logit_c,
                 w_d + step * logit_d, w_e + step * logit_e, w_f + step * logit_f,
                 w_g + step * logit_g,
