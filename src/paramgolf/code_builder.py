@@ -37,8 +37,10 @@ LEFT_OUT = {
     "paramgolf.code_builder",
     "paramgolf.data.corpus",
     "paramgolf.data.tokenizer_training",
+    "paramgolf.takeover",
 }
-"""What only the installed command does: a bundle starts from documents or shards, as it is."""
+"""What only the installed command does: a bundle starts from documents or shards, as it is, and
+from the beginning."""
 
 _CHECKED = (AdaptConfig, DataConfig, LimitsConfig, PackConfig, RunConfig, ScoreConfig, TrainConfig)
 """Values are checked when the file is made; the other classes are read from artifacts as well."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from paramgolf import IMPORT_SECONDS
-from paramgolf.config import RunConfig, to_json
+from paramgolf.config import RunConfig
 from paramgolf.console import Reporter, duration
 from paramgolf.distributed import Ranks
-from paramgolf.errors import ConfigError, UserError
+from paramgolf.errors import UserError
 from paramgolf.job import Job
 from paramgolf.ledger import Ledger, account
 from paramgolf.rundir import RunDir, write_json
@@ -27,9 +26,6 @@ STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
     "score": score.run,
 }
 """What a run does, in this order."""
-
-_SHAPED_BY = {"prepare": ("seed", "data", "model"), "train": ("train",), "adapt": ("adapt",)}
-"""The keys of the configuration on which a stage's files depend, beside those of earlier stages."""
 
 
 def run_job(
@@ -97,51 +93,6 @@ def _budget_status(run: RunDir, config: RunConfig, ledger: Ledger) -> Callable[[
         return f"[{budget} {spent}{limit}]"
 
     return status
-
-
-def _stages_to_take(source: RunDir, made_with: RunConfig, config: RunConfig) -> list[str]:
-    """The stages of another run whose files a run of `config` can take over.
-
-    Raises:
-        UserError: if that run has not finished training.
-        ConfigError: if the new configuration differs in anything that shaped the trained weights.
-    """
-    ours, theirs = to_json(config), to_json(made_with)
-    taken: list[str] = []
-    for stage, keys in _SHAPED_BY.items():
-        different = [key for key in keys if ours[key] != theirs[key]]
-        if stage == "adapt" and (different or source.record(stage) is None):
-            break
-        if different:
-            raise ConfigError(
-                f"{_first_difference(different[0], ours, theirs)} differs from that of "
-                f"{source.path}: only adapt, pack and score may change with --from"
-            )
-        if source.record(stage) is None:
-            raise UserError(
-                f"{source.path} has not finished the stage {stage!r}: --resume it first"
-            )
-        taken.append(stage)
-    return taken
-
-
-def _take_over(stages: list[str], source: RunDir, target: RunDir) -> None:
-    """Copy the files of finished stages, then their records, which say that these are in place."""
-    shutil.copytree(source.data, target.data)
-    target.trained.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(source.tokenizer, target.tokenizer)
-    shutil.copy2(source.trained, target.trained)
-    if "adapt" in stages and source.adapted.exists():
-        shutil.copy2(source.adapted, target.adapted)
-    for stage in stages:
-        record = source.record(stage) or {}
-        target.finish(stage, {**record, "taken_from": str(source.path.resolve())})
-
-
-def _first_difference(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    if not isinstance(ours[key], dict):
-        return key
-    return next(f"{key}.{name}" for name in ours[key] if ours[key][name] != theirs[key][name])
 
 
 def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, Any]:
@@ -216,9 +167,9 @@ def new_run(
     if ranks.main and from_run is None:
         RunDir.create(path, recipe, config)
     elif ranks.main and from_run is not None:
-        source, _, made_with = RunDir.open(from_run)
-        stages = _stages_to_take(source, made_with, config)
-        _take_over(stages, source, RunDir.create(path, recipe, config))
+        from paramgolf.takeover import create_from
+
+        create_from(from_run, path, recipe, config)
     ranks.barrier()
     run = RunDir(path, keeps_events=ranks.main)
     if not run.config_file.exists():
