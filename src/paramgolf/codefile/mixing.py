@@ -11,6 +11,7 @@ logarithms are rounded first.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from math import exp, log
 
@@ -102,27 +103,31 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
     chances = [round(65536 / (1 + exp(-logit / 256))) for logit in indices]
     # By node, and by whether the bracket context was seen never, 1 to 4 times, or more.
     weights = [(0.2,) * 7] * (128 * 3)
-    table_a, table_b, table_c, table_d, table_e, table_f, table_g = ({} for _ in range(7))
+    table_a, table_b, table_c, table_d, table_e, table_f, table_g = (
+        defaultdict(dict[int, int]) for _ in range(7)
+    )
     text = bytearray()
     history = word = last = 0
     brackets = [0]
     for _ in range(length):
-        a = (history & 0xFF) << 7
-        b = (history & 0xFFFF) << 7
-        c = (history & 0xFFFFFF) << 7
-        d = history << 7
-        e = word << 7
-        f = (brackets[-1] * 31 + word * 0x9E37 + (history & 0xFF) * 77777 & 0xFFFFFFFFFF) << 7
-        g = (history & 0xFFFFFFFF) << 7
+        seen_a = table_a[history & 0xFF]
+        seen_b = table_b[history & 0xFFFF]
+        seen_c = table_c[history & 0xFFFFFF]
+        seen_d = table_d[history]
+        seen_e = table_e[word]
+        seen_f = table_f[
+            brackets[-1] * 31 + word * 0x9E37 + (history & 0xFF) * 77777 & 0xFFFFFFFFFF
+        ]
+        seen_g = table_g[history & 0xFFFFFFFF]
         node = 1
         for _ in range(7):
-            state_a = table_a.get(a + node, _UNKNOWN)
-            state_b = table_b.get(b + node, _UNKNOWN)
-            state_c = table_c.get(c + node, _UNKNOWN)
-            state_d = table_d.get(d + node, _UNKNOWN)
-            state_e = table_e.get(e + node, _UNKNOWN)
-            state_f = table_f.get(f + node, _UNKNOWN)
-            state_g = table_g.get(g + node, _UNKNOWN)
+            state_a = seen_a.get(node, _UNKNOWN)
+            state_b = seen_b.get(node, _UNKNOWN)
+            state_c = seen_c.get(node, _UNKNOWN)
+            state_d = seen_d.get(node, _UNKNOWN)
+            state_e = seen_e.get(node, _UNKNOWN)
+            state_f = seen_f.get(node, _UNKNOWN)
+            state_g = seen_g.get(node, _UNKNOWN)
             logit_a = logits[state_a]
             logit_b = logits[state_b]
             logit_c = logits[state_c]
@@ -143,13 +148,13 @@ def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
                 w_g + step * logit_g,
             )  # fmt: skip
             after = after_1 if bit else after_0
-            table_a[a + node] = after[state_a]
-            table_b[b + node] = after[state_b]
-            table_c[c + node] = after[state_c]
-            table_d[d + node] = after[state_d]
-            table_e[e + node] = after[state_e]
-            table_f[f + node] = after[state_f]
-            table_g[g + node] = after[state_g]
+            seen_a[node] = after[state_a]
+            seen_b[node] = after[state_b]
+            seen_c[node] = after[state_c]
+            seen_d[node] = after[state_d]
+            seen_e[node] = after[state_e]
+            seen_f[node] = after[state_f]
+            seen_g[node] = after[state_g]
             node += node + bit
         character = node & 127
         text.append(character)
