@@ -245,6 +245,12 @@ def test_arguments_keep_their_names_where_a_call_may_give_them() -> None:
     )  # fmt: skip
 
 
+def test_arguments_given_by_two_stars_are_refused() -> None:
+    module = ast.parse("def run(low): return low\ndef main(given): return run(**given)")
+    with pytest.raises(ValueError, match=r"run\(\*\*given\): \*\* cannot be followed"):
+        shortened(module, {"main"})
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

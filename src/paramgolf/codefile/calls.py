@@ -13,16 +13,22 @@ def given_by_keyword(module: ast.Module) -> dict[int, set[str]]:
 
     Functions are told apart by their names. A call of what may be a variable may be one of any; a
     call of something from outside may pass its keywords to a function among its arguments.
+
+    Raises:
+        ValueError: if `**` gives a function what only its named arguments can take.
     """
     functions = [node for node in ast.walk(module) if isinstance(node, _Function)]
     classes = {node.name for node in ast.walk(module) if isinstance(node, ast.ClassDef)}
     names = {node.name for node in functions if isinstance(node, ast.FunctionDef)}
+    closed = names - {n.name for n in functions if isinstance(n, ast.FunctionDef) and n.args.kwarg}
     variables = set(_variables(module))
     anywhere = set[str]()
     by_name: dict[str, set[str]] = {name: set() for name in names}
     for call in (node for node in ast.walk(module) if isinstance(node, ast.Call)):
         keywords = {str(keyword.arg) for keyword in call.keywords}
         called = _name(call.func)
+        if called in closed and any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError(f"{ast.unparse(call)}: ** cannot be followed there")
         if called is None or called in variables:
             anywhere |= keywords
         elif called in classes:
