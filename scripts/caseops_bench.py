@@ -34,6 +34,7 @@ from paramgolf.data.caseops import from_caseops, to_caseops
 from paramgolf.data.documents import Document, find_jsonl, read_jsonl
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
+from paramgolf.rundir import write_bytes
 
 
 class Size(NamedTuple):
@@ -66,7 +67,7 @@ def documents(corpus: Path, split: str, most_bytes: float) -> Iterator[Document]
 
 
 def write_jsonl(path: Path, texts: list[str]) -> None:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_bytes(path, "".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
 
 
 def prepare(out: Path, corpus: Path, size: Size) -> None:
@@ -78,7 +79,7 @@ def prepare(out: Path, corpus: Path, size: Size) -> None:
     sample = [text for _, text in documents(corpus, "train", size.sample_bytes)]
     for name in NAMES:
         model = train_tokenizer(sample, size.vocab_size, case_ops=name == "caseops")
-        (out / f"{name}.model").write_bytes(model)
+        write_bytes(out / f"{name}.model", model)
     if size.train_bytes < float("inf"):
         write_jsonl(folder / "train.jsonl", sample)
     else:

@@ -229,6 +229,20 @@ class RunDir:
         if self.listener:
             self.listener(kind, values)
 
+    def read_events(self) -> list[dict[str, Any]]:
+        """All events so far; none if there is no such file.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+
     def record_file(self, stage: str) -> Path:
         """The file whose existence says that a stage is finished."""
         return self.path / "stages" / f"{stage}.json"

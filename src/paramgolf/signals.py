@@ -44,13 +44,18 @@ def ignore() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def terminated() -> bool:
+    """Whether SIGTERM has come."""
+    return signal.SIGTERM in _received
+
+
 @contextmanager
 def deferred_termination() -> Iterator[Callable[[], bool]]:
     """Within the block SIGTERM only makes the function that is given return True."""
     global _deferring
     _deferring = True
     try:
-        yield lambda: signal.SIGTERM in _received
+        yield terminated
     finally:
         _deferring = False
 

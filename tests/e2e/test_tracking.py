@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from paramgolf.console import Reporter
 from paramgolf.rundir import RunDir
 from paramgolf.tools.tracking import figures, guarded
 from tests.e2e import command
@@ -76,13 +78,15 @@ def test_a_log_that_fails_is_left_behind_and_said(source: Path, tmp_path: Path) 
         if kind == "second":
             raise ConnectionError("gone")
 
-    run.listener = guarded(run, lambda _: listen)
+    console = io.StringIO()
+    run.listener = guarded(run, lambda _: listen, Reporter(console))
     for kind in ("first", "second", "third"):
         run.event(kind)
     assert told == ["first", "second"]
     kinds = [event["event"] for event in events(run.path)]
     assert kinds == ["first", "second", "log_failed", "third"]
     assert events(run.path)[2]["reason"] == "ConnectionError: gone"
+    assert "goes on without it: ConnectionError: gone" in console.getvalue()
 
 
 def test_a_log_that_is_no_log(cli: Cli, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.table import Table
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from paramgolf.tools.ablate import Grid
     from paramgolf.tools.compare import Comparison, OneSided, Side
     from paramgolf.tools.seeds import Row, Seeds
-
-_T = TypeVar("_T", bound=Any)
 
 
 @dataclass(frozen=True)

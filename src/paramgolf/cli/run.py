@@ -96,7 +96,9 @@ def _resume(arguments: list[str], reporter: Reporter) -> None:
     if not arguments or any(word.startswith("-") for word in arguments[1:] if word != "--log"):
         raise ConfigError("--resume takes one run's directory and no other option but --log")
     parsed = tyro.cli(ResumeArguments, prog="paramgolf run --resume", args=arguments)
-    _print_results(resume(parsed.run, reporter, tracker(parsed.log)), parsed.run, reporter)
+    _print_results(
+        resume(parsed.run, reporter, tracker(parsed.log, reporter)), parsed.run, reporter
+    )
 
 
 def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
@@ -105,7 +107,7 @@ def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
 
     out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     from_run = Path(parsed.from_run) if parsed.from_run else None
-    results = start(recipe, parsed.config, out, from_run, reporter, tracker(parsed.log))
+    results = start(recipe, parsed.config, out, from_run, reporter, tracker(parsed.log, reporter))
     _print_results(results, out, reporter)
 
 

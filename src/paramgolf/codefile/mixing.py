@@ -87,6 +87,8 @@ def encode(text: bytes) -> bytes:
 def _code(length: int, code_bit: Callable[[int], int]) -> bytes:
     """Code a text, character by character.
 
+    Long, since it is unrolled: the inside runs for each of some 700,000 bits when the file starts.
+
     Args:
         length: number of characters.
         code_bit: takes the probability, in 1/65536, that a bit is 1, and gives the bit.

@@ -28,7 +28,7 @@ def run(job: Job) -> dict[str, Any]:
         texts = predictor.tokenizer.decode_documents(stream)
         content = "".join(texts).encode()
     scores: dict[str, Score] = {}
-    nats: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
     xz = _Compression(content)
     if job.runtime.ranks.main:
         xz.start()
@@ -38,15 +38,18 @@ def run(job: Job) -> dict[str, Any]:
     for name, (window_stride, fixed) in ways.items():
         progress = job.reporter.progress(name, unit="targets")
         with ledger.phase(f"score: {name}"):
-            losses = predictor.losses(
+            losses[name] = predictor.losses(
                 stream, window_stride, job.config.score.batch_tokens, progress.update, fixed
             )
-            scores[name] = predictor.score_of(losses, stream, texts, fixed)
-            nats[name] = torch.from_numpy(document_nats(losses, stream, predictor.tokenizer.bos))
+            scores[name] = predictor.score_of(losses[name], stream, texts, fixed)
     if not job.runtime.ranks.main:
         return {}
     with ledger.phase("score: write documents"):
         sizes = torch.tensor([len(text.encode()) for text in texts])
+        bos = predictor.tokenizer.bos
+        nats = {
+            name: torch.from_numpy(document_nats(own, stream, bos)) for name, own in losses.items()
+        }
         write_tensors(
             job.run.documents,
             {"bytes": sizes, **nats},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +27,15 @@ class _Values(NamedTuple):
     condition: str
     outcome: Literal["pass", "FAIL", "not applicable"]
     figure: str
+
+
+def is_of_scores(audit: dict[str, Any], stages: dict[str, Any]) -> bool:
+    """Whether what `audit.json` holds is of the scores that a run has now, by stage."""
+    return all(
+        stages.get(stage, {}).get(key) == value
+        for stage, score in audit["scores"].items()
+        for key, value in score.items()
+    )
 
 
 def books_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[_Values]:
@@ -108,8 +116,7 @@ def _budgets(config: RunConfig, results: dict[str, Any]) -> Iterator[_Values]:
 
 
 def _fallbacks(run: RunDir, results: dict[str, Any]) -> _Values:
-    lines = (run.path / "events.jsonl").read_text().splitlines()
-    found = [event["event"] for event in map(json.loads, lines) if event["event"] in _FALLBACKS]
+    found = [event["event"] for event in run.read_events() if event["event"] in _FALLBACKS]
     found += [f"damping raised: {name}" for name in results["raised_dampings"]]
     return _values("fallbacks recorded", "books", True, ", ".join(found) or "none")
 

@@ -22,9 +22,10 @@ from paramgolf.recipes import RECIPES
 from paramgolf.rundir import RunDir, read_json, write_bytes, write_json
 from paramgolf.runtime import select_runtime
 from paramgolf.tools.audit import audit
+from paramgolf.tools.audit_books import is_of_scores
 from paramgolf.tools.bundle import bundle
 from paramgolf.tools.compare import Scored, read_scored, require_same
-from paramgolf.tools.runs import Member, flat
+from paramgolf.tools.runs import Member, first_difference, flat
 from paramgolf.tools.seeds import Seeds, read_seeds
 
 _POSITIONS = 4  # of the audit, where it has to be run
@@ -119,30 +120,22 @@ def _require_same_configuration(members: Sequence[Member]) -> tuple[str, RunConf
         UserError: naming the first key but the seed that differs.
     """
     _, recipe, config = RunDir.open(members[0].path)
-    first = flat(config)
     for member in members[1:]:
-        for key, value in flat(RunDir.open(member.path)[2]).items():
-            if key != "seed" and value != first[key]:
-                raise UserError(
-                    f"these runs differ in more than their seed: {key} is {first[key]!r} in "
-                    f"{members[0].path} and {value!r} in {member.path}"
-                )
+        difference = first_difference(config, RunDir.open(member.path)[2], but=("seed",))
+        if difference is not None:
+            key, ours, theirs = difference
+            raise UserError(
+                f"these runs differ in more than their seed: {key} is {ours!r} in "
+                f"{members[0].path} and {theirs!r} in {member.path}"
+            )
     return recipe, config
 
 
 def _audited(member: Member, config: RunConfig, reporter: Reporter) -> dict[str, Any]:
     """What the audit of a run found; it runs if there is none of these very scores."""
     path = member.path / "audit.json"
-    stages = (member.results or {})["stages"]
-    if path.exists():
-        checks = read_json(path)
-        wanted = {
-            stage: {key: stages[stage][key] for key in ("bpb", "label")}
-            for stage in checks["scores"]
-            if stage in stages
-        }
-        if checks["scores"] == wanted:
-            return checks
+    if path.exists() and is_of_scores(read_json(path), (member.results or {})["stages"]):
+        return read_json(path)
     reporter.line(f"audit of seed {member.seed}")
     audit(member.path, _POSITIONS, select_runtime(config.device), reporter)
     return read_json(path)
@@ -221,23 +214,15 @@ def _verdict(found: Record) -> str:
 
 def _dates(members: Sequence[Member]) -> tuple[str, str]:
     """When the first event of all runs was, and the day of the last (UTC)."""
-    times = [event["time"] for member in members for event in _events(member.path)]
+    times = [event["time"] for member in members for event in RunDir(member.path).read_events()]
     began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(times)))
     return began, time.strftime("%Y-%m-%d", time.gmtime(max(times)))
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = (path / "events.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path / 'events.jsonl'}: {error}") from error
 
 
 def _log(path: Path, results: Any) -> str:
     """events.jsonl as lines for people, and the scores."""
     lines = []
-    for event in _events(path):
+    for event in RunDir(path).read_events():
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event.pop("time")))
         kind = event.pop("event")
         values = "  ".join(f"{key}={_short(value)}" for key, value in event.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from paramgolf.model.gpt import MATRIX_NAMES
 from paramgolf.recipes import RECIPES
 from paramgolf.rundir import RunDir
 from paramgolf.tools import report_plots as plots
+from paramgolf.tools.audit_books import is_of_scores
 from paramgolf.tools.plots import SERIES
 
 _TITLES = {
@@ -47,13 +47,7 @@ def verdict(audit: dict[str, Any] | None, results: dict[str, Any], path: Path) -
     if audit is None:
         return {"kind": "missing", "text": "not audited", "command": f"paramgolf audit {path}"}
     first, *notes = [line.removeprefix("verdict").strip() for line in audit["verdict"]]
-    stages = results["stages"]
-    same = all(
-        stages.get(stage, {}).get(key) == value
-        for stage, score in audit["scores"].items()
-        for key, value in score.items()
-    )
-    if not same:
+    if not is_of_scores(audit, results["stages"]):
         text = "audit.json is of other scores than these"
         return {"kind": "stale", "text": text, "command": f"paramgolf audit {path}"}
     kind = "passed" if audit["passed"] else "failed"
@@ -91,7 +85,7 @@ def overview(
     run: RunDir, config: RunConfig, results: dict[str, Any], environment: dict[str, Any]
 ) -> dict[str, Any]:
     """When, where, and on what the run was."""
-    times = [event["time"] for event in _events(run.path)]
+    times = [event["time"] for event in run.read_events()]
     gpu = environment["gpu"] if config.device != "cpu" else None
     num_ranks = max(results["num_ranks"].values())
     threads = environment["cpu_threads"]
@@ -118,7 +112,7 @@ def training(run: RunDir, config: RunConfig) -> dict[str, Any]:
     while path not in earlier and (taken := (RunDir(path).record("train") or {}).get("taken_from")):
         earlier.add(path)
         path = Path(taken)
-    points = training_points(_events(path))
+    points = training_points(RunDir(path).read_events())
     if len(points) < 2:
         there = (path / "events.jsonl").exists()
         why = (
@@ -165,11 +159,6 @@ def recurrence_onset(points: list[dict[str, Any]], config: RunConfig) -> plots.O
     return plots.Onset(
         float(np.interp(train.recurrence_from * train.max_steps, steps, seconds)), visits
     )
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    file = path / "events.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def adaptation(results: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from paramgolf.distributed import started_by_torchrun
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.rundir import RunDir, read_json
 from paramgolf.session import resume, start
-from paramgolf.signals import Preempted, deferred_termination
+from paramgolf.signals import Preempted, terminated
 
 
 class Member(NamedTuple):
@@ -47,6 +48,17 @@ def flat(config: RunConfig) -> dict[str, Any]:
     return keys
 
 
+def first_difference(
+    a: RunConfig, b: RunConfig, but: Sequence[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """The first key in which two configurations differ, and its values; some keys may."""
+    theirs = flat(b)
+    for key, value in flat(a).items():
+        if key not in but and value != theirs[key]:
+            return key, value, theirs[key]
+    return None
+
+
 def require_configuration(path: Path, config: RunConfig) -> None:
     """Check that the run at `path`, if there is one, is of that configuration.
 
@@ -55,13 +67,13 @@ def require_configuration(path: Path, config: RunConfig) -> None:
     """
     if not RunDir(path).config_file.exists():
         return
-    there, wanted = flat(RunDir.open(path)[2]), flat(config)
-    for key, value in wanted.items():
-        if there[key] != value:
-            raise UserError(
-                f"{path} holds a run with {key} = {there[key]!r}, not {value!r}: name another "
-                "folder with --out"
-            )
+    difference = first_difference(RunDir.open(path)[2], config)
+    if difference is not None:
+        key, there, wanted = difference
+        raise UserError(
+            f"{path} holds a run with {key} = {there!r}, not {wanted!r}: name another folder with "
+            "--out"
+        )
 
 
 def require_one_process(command: str) -> None:
@@ -109,9 +121,8 @@ def finish(recipe: str, config: RunConfig, path: Path, reporter: Reporter) -> Me
             _forget_earlier_runs()
             resume(path, reporter)
     except UserError as error:
-        with deferred_termination() as terminated:
-            if terminated():
-                raise Preempted("stopped by SIGTERM; the same command again goes on") from error
+        if terminated():
+            raise Preempted("stopped by SIGTERM; the same command again goes on") from error
         reporter.line(f"  failed: {error}")
         return Member(path, config.seed, None, str(error))
     return look_at(path)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from paramgolf.config import to_json
+from paramgolf.console import Reporter
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.rundir import Listener, RunDir
 
@@ -18,7 +19,7 @@ _EPOCH = ("train_loss_nats", "bpb")
 
 
 def tracker(
-    log: Literal["none", "wandb", "tensorboard"],
+    log: Literal["none", "wandb", "tensorboard"], reporter: Reporter
 ) -> Callable[[RunDir], Listener] | None:
     """What opens the log of a run, and gives what takes its events.
 
@@ -30,11 +31,11 @@ def tracker(
     if importlib.util.find_spec(log) is None:
         raise ConfigError(f"--log {log} needs the package {log}: pip install 'paramgolf[{log}]'")
     open_log = {"wandb": _wandb, "tensorboard": _tensorboard}[log]
-    return lambda run: guarded(run, open_log)
+    return lambda run: guarded(run, open_log, reporter)
 
 
-def guarded(run: RunDir, open_log: Callable[[RunDir], Listener]) -> Listener:
-    """A log that may fail: the run then goes on without it, and says so in its events.
+def guarded(run: RunDir, open_log: Callable[[RunDir], Listener], reporter: Reporter) -> Listener:
+    """A log that may fail: the run then goes on without it, and says so.
 
     Raises:
         UserError: if it cannot be opened.
@@ -51,7 +52,9 @@ def guarded(run: RunDir, open_log: Callable[[RunDir], Listener]) -> Listener:
             listener(kind, values)
         except Exception as error:
             run.listener = None
-            run.event("log_failed", reason=f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            run.event("log_failed", reason=reason)
+            reporter.line(f"  log       failed, the run goes on without it: {reason}")
 
     return listen
 
