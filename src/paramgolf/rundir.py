@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -84,6 +85,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's content atomically."""
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from paramgolf.config import RunConfig, to_json
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.rundir import RunDir
+from paramgolf.rundir import RunDir, copy_file
 
 _SHAPED_BY = {"prepare": ("seed", "data", "model"), "train": ("train",), "adapt": ("adapt",)}
 """The keys of the configuration on which a stage's files depend, beside those of earlier stages."""
@@ -54,12 +53,12 @@ def _stages_to_take(source: RunDir, made_with: RunConfig, config: RunConfig) -> 
 
 def _take_over(stages: list[str], source: RunDir, target: RunDir) -> None:
     """Copy the files of finished stages, then their records, which say that these are in place."""
-    shutil.copytree(source.data, target.data)
-    target.trained.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(source.tokenizer, target.tokenizer)
-    shutil.copy2(source.trained, target.trained)
+    files = [path for path in sorted(source.data.rglob("*")) if path.is_file()]
+    files += [source.tokenizer, source.trained]
     if "adapt" in stages and source.adapted.exists():
-        shutil.copy2(source.adapted, target.adapted)
+        files.append(source.adapted)
+    for file in files:  # a resumed run believes in weights that are there: no half file, ever
+        copy_file(file, target.path / file.relative_to(source.path))
     for stage in stages:
         record = source.record(stage) or {}
         target.finish(stage, {**record, "taken_from": str(source.path.resolve())})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import signal
@@ -9,10 +10,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from paramgolf.rundir import read_tensors
+from paramgolf.rundir import RunDir, read_tensors
+from paramgolf.takeover import create_from
 from tests.e2e import command
 from tests.e2e.command import Cli, Result, one_line_error
 from tests.e2e.conftest import FinishedRun
@@ -226,6 +229,40 @@ def test_killed_while_it_takes_weights_over(
         assert (result.code, result.stderr) == (0, ""), result.stderr
         for name in SHAPED_FILES:
             assert (run / name).read_bytes() == (mini_run.path / name).read_bytes(), name
+
+
+def test_files_taken_over_are_complete_or_absent(
+    mini_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the middle of any of them."""
+    whole = shutil.copyfile
+    recipe = RunDir.open(mini_run.path)[1:]
+    for number in itertools.count():
+        copied = itertools.count()
+
+        def half(source: Path, path: Path, number: int = number, copied: Any = copied) -> None:
+            if next(copied) < number:
+                whole(source, path)
+                return
+            path.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+            raise KeyboardInterrupt
+
+        run = tmp_path / f"run{number}"
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "copyfile", half)
+            try:
+                create_from(mini_run.path, run, *recipe)
+                break
+            except KeyboardInterrupt:
+                pass
+        taken = [path for path in run.rglob("*") if path.is_file()]
+        made = [path for path in taken if path.name not in ("config.json", "environment.json")]
+        assert len(made) == number
+        for path in made:
+            source = mini_run.path / path.relative_to(run)
+            assert path.read_bytes() == source.read_bytes(), path
+    assert number > 4  # shards, tokenizer, weights
+    assert (run / "stages" / "train.json").exists()
 
 
 def test_resume_of_a_finished_run_prints_it_again(

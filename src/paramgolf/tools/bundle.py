@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib import metadata
 from pathlib import Path
 
 from paramgolf.errors import UserError
-from paramgolf.rundir import RunDir, replacing, write_bytes
+from paramgolf.rundir import RunDir, copy_file, write_bytes
 
 _NEEDS = ("torch", "numpy", "sentencepiece", "safetensors", "constriction", "rich")
 
@@ -26,8 +25,7 @@ def bundle(path: Path, out: Path) -> dict[str, int]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; name another folder with --out")
     for file in (run.code, run.artifact, run.tokenizer, run.provenance):
-        with replacing(out / file.name) as temporary:
-            shutil.copyfile(file, temporary)
+        copy_file(file, out / file.name)
     pins = [f"{name}=={metadata.version(name).split('+')[0]}\n" for name in _NEEDS]
     write_bytes(out / "requirements.txt", "".join(pins).encode())
     return {file.name: file.stat().st_size for file in sorted(out.iterdir())}
