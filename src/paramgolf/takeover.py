@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,16 @@ def create_from(from_run: Path, path: Path, recipe: str, config: RunConfig) -> N
     source, _, made_with = RunDir.open(from_run)
     stages = _stages_to_take(source, made_with, config)
     _take_over(stages, source, RunDir.create(path, recipe, config))
+
+
+def best_source(config: RunConfig, runs: Iterable[Path]) -> Path | None:
+    """Of some runs the one from which a run of `config` can take most stages over, if any can."""
+    stages: dict[Path, int] = {}
+    for path in runs:
+        with suppress(UserError):  # there is no run, it has not trained, or not as `config` says
+            source, _, made_with = RunDir.open(path)
+            stages[path] = len(_stages_to_take(source, made_with, config))
+    return max(stages, key=lambda path: stages[path], default=None)
 
 
 def _stages_to_take(source: RunDir, made_with: RunConfig, config: RunConfig) -> list[str]:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.e2e import command
 from tests.e2e.command import Cli, one_line_error
-from tests.e2e.mini import read_results, table_rows, without_times
+from tests.e2e.mini import read_results, stages_started, table_rows, without_times
 
 pytestmark = pytest.mark.slow
 
@@ -124,10 +124,13 @@ def test_a_signal_ends_it_and_is_no_failure(options: list[str], tmp_path: Path) 
 
 
 def test_a_grid(cli: Cli, options: list[str], tmp_path: Path) -> None:
-    """One cell of two cannot meet its budget; what is finished is not run again."""
+    """One cell of two cannot meet its budget; what is finished is not run again, nor trained."""
     out = tmp_path / "grid"
     arguments = ("ablate", "tiny", *options, "--vary", "pack.budget-bytes=64000,9000", "--out", out)
     result = cli(*arguments)
+    first, second = (out / f"pack.budget_bytes={size}" / "seed-1337" for size in (64000, 9000))
+    assert stages_started(first) == ["prepare", "train", "adapt", "pack", "score"]
+    assert stages_started(second) == ["pack"]
     assert "1 of 2 cells lack a run" in one_line_error(result)
     rows = {row[0]: row for row in table_rows(result.stdout)}
     run = read_results(out / "pack.budget_bytes=64000" / "seed-1337")

@@ -112,6 +112,8 @@ def run_grid(
 ) -> Grid:
     """Make the runs of all cells that are not finished yet; writes ablation.json and ablation.svg.
 
+    What cells have in common up to the weights is trained once a seed.
+
     Args:
         recipe: its name.
         grid: from `parse_grid`.
@@ -124,20 +126,21 @@ def run_grid(
         UserError: if the folder holds runs of another configuration.
     """
     require_one_process("ablate")
-    for values, config in grid:
-        for path in seeds_in(out / _name(values)):
+    folders = [out / _name(values) for values, _ in grid]
+    for (_, config), folder in zip(grid, folders, strict=True):
+        for path in seeds_in(folder):
             seed = int(path.name.removeprefix("seed-"))
             require_configuration(path, dataclasses.replace(config, seed=seed))
     cells: list[Cell] = []
-    for number, (values, config) in enumerate(grid, start=1):
-        folder = out / _name(values)
+    for number, ((values, config), folder) in enumerate(zip(grid, folders, strict=True), start=1):
         reporter.line(f"cell {number} of {len(grid)}: {_title(values)}")
-        cells.append(Cell(values, folder, run_seeds(recipe, config, seeds, folder, reporter)))
-    found = Grid(cells)
-    write_json(out / SUMMARY, _to_json(recipe, found))
+        found = run_seeds(recipe, config, seeds, folder, reporter, folders)
+        cells.append(Cell(values, folder, found))
+    whole = Grid(cells)
+    write_json(out / SUMMARY, _to_json(recipe, whole))
     if any(cell.last_stage for cell in cells):
-        _plot(found, out / PLOT)
-    return found
+        _plot(whole, out / PLOT)
+    return whole
 
 
 def _typed(text: str, like: Any) -> Any:

@@ -17,6 +17,7 @@ from paramgolf.errors import ConfigError, UserError
 from paramgolf.rundir import RunDir, read_json
 from paramgolf.session import resume, start
 from paramgolf.signals import Preempted, terminated
+from paramgolf.takeover import best_source
 
 
 class Member(NamedTuple):
@@ -106,17 +107,26 @@ def look_at(path: Path, failure: str = "") -> Member:
     return Member(path, config.seed, None, failure)
 
 
-def finish(recipe: str, config: RunConfig, path: Path, reporter: Reporter) -> Member:
+def finish(
+    recipe: str, config: RunConfig, path: Path, reporter: Reporter, others: Sequence[Path] = ()
+) -> Member:
     """Make the run of `config` at `path`, go on with it, or take it as it is if it is finished.
 
     What ends the run with an error (it diverged, its budget cannot be met) is kept in what this
     returns, so that other runs have their turn; a signal ends them all.
+
+    Args:
+        recipe: its name.
+        config: of the run.
+        path: its directory.
+        reporter: the console.
+        others: runs whose weights a new run takes over if they are what `config` would train.
     """
     run = RunDir(path)
     try:
         if not run.config_file.exists():
             _forget_earlier_runs()
-            start(recipe, config, path, None, reporter)
+            start(recipe, config, path, best_source(config, others), reporter)
         elif look_at(path).results is None:
             _forget_earlier_runs()
             resume(path, reporter)

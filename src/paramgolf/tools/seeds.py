@@ -118,7 +118,12 @@ class Seeds:
 
 
 def run_seeds(
-    recipe: str, config: RunConfig, seeds: Sequence[int], out: Path, reporter: Reporter
+    recipe: str,
+    config: RunConfig,
+    seeds: Sequence[int],
+    out: Path,
+    reporter: Reporter,
+    others: Sequence[Path] = (),
 ) -> Seeds:
     """Make the runs `out`/seed-N that are not finished yet, and `out`/seeds.json.
 
@@ -128,6 +133,7 @@ def run_seeds(
         seeds: of the runs to be made; what else the folder holds is part of the result.
         out: the folder.
         reporter: the console.
+        others: folders of seeds whose weights new runs take over where they would train the same.
 
     Raises:
         ConfigError: if there is no seed, or one twice, or torchrun started this process.
@@ -146,7 +152,9 @@ def run_seeds(
     found = _seeds_of(out, failures)
     _write(recipe, config, found, out)
     for seed, own in wanted.items():
-        failures[seed] = finish(recipe, own, out / f"seed-{seed}", reporter).failure
+        name = f"seed-{seed}"
+        same_seed = [folder / name for folder in others]
+        failures[seed] = finish(recipe, own, out / name, reporter, same_seed).failure
         found = _seeds_of(out, failures)
         _write(recipe, config, found, out)
     return found

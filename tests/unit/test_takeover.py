@@ -1,0 +1,47 @@
+"""From which of some runs another one goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from paramgolf.recipes import RECIPES
+from paramgolf.rundir import RunDir
+from paramgolf.takeover import best_source
+
+TINY = RECIPES["tiny"][1]
+OTHER_ADAPTATION = replace(TINY, adapt=replace(TINY.adapt, epochs=TINY.adapt.epochs + 1))
+OTHER_PACKING = replace(TINY, pack=replace(TINY.pack, budget_bytes=500_000))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, Path]:
+    """Some of which none will do."""
+    finished = {
+        "trained": (OTHER_ADAPTATION, ("prepare", "train", "adapt")),
+        "adapted": (TINY, ("prepare", "train", "adapt")),
+        "trained too": (TINY, ("prepare", "train")),
+        "in training": (TINY, ("prepare",)),
+        "of another seed": (replace(TINY, seed=1), ("prepare", "train", "adapt", "pack")),
+    }
+    for name, (config, stages) in finished.items():
+        run = RunDir.create(tmp_path / name, "tiny", config)
+        for stage in stages:
+            run.finish(stage, {})
+    return {name: tmp_path / name for name in [*finished, "not there"]}
+
+
+def test_most_is_taken_over(runs: dict[str, Path]) -> None:
+    assert best_source(OTHER_PACKING, runs.values()) == runs["adapted"]
+    assert best_source(OTHER_ADAPTATION, runs.values()) == runs["trained"]
+    more = replace(TINY, adapt=replace(TINY.adapt, epochs=TINY.adapt.epochs + 2))
+    assert best_source(more, [runs["in training"], runs["trained too"]]) == runs["trained too"]
+
+
+def test_none_will_do(runs: dict[str, Path]) -> None:
+    longer = replace(TINY, train=replace(TINY.train, max_steps=7))
+    assert best_source(longer, runs.values()) is None
+    assert best_source(TINY, [runs["in training"], runs["not there"]]) is None
+    assert best_source(TINY, []) is None
