@@ -19,11 +19,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-_TIMEOUT = 120
+TIMEOUT = 300
+"""Seconds, ten times what the longest command takes: something hangs."""
 
 
 class Result(NamedTuple):
@@ -46,7 +49,7 @@ def run(
     """Run a command in a fresh process, with variables of its own."""
     environment = ENVIRONMENT | (env or {})
     done = subprocess.run(
-        command(*arguments), cwd=cwd, env=environment, capture_output=True, timeout=_TIMEOUT
+        command(*arguments), cwd=cwd, env=environment, capture_output=True, timeout=TIMEOUT
     )
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -60,6 +63,21 @@ def start(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[b
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def finish(process: subprocess.Popen[bytes]) -> Result:
+    """How a started command ends by itself."""
+    stdout, stderr = process.communicate(timeout=TIMEOUT)
+    return Result(process.returncode, stdout.decode(), stderr.decode())
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Wait for something that a started command does."""
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 class Cli:
@@ -128,7 +146,7 @@ def _serve() -> None:
 
 def _become(request: dict[str, Any]) -> None:
     """Be the command from here to the end of the process."""
-    signal.alarm(_TIMEOUT)
+    signal.alarm(TIMEOUT)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.closerange(3, 64)
     os.chdir(request["cwd"])

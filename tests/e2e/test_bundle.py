@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from paramgolf.compress.artifact import read
-from tests.e2e.command import ENVIRONMENT, Cli, one_line_error
+from tests.e2e.command import ENVIRONMENT, TIMEOUT, Cli, one_line_error
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import MINI, read_results
 
@@ -36,7 +36,7 @@ def python(libraries: Path, folder: Path, code: str) -> subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, "-I", "-S", "-c", start + code],
         cwd=folder, env={"OMP_NUM_THREADS": "1", "PATH": ENVIRONMENT["PATH"]},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=TIMEOUT,
     )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def test_no_space_for_the_console(mini_run: FinishedRun) -> None:
             env=command.ENVIRONMENT,
             stdout=full,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=command.TIMEOUT,
         )
     assert done.returncode == 1
     message = done.stderr.decode()

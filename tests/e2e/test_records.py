@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +108,10 @@ def test_a_signal_ends_it_and_is_no_failure(options: list[str], tmp_path: Path) 
     out = tmp_path / "seeds"
     arguments = ("seeds", "tiny", "--seeds", "1", "2", *options, "--out", out)
     process = command.start(*arguments)
-    deadline = time.monotonic() + 100
-    while not (out / "seed-1" / "stages" / "train.json").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    command.wait_until((out / "seed-1" / "stages" / "train.json").exists, process)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 75, stderr
+    ended = command.finish(process)
+    assert ended.code == 75, ended.stderr
     assert [entry["state"] for entry in summary(out)["runs"]] == ["not finished", "not finished"]
     result = command.run(*arguments)
     assert result.code == 0, result.stderr
@@ -217,7 +212,7 @@ def test_what_its_readme_says_repeats_the_run(
         environment = {"PATH": f"{without_paramgolf}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             ["sh", "-c", line], cwd=folder, env=environment, capture_output=True, text=True,
-            timeout=120,
+            timeout=command.TIMEOUT,
         )  # fmt: skip
 
     assert "No module named 'paramgolf'" in shell("python probe.py").stderr

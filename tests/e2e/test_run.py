@@ -9,9 +9,6 @@ import lzma
 import math
 import re
 import shutil
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -710,7 +707,7 @@ def test_a_run_is_worked_on_by_one_process(cli: Cli, options: list[str], tmp_pat
     out = tmp_path / "run"
     first = command.start("run", "tiny", *options, "--train.max-steps", "100000", "--out", out)
     try:
-        _wait_for(lambda: "train" in stages_started(out), first)
+        command.wait_until(lambda: "train" in stages_started(out), first)
         message = one_line_error(cli("run", "--resume", out))
         assert f"{out} is in use" in message
         assert first.poll() is None
@@ -720,18 +717,10 @@ def test_a_run_is_worked_on_by_one_process(cli: Cli, options: list[str], tmp_pat
     # The lock went with its process.
     second = command.start("run", "--resume", out)
     try:
-        _wait_for(lambda: stages_started(out).count("train") > 1, second)
+        command.wait_until(lambda: stages_started(out).count("train") > 1, second)
     finally:
         second.kill()
         second.communicate()
-
-
-def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import ENVIRONMENT, Result
+from tests.e2e.command import ENVIRONMENT, TIMEOUT, Result, finish, wait_until
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import events, read_results, stages_started, table_rows, without_times
 
@@ -40,11 +40,6 @@ def torchrun(*arguments: str | Path, options: tuple[str, ...] = ()) -> subproces
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[bytes], seconds: float = 120) -> Result:
-    stdout, stderr = process.communicate(timeout=seconds)
-    return Result(process.returncode, stdout.decode(), stderr.decode())
-
-
 def pid_of_rank(agent: subprocess.Popen[bytes], rank: int) -> int:
     """The worker of torchrun's agent that has this rank."""
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
@@ -52,14 +47,6 @@ def pid_of_rank(agent: subprocess.Popen[bytes], rank: int) -> int:
         if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
             return int(child)
     raise AssertionError(f"no rank {rank} among {children}")
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def is_in(run: Path, stage: str) -> Callable[[], bool]:
@@ -270,7 +257,7 @@ def test_the_bundle_runs_on_two_ranks(
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", code,
          "run", "--device", "cpu", "--source", undisturbed.path / "data", "--out", "again"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ours, theirs = read_results(tmp_path / "again"), read_results(undisturbed.path)
@@ -284,7 +271,7 @@ def test_the_bundle_says_once_what_is_wrong(undisturbed: FinishedRun, tmp_path: 
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", code,
          "run", "--device", "cpu", "--source", "nothing", "--out", "again"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT,
     )  # fmt: skip
     assert done.returncode != 0
     (message,) = own_lines(done.stderr)
