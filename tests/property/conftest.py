@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-import torch
 from hypothesis import settings
 
 from paramgolf.data.tokenizer import Tokenizer
@@ -17,15 +15,6 @@ settings.register_profile("paramgolf", deadline=None, derandomize=True, database
 settings.load_profile("paramgolf")
 
 VOCAB_SIZE = 450
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models here are too small to share: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
