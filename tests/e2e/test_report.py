@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -288,6 +289,7 @@ def test_text_stays_text(run: Path, passage: dict[str, Any]) -> None:
     edit(run / "environment.json", lambda values: values.update(gpu=HOSTILE))
     row = {"name": HOSTILE, "condition": HOSTILE, "outcome": HOSTILE, "figure": HOSTILE}
     audit = {"passed": False, "verdict": [HOSTILE, HOSTILE], "scores": {}, "checks": [row]}
+    audit["artifact_sha256"] = json.loads((run / "results.json").read_text())["artifact_sha256"]
     (run / "audit.json").write_text(json.dumps(audit))
     tokens = [{"text": HOSTILE, "kind": "text", "level": 3}]
     data = {"pieces": [[HOSTILE, "text"]], "tokens": [[0, 1.0, 0.5, 1, [[0, 0.5]] * NUM_BEST]]}
@@ -329,10 +331,13 @@ def test_the_verdict_is_the_audit_s(cli: Cli, run: Path, passage: dict[str, Any]
     assert " BPB, held-out, audit failed " in words
     assert 'class="result held-out audit-failed"' in html
     assert "FAIL bytes of the text" in words
-    edit(run / "audit.json", lambda values: values["scores"]["sliding"].update(bpb=1.0))
-    words = Page(render(read_run(run), passage)).words
-    assert "Audit out of date" in words
-    assert "compliant" not in words
+    of_another_score = copy.deepcopy(audit)
+    of_another_score["scores"]["sliding"]["bpb"] = 1.0
+    for other in (of_another_score, {**audit, "artifact_sha256": "0" * 64}):
+        (run / "audit.json").write_text(json.dumps(other))
+        words = Page(render(read_run(run), passage)).words
+        assert "Audit out of date" in words
+        assert "compliant" not in words
 
 
 # Runs of other kinds.

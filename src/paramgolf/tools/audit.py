@@ -28,7 +28,7 @@ from paramgolf.data.provenance import Provenance
 from paramgolf.data.shards import write_shard
 from paramgolf.distributed import Ranks
 from paramgolf.errors import UserError
-from paramgolf.rundir import RunDir, read_json, write_json
+from paramgolf.rundir import RunDir, read_json, sha256_of_file, write_json
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.bits_per_byte import WindowScorer
 from paramgolf.scoring.predictor import load_on
@@ -124,6 +124,7 @@ def audit(path: Path, positions: int, runtime: Runtime, reporter: Reporter) -> A
             "passed": result.passed,
             "failed": result.failed,
             "verdict": result.summary()[len(scores) :],
+            "artifact_sha256": sha256_of_file(auditor.run.artifact),
             "scores": scores,
             "checks": [check._asdict() for check in checks],
         },

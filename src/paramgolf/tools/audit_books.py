@@ -29,10 +29,10 @@ class _Values(NamedTuple):
     figure: str
 
 
-def is_of_scores(audit: dict[str, Any], stages: dict[str, Any]) -> bool:
-    """Whether what `audit.json` holds is of the scores that a run has now, by stage."""
-    return all(
-        stages.get(stage, {}).get(key) == value
+def is_of(audit: dict[str, Any], results: dict[str, Any]) -> bool:
+    """Whether what `audit.json` holds is of the artifact and the scores that a run has now."""
+    return audit.get("artifact_sha256") == results["artifact_sha256"] and all(
+        results["stages"].get(stage, {}).get(key) == value
         for stage, score in audit["scores"].items()
         for key, value in score.items()
     )

@@ -22,7 +22,7 @@ from paramgolf.recipes import RECIPES
 from paramgolf.rundir import RunDir, read_json, write_bytes, write_json
 from paramgolf.runtime import select_runtime
 from paramgolf.tools.audit import audit
-from paramgolf.tools.audit_books import is_of_scores
+from paramgolf.tools.audit_books import is_of
 from paramgolf.tools.bundle import bundle
 from paramgolf.tools.compare import Scored, read_scored, require_same
 from paramgolf.tools.runs import Member, first_difference, flat
@@ -132,9 +132,9 @@ def _require_same_configuration(members: Sequence[Member]) -> tuple[str, RunConf
 
 
 def _audited(member: Member, config: RunConfig, reporter: Reporter) -> dict[str, Any]:
-    """What the audit of a run found; it runs if there is none of these very scores."""
+    """What the audit of a run found; it runs if there is none of this very artifact."""
     path = member.path / "audit.json"
-    if path.exists() and is_of_scores(read_json(path), (member.results or {})["stages"]):
+    if path.exists() and is_of(read_json(path), member.results or {}):
         return read_json(path)
     reporter.line(f"audit of seed {member.seed}")
     audit(member.path, _POSITIONS, select_runtime(config.device), reporter)

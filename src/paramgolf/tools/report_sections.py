@@ -18,7 +18,7 @@ from paramgolf.model.gpt import MATRIX_NAMES
 from paramgolf.recipes import RECIPES
 from paramgolf.rundir import RunDir
 from paramgolf.tools import report_plots as plots
-from paramgolf.tools.audit_books import is_of_scores
+from paramgolf.tools.audit_books import is_of
 from paramgolf.tools.plots import SERIES
 
 _TITLES = {
@@ -47,8 +47,8 @@ def verdict(audit: dict[str, Any] | None, results: dict[str, Any], path: Path) -
     if audit is None:
         return {"kind": "missing", "text": "not audited", "command": f"paramgolf audit {path}"}
     first, *notes = [line.removeprefix("verdict").strip() for line in audit["verdict"]]
-    if not is_of_scores(audit, results["stages"]):
-        text = "audit.json is of other scores than these"
+    if not is_of(audit, results):
+        text = "audit.json is of another artifact or other scores than these"
         return {"kind": "stale", "text": text, "command": f"paramgolf audit {path}"}
     kind = "passed" if audit["passed"] else "failed"
     return {"kind": kind, "text": first, "notes": notes, "checks": audit["checks"]}
