@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 TIMEOUT = 300
-"""Seconds, ten times what the longest command takes: something hangs."""
+"""Seconds; a command that takes longer hangs, on however busy a machine."""
 
 
 class Result(NamedTuple):
