@@ -78,8 +78,9 @@ def prepare(out: Path, corpus: Path, size: Size) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sample = [text for _, text in documents(corpus, "train", size.sample_bytes)]
     for name in NAMES:
-        model = train_tokenizer(sample, size.vocab_size, case_ops=name == "caseops")
-        write_bytes(out / f"{name}.model", model)
+        if not (out / f"{name}.model").exists():  # they can be made beforehand, without a GPU
+            model = train_tokenizer(sample, size.vocab_size, case_ops=name == "caseops")
+            write_bytes(out / f"{name}.model", model)
     if size.train_bytes < float("inf"):
         write_jsonl(folder / "train.jsonl", sample)
     else:
