@@ -14,6 +14,7 @@ from paramgolf.data.fingerprints import SAMPLED_BITS, Fingerprints, fingerprints
 from paramgolf.data.tokenizer import Tokenizer
 
 _BATCH_CHARS = 4 << 20
+_HASHING_THREADS = 2  # some 50 MB/s each; encoding makes 6 MB/s a core
 
 Stream = NDArray[np.uint16]
 
@@ -40,11 +41,12 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Enc
         UserError: see `Tokenizer.encode`.
     """
     tokens: list[Stream] = []
-    with ThreadPoolExecutor(1) as pool:
-        hashing = pool.submit(fingerprints, [text for _, text in documents])
-        for batch in batches(documents, _BATCH_CHARS):
-            tokens += tokenizer.encode([text for _, text in batch])
-        prints = hashing.result()
+    texts = [[text for _, text in batch] for batch in batches(documents, _BATCH_CHARS)]
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        hashing = pool.map(fingerprints, texts)
+        for batch in texts:
+            tokens += tokenizer.encode(batch)
+        prints = Fingerprints.joined(hashing)
     sampled = is_sampled(prints.shingles, SAMPLED_BITS)
     prints = prints._replace(
         shingles=prints.shingles[sampled], document_of=prints.document_of[sampled]

@@ -150,17 +150,20 @@ class Tokenizer:
             texts = [to_caseops(text) for text in texts]
         parts = [text.split(_SPACE) if mark else [text] for text in texts]
         try:
+            # Arrays, since lists of Python's integers are made on one core.
             encoded = iter(
-                self._processor.encode(list(chain(*parts)), num_threads=os.cpu_count() or 1)
+                self._processor.encode(
+                    list(chain(*parts)), num_threads=os.cpu_count() or 1, return_type="numpy"
+                )
             )
         except TypeError as error:
             raise UserError(f"the text is not valid Unicode: {error}") from error
         documents: list[NDArray[np.uint16]] = []
         for own in parts:
-            tokens = [self.bos, *next(encoded)]
+            pieces = [[self.bos], next(encoded)]
             for part in islice(encoded, len(own) - 1):
-                tokens += [*(mark or []), *part]
-            documents.append(np.array(tokens, dtype=np.uint16))
+                pieces += [mark or [], part]
+            documents.append(np.concatenate(pieces, dtype=np.uint16, casting="unsafe"))
         return documents
 
     @functools.cached_property

@@ -1,0 +1,82 @@
+"""Encoding here beside SentencePiece's own batch encoding: the same text, tokenizer and cores.
+
+Cost: about two minutes on two cores. Needs a folder with train.jsonl.xz and a SentencePiece model
+(the bench's, by default). Expected: at least 0.9 times SentencePiece's speed (docs/experiments.md).
+
+    python scripts/encoding_speed.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from paramgolf.data.documents import Document, find_jsonl, read_jsonl
+from paramgolf.data.encoding import encode_documents
+from paramgolf.data.tokenizer import Tokenizer
+
+REPEATS = 5
+
+
+def first_documents(corpus: Path, most_bytes: int) -> tuple[list[Document], int]:
+    """The first documents of the training text, and their UTF-8 bytes."""
+    documents: list[Document] = []
+    size = 0
+    for path in find_jsonl(corpus, "train"):
+        for document in read_jsonl(path):
+            documents.append(document)
+            size += len(document.text.encode())
+            if size >= most_bytes:
+                return documents, size
+    return documents, size
+
+
+def seconds(ways: Sequence[Callable[[], object]]) -> list[float]:
+    """The median wall time of each, in turns, so that all meet the same noise."""
+    taken: list[list[float]] = [[] for _ in ways]
+    for _ in range(REPEATS):
+        for way, times in zip(ways, taken, strict=True):
+            start = time.perf_counter()
+            way()
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in taken]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--corpus", type=Path, default=Path("corpus"))
+    parser.add_argument("--tokenizer", type=Path, default=Path("corpus/sp8192.model"))
+    parser.add_argument("--bytes", type=int, default=16_000_000)
+    arguments = parser.parse_args()
+    documents, size = first_documents(arguments.corpus, arguments.bytes)
+    texts = [text for _, text in documents]
+    threads = os.cpu_count() or 1
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(arguments.tokenizer))
+    ours = Tokenizer.load(arguments.tokenizer)
+    for tokens, ids in zip(ours.encode(texts), theirs.encode(texts), strict=True):
+        assert np.array_equal(tokens[1:], ids) or "\u2581" in theirs.decode(ids)
+    ways = {
+        "SentencePiece's encode(list, num_threads)": lambda: theirs.encode(
+            texts, num_threads=threads
+        ),
+        "Tokenizer.encode": lambda: ours.encode(texts),
+        "encode_documents (hashes every shingle beside it)": lambda: encode_documents(
+            documents, ours
+        ),
+    }
+    medians = seconds(list(ways.values()))
+    print(f"{len(documents):,} documents, {size:,} bytes, {threads} threads, median of {REPEATS}")
+    print("\n| what | s | MB/s | of SentencePiece's |\n|---|---:|---:|---:|")
+    for name, median in zip(ways, medians, strict=True):
+        print(f"| {name} | {median:.2f} | {size / median / 1e6:.2f} | {medians[0] / median:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

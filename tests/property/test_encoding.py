@@ -1,0 +1,33 @@
+"""Documents encoded and hashed batch by batch, side by side, are what each is alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from paramgolf.data import encoding
+from paramgolf.data.documents import Document
+from paramgolf.data.encoding import encode_documents
+from paramgolf.data.fingerprints import SAMPLED_BITS, fingerprints, is_sampled
+from paramgolf.data.tokenizer import Tokenizer
+
+
+@pytest.mark.parametrize("chars", [1, 300, 1 << 20])
+def test_batches_leave_no_trace(
+    chars: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = np.random.default_rng(5).integers(0, 40, 4000)
+    texts = [" ".join(f"Word{word}" for word in part) for part in np.array_split(words, 9)]
+    texts[3:3] = ["", "short"]
+    monkeypatch.setattr(encoding, "_BATCH_CHARS", chars)
+    got = encode_documents([Document(str(n), text) for n, text in enumerate(texts)], tokenizer)
+    alone = [tokenizer.encode([text])[0] for text in texts]
+    assert np.array_equal(got.tokens, np.concatenate(alone))
+    assert got.lengths.tolist() == [len(tokens) for tokens in alone]
+    prints = [fingerprints([text]) for text in texts]
+    assert np.array_equal(got.prints.documents, np.concatenate([p.documents for p in prints]))
+    kept = [p.shingles[is_sampled(p.shingles, SAMPLED_BITS)] for p in prints]
+    assert np.array_equal(got.prints.shingles, np.concatenate(kept))
+    numbers = np.repeat(np.arange(len(texts)), [len(own) for own in kept])
+    assert np.array_equal(got.prints.document_of, numbers)
+    assert len(numbers) > 100
