@@ -178,10 +178,14 @@ class Tokenizer:
         return from_caseops(text) if self.case_ops else text
 
     def decode_documents(self, tokens: NDArray[np.uint16]) -> list[str]:
-        """Texts of the documents in a stream, cut at every BOS (the first may lack its own)."""
-        starts = np.flatnonzero(tokens == self.bos)
-        pieces = np.split(tokens, starts[starts > 0])
+        """Texts of the documents in a stream."""
+        pieces = np.split(tokens, document_starts(tokens, self.bos)[1:])
         return [self.decode(piece.tolist()) for piece in pieces]
+
+
+def document_starts(stream: NDArray[np.uint16], bos: int) -> NDArray[np.int64]:
+    """(D,) where the documents of a stream begin: at every BOS; the first may lack its own."""
+    return np.union1d([0], np.flatnonzero(stream == bos))
 
 
 def _is_user_defined(piece: str, model: bytes) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paramgolf.config import ScoreFirstConfig
 from paramgolf.data.provenance import Label
-from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.tokenizer import Tokenizer, document_starts
 from paramgolf.distributed import Ranks
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
@@ -73,10 +73,8 @@ def document_nats(losses_N: Tensor, tokens: NDArray[np.uint16], bos: int) -> NDA
 
     A BOS belongs to the document that it begins; the first one is not predicted.
     """
-    document_of = np.cumsum(tokens == bos) - (tokens[0] == bos)
-    nats = np.zeros(int(document_of[-1]) + 1)
-    np.add.at(nats, document_of[1:], losses_N.double().cpu().numpy())
-    return nats
+    of_tokens = np.concatenate([[0.0], losses_N.double().cpu().numpy()])
+    return np.add.reduceat(of_tokens, document_starts(tokens, bos))
 
 
 def window_losses(

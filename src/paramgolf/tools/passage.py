@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from paramgolf.data.tokenizer import document_starts
 from paramgolf.scoring.predictor import Predictor
 
 NUM_BEST = 5
@@ -68,12 +69,9 @@ def typical_document(
 
 def document_bounds(stream: NDArray[np.uint16], bos: int) -> NDArray[np.int64]:
     """(D, 2) first token behind the BOS and first token past the end of every document."""
-    starts = np.flatnonzero(stream == bos)
-    firsts = starts + 1
-    if not len(starts) or starts[0] > 0:  # a stream that begins inside a document
-        firsts = np.concatenate([[0], firsts])
-    ends = np.append(starts[starts > 0], len(stream))
-    return np.stack([firsts, ends], axis=1)
+    starts = document_starts(stream, bos)
+    ends = np.append(starts[1:], len(stream))
+    return np.stack([starts + (stream[starts] == bos), ends], axis=1)
 
 
 def read_passage(
