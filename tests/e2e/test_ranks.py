@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.rundir import RunDir, read_tensors
 from paramgolf.runtime import named_generator, select_runtime
-from paramgolf.stages import adapt, pack
+from paramgolf.stages import adapt, pack, train
 from tests.e2e.conftest import FinishedRun
 from tests.processes import on_ranks
 
@@ -130,3 +132,26 @@ def test_hessians_add_up_over_ranks(mini_run: FinishedRun) -> None:
         for name, hessian in expected.items():
             scale = float(hessian.abs().max())
             torch.testing.assert_close(got[name], hessian, rtol=0, atol=1e-6 * scale, msg=name)
+
+
+# Training by the clock
+
+
+def trained_by_the_clock(ranks: Ranks, path: Path, config: RunConfig) -> int:
+    if not ranks.main:  # a clock that goes four times as fast
+        train.time = SimpleNamespace(monotonic=lambda: 4 * time.monotonic())
+    return train.run(job(ranks, path, config)).get("steps", 0)
+
+
+def test_one_clock_ends_the_training_of_all_ranks(mini_run: FinishedRun, tmp_path: Path) -> None:
+    shutil.copytree(mini_run.path, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    _, _, config = RunDir.open(tmp_path / "run")
+    by_the_clock = replace(
+        config.train, max_steps=0, max_seconds=1.5, reserve_seconds=0, checkpoint_seconds=0
+    )
+    config = replace(config, train=by_the_clock)
+    # Ranks that end at different steps wait for each other for ever; the weights are compared, too.
+    steps, *_ = on_ranks(2, trained_by_the_clock, tmp_path / "run", config)
+    assert steps > 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paramgolf.compress.hessian import input_of
 from paramgolf.compress.quantize import Quantizer
-from paramgolf.config import RunConfig
+from paramgolf.config import RunConfig, ScoreFirstConfig
 from paramgolf.distributed import Ranks, wait
 from paramgolf.model.order import layer_order
 from paramgolf.optim.exchange import GradientExchange
@@ -232,7 +232,9 @@ def test_gptq_gives_the_same_integers(size: int) -> None:
 # Scoring
 
 
-def losses_of(ranks: Ranks, num_targets: int, stride: int) -> Tensor:
+def losses_of(
+    ranks: Ranks, num_targets: int, stride: int, learning: ScoreFirstConfig | None = None
+) -> Tensor:
     config = small_config()
     tokens = np.random.default_rng(5).integers(0, config.vocab_size, num_targets + 1)
     windows = (
@@ -243,7 +245,8 @@ def losses_of(ranks: Ranks, num_targets: int, stride: int) -> Tensor:
     model = random_model(config, seed=6)
     order = layer_order(config, recurrent=True)
     stream = tokens.astype(np.uint16)
-    return window_losses(model, order, stream, windows, 4 * config.seq_len, ranks=ranks)
+    batch_tokens = 4 * config.seq_len
+    return window_losses(model, order, stream, windows, batch_tokens, None, ranks, learning)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -253,4 +256,18 @@ def test_scoring_equals_one_process(size: int, stride: int, num_targets: int) ->
     (expected,) = on_ranks(1, losses_of, num_targets, stride)
     assert expected.dtype == torch.float64
     for got in on_ranks(size, losses_of, num_targets, stride):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_learning_while_scoring_equals_one_process(
+    size: int, optimizer: Literal["sgd", "adamw"]
+) -> None:
+    # Three sequences a chunk: the ranks' shares differ, and of four ranks one has none.
+    learning = ScoreFirstConfig(optimizer, 1e-2, epochs=2, chunk_tokens=3 * small_config().seq_len)
+    (expected,) = on_ranks(1, losses_of, 203, 4, learning)
+    (fixed,) = on_ranks(1, losses_of, 203, 4)
+    assert (expected - fixed).abs().max() > 0.01
+    for got in on_ranks(size, losses_of, 203, 4, learning):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
