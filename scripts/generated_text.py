@@ -3,7 +3,7 @@
 Cost: a minute a gigabyte. Expected: the figures of docs/experiments.md.
 
     python scripts/generated_text.py --out /tmp/big/text.jsonl --bytes 2000000000
-    /usr/bin/time -v paramgolf data build /tmp/big/text.jsonl --out /tmp/big/out
+    /usr/bin/time -v paramgolf data build /tmp/big/text.jsonl --out /tmp/big/out --max-overlap 1
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, required=True)
     arguments = parser.parse_args()
     rng = random.Random(1337)
-    # Phrases of real words in a random order: shingles repeat no more often than in real text.
+    # Phrases of real words in a random order; two gigabytes repeat some of their shingles.
     words = " ".join(topics.values()).split()
     phrases = [" ".join(rng.choices(words, k=_WORDS)) for _ in range(20_000)]
     written = 0

@@ -69,7 +69,7 @@ def main() -> None:
         cells = [
             way,
             f"{length:,}",
-            f"{proof['claimed_bpb']:.4f}",
+            f"{proof['claimed_bpb']:.4f} ({proof['label']})",
             f"{claimed:,.1f}",
             f"{stream:,}",
             f"{stream / claimed - 1:+.3%}",

@@ -93,7 +93,7 @@ def hide_hessians(values: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_files_and_books_that_do_not_hold(legal: Path, tmp_path: Path) -> None:
-    over, unbooked = tmp_path / "over", tmp_path / "unbooked"
+    over, unbooked, damped = (tmp_path / name for name in ("over", "unbooked", "damped"))
     shutil.copytree(legal, over)
     total = json.loads((over / "results.json").read_text())["bytes"]["total"]
     edit(over / "config.json", lambda values: values["pack"].update(budget_bytes=total - 1))
@@ -104,6 +104,12 @@ def test_files_and_books_that_do_not_hold(legal: Path, tmp_path: Path) -> None:
         edit(unbooked / name, hide_hessians)
     assert audited(unbooked).code == 1
     assert failed(unbooked) == ["seconds"]
+    shutil.copytree(legal, damped)
+    edit(damped / "quantization.json", lambda values: values["embedding"].update(damping=0.1))
+    result = audited(damped)
+    assert result.code == 1
+    assert failed(damped) == ["books"]
+    assert "not as booked: embedding" in result.stdout
 
 
 @pytest.mark.slow

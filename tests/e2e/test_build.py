@@ -357,18 +357,19 @@ def test_a_run_takes_tokenizer_and_provenance_from_the_folder(
     assert f"--model.vocab-size {VOCAB}" in wrong.stderr
 
 
-def run_on(folder: Path, cli: Cli, out: Path) -> dict[str, Any]:
-    """A mini run on a folder that was built; gives its results."""
+def run_on(folder: Path, cli: Cli, out: Path, *more: str | Path) -> str:
+    """A mini run on a folder that was built; gives what it printed."""
     options = [*mini_options(folder), "--model.vocab-size", str(VOCAB), "--data.val-targets", "0"]
-    result = cli("run", "tiny", *options, "--out", out)
+    result = cli("run", "tiny", *options, *more, "--out", out)
     assert result.code == 0, result.stderr
-    return read_results(out)
+    return result.stdout
 
 
 @pytest.mark.slow
 def test_two_commands_from_markdown_to_a_score(built: Path, cli: Cli, tmp_path: Path) -> None:
     """And what the folder says of its texts and tokenizer is what the run keeps of them."""
-    results = run_on(built, cli, tmp_path / "run")
+    run_on(built, cli, tmp_path / "run")
+    results = read_results(tmp_path / "run")
     val = read_shards(built, "val")
     assert results["stages"]["sliding"]["bytes"] == sum(len(text.encode()) for text in val)
     assert results["stages"]["sliding"]["label"] == "held-out"
@@ -396,12 +397,24 @@ def test_a_tokenizer_that_normalises_is_scored_over_both_counts_of_bytes(
     built = cli("data", "build", notes, "--out", tmp_path / "out", "--tokenizer", tokenizer)
     assert built.code == 0, built.stderr
     assert "not lossless" in cli("data", "info", tmp_path / "out").stdout
-    run_on(tmp_path / "out", cli, tmp_path / "run")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    sizes = {"out": manifest["splits"]["val"]["bytes"]}
+    (folder := tmp_path / "jsonl").mkdir()
+    (folder / "train.jsonl").write_bytes(jsonl(TEXTS[8:]))
+    (folder / "val.jsonl").write_bytes(jsonl(TEXTS[:8]))
+    sizes["jsonl"] = sum(len(text.encode()) for text in TEXTS[:8])
+    for name, size in sizes.items():
+        run = tmp_path / f"run-{name}"
+        more = ["--data.tokenizer", tokenizer, "--adapt.text", "none"] if name == "jsonl" else []
+        stdout = run_on(tmp_path / name, cli, run, *more)
+        for score in read_results(run)["stages"].values():
+            assert score["original_bytes"] == size > score["bytes"]
+        assert f"normalises; over the {size:,} bytes of the text as it is" in stdout
     text = "\ufb01ne \u2460 and  so   on, " * 40
     plain = unicodedata.normalize("NFKC", " ".join(text.split()))
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt").write_text(plain)
-    model = tmp_path / "run" / "model.bin"
+    model = tmp_path / "run-out" / "model.bin"
     original, normal = (cli("score", model, name, cwd=tmp_path) for name in ("a.txt", "b.txt"))
     assert (original.code, normal.code) == (0, 0)
     assert "normalises" not in normal.stdout

@@ -303,7 +303,9 @@ def test_shards_and_jsonl_give_the_same_validation_text(
     for number, source in enumerate((shards, lines)):
         job = new_job(tmp_path / f"run{number}", source, tokenizer=str(tokenizer_file))
         splits.append(prepared(job).splits["val"])
-    assert splits[0] == splits[1]
+    # Shards do not say what their documents were before a tokenizer that may normalise.
+    assert splits[0] == replace(splits[1], original_bytes=None)
+    assert splits[1].original_bytes == sum(len(text.encode()) for text in texts[20:])
 
 
 @pytest.mark.parametrize("bad", ["web_train_000001.bin", "web_val_000000.bin"])

@@ -214,7 +214,7 @@ def prove(arguments: list[str]) -> None:
         ("text", f"{size:,} bytes; xz -9: {proof.xz_bytes:,}"),
         ("claimed", f"{proof.claimed_bytes:,.1f} bytes"),
         ("stream", f"{proof.stream_bytes:,} bytes (at most {proof.most_stream_bytes:,.1f})"),
-        ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer and code"),
+        ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer, a run's code"),
         ("encode", f"{proof.encode_seconds:.1f} s, {size / proof.encode_seconds:,.0f} bytes/s"),
         ("decode", f"{proof.decode_seconds:.1f} s, {size / proof.decode_seconds:,.0f} bytes/s"),
         ("decoded", proof.why_not or "bit for bit, by another process"),

@@ -131,6 +131,14 @@ def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> N
     )
     reporter.line("")
     reporter.table(table)
+    score = results["stages"]["sliding"]
+    if score["original_bytes"] != score["bytes"]:
+        original = score["bpb"] * score["bytes"] / score["original_bytes"]
+        reporter.line(
+            f"the tokenizer normalises; over the {score['original_bytes']:,} bytes of the text as "
+            f"it is, {original:.4f} BPB quantized, sliding ({original - score['bpb']:+.4f}, "
+            f"{score['label']})"
+        )
     size = results["bytes"]
     reporter.line(
         f"bytes     {size['total']:,} of {size['budget']:,}: model.bin {size['model']:,}, "

@@ -24,6 +24,8 @@ class Split:
     documents: int
     text_sha256: str
     """Of the documents' texts; of the shard files, where the source was shards."""
+    original_bytes: int | None = None
+    """UTF-8 bytes of the documents as they were given; None where that is not known."""
 
 
 @dataclass(frozen=True)

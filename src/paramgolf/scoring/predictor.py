@@ -162,14 +162,23 @@ class Predictor:
         return plain_windows(num_targets, seq_len)
 
     def score_of(
-        self, losses_N: Tensor, stream: NDArray[np.uint16], texts: Sequence[str], fixed: bool
+        self,
+        losses_N: Tensor,
+        stream: NDArray[np.uint16],
+        texts: Sequence[str],
+        fixed: bool,
+        original_bytes: int | None = None,
     ) -> Score:
-        """The score that the losses of a stream make."""
+        """The score that the losses of a stream make.
+
+        `original_bytes` are those of the text as it was given, if `texts` is not just that.
+        """
         label = self.label(texts)
         if self.artifact.score_first.learns and not fixed:
             label = label.adaptive()
-        size = sum(len(text.encode()) for text in texts)
-        return score_losses(losses_N, stream, self.tokenizer, label, size)
+        if original_bytes is None:
+            original_bytes = sum(len(text.encode()) for text in texts)
+        return score_losses(losses_N, stream, self.tokenizer, label, original_bytes)
 
 
 def load(path: str | Path, tokenizer: str | Path | None = None, device: str = "auto") -> Predictor:

@@ -22,6 +22,7 @@ class Validation:
         self._config = job.config
         self._tokenizer = Tokenizer.load(run.tokenizer)
         self._stream = job.text.stream("val", run.data)
+        self._original_bytes = job.text.splits["val"].original_bytes
         self._texts = self._tokenizer.decode_documents(self._stream)
         self._known = Provenance.load(run.data / "provenance.safetensors")
         self._reporter = job.reporter
@@ -42,4 +43,5 @@ class Validation:
             progress.update,
             self._ranks,
         )
-        return score_losses(losses, self._stream, self._tokenizer, shaped_by.label(self._texts))
+        label = shaped_by.label(self._texts)
+        return score_losses(losses, self._stream, self._tokenizer, label, self._original_bytes)

@@ -20,7 +20,7 @@ from paramgolf.data.sidecars import check_sidecars
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.job import Job
-from paramgolf.rundir import sha256_of_file, write_bytes
+from paramgolf.rundir import read_json, sha256_of_file, write_bytes
 
 _BATCH_CHARS = 1 << 24
 _GIVEN = "not known: the tokenizer was given"
@@ -113,19 +113,22 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
     with ledger.phase("data: check shards"):
         for path in (path for paths in files.values() for path in paths):
             shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
-        for paths in files.values():
+        sizes: dict[str, int | None] = {}
+        for name, paths in files.items():
             found = check_sidecars(paths, tokenizer)
+            sizes[name] = found.bytes if found.number == len(paths) else None
             if found.bytes != found.table_bytes:
                 job.reporter.line(
                     f"  sidecars  {found.bytes:,} bytes of the original text; the tokenizer, which "
                     f"normalises, counts {found.table_bytes:,}"
                 )
         texts, made_of = _texts_of_shards(folder, files, tokenizer, job)
+        sizes |= _sizes_as_built(folder, files)
         names = [str(path.resolve()) for path in files["train"]]
         tokens = sum(len(shards.open_shard(path)) for path in files["train"])
         train = Split(names, tokens, len(texts["train"].documents), texts["train"].sha256)
         encoded = {
-            name: _Encoded(shards.read_stream(files[name]), texts[name])
+            name: _Encoded(shards.read_stream(files[name]), texts[name], sizes[name])
             for name in ("val", "adapt")
             if files[name]
         }
@@ -167,11 +170,26 @@ def _texts_of_shards(
     return texts, _GIVEN
 
 
+def _sizes_as_built(folder: Path, files: dict[str, list[Path]]) -> dict[str, int | None]:
+    """Bytes of the documents of these very shards, as the manifest of `data build` says."""
+    manifest = folder / "manifest.json"
+    made = read_json(manifest) if manifest.exists() else {}
+    if "paramgolf" not in made:  # none, or another program's
+        return {}
+    return {
+        name: split["bytes"]
+        for name, split in made["splits"].items()
+        if split["shards"] == {path.name: sha256_of_file(path) for path in files.get(name, ())}
+    }
+
+
 class _Encoded(NamedTuple):
     """One split, encoded."""
 
     tokens: Stream
     text: Text
+    original_bytes: int | None
+    """Of the text as it was given; None if it was cut by tokens, or came as tokens alone."""
 
 
 def _finish(
@@ -188,12 +206,12 @@ def _finish(
     data, shard_tokens = job.run.data, job.config.data.shard_tokens
     splits = {name: split for name, (split, _) in existing.items()}
     texts = {name: text for name, (_, text) in existing.items()}
-    for name, (tokens, text) in encoded.items():
+    for name, (tokens, text, size) in encoded.items():
         if len(tokens) < 2:
             raise UserError(f"the {name!r} split has no text to predict; give more documents")
         writer = shards.ShardWriter(data, name, shard_tokens)
         writer.add(tokens)
-        splits[name] = Split(writer.finish(), len(tokens), len(text.documents), text.sha256)
+        splits[name] = Split(writer.finish(), len(tokens), len(text.documents), text.sha256, size)
         texts[name] = text
     prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
     for name, text in texts.items():
@@ -233,7 +251,7 @@ def _given_tokenizer(job: Job, path: Path) -> Tokenizer:
 def _described(tokens: Stream, tokenizer: Tokenizer) -> _Encoded:
     """A stream with what its decoded text says."""
     texts = tokenizer.decode_documents(tokens)
-    return _Encoded(tokens, Text.of(texts, text_digest(texts).hex()))
+    return _Encoded(tokens, Text.of(texts, text_digest(texts).hex()), None)
 
 
 def _cut_validation(encoded: dict[str, _Encoded], targets: int, tokenizer: Tokenizer) -> None:
@@ -269,4 +287,5 @@ def _encode(
         done += sum(len(text) for _, text in batch)
         progress.update(done)
     digest = text_digest(document.text for document in documents).hex()
-    return _Encoded(np.concatenate(tokens), gathering.text(digest))
+    size = sum(len(text.encode()) for _, text in documents)
+    return _Encoded(np.concatenate(tokens), gathering.text(digest), size)

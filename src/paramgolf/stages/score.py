@@ -41,7 +41,9 @@ def run(job: Job) -> dict[str, Any]:
             losses[name] = predictor.losses(
                 stream, window_stride, job.config.score.batch_tokens, progress.update, fixed
             )
-            scores[name] = predictor.score_of(losses[name], stream, texts, fixed)
+            scores[name] = predictor.score_of(
+                losses[name], stream, texts, fixed, job.text.splits["val"].original_bytes
+            )
     if not job.runtime.ranks.main:
         return {}
     with ledger.phase("score: write documents"):
