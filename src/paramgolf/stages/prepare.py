@@ -171,7 +171,7 @@ def _texts_of_shards(
 
 
 def _sizes_as_built(folder: Path, files: dict[str, list[Path]]) -> dict[str, int | None]:
-    """Bytes of the documents of these very shards, as the manifest of `data build` says."""
+    """Bytes of the documents of shards to score or adapt on, as `data build` says of just these."""
     manifest = folder / "manifest.json"
     made = read_json(manifest) if manifest.exists() else {}
     if "paramgolf" not in made:  # none, or another program's
@@ -179,7 +179,8 @@ def _sizes_as_built(folder: Path, files: dict[str, list[Path]]) -> dict[str, int
     return {
         name: split["bytes"]
         for name, split in made["splits"].items()
-        if split["shards"] == {path.name: sha256_of_file(path) for path in files.get(name, ())}
+        if name != "train"  # gigabytes, whose bytes nobody asks for
+        and split["shards"] == {path.name: sha256_of_file(path) for path in files.get(name, ())}
     }
 
 
