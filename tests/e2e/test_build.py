@@ -262,6 +262,20 @@ def test_edited_copies_are_refused_unless_they_are_allowed(cli: Cli, tmp_path: P
     assert "3 documents" in allowed.stdout
 
 
+def test_passages_that_are_shared_are_refused_with_examples(cli: Cli, tmp_path: Path) -> None:
+    """Fewer than half of a document's shingles are in the training text, but too many."""
+    own = "Nobody else wrote this sentence number {}, {} or {} of another text, or so it seems. "
+    texts = ["".join(own.format(n, 3 * n, 7 * n) for n in range(k, k + 150)) for k in (0, 1000)]
+    passages = [f"{text} {TEXTS[number][:2500]}" for number, text in enumerate(texts)]
+    (tmp_path / "train.jsonl").write_bytes(jsonl(TEXTS))
+    (tmp_path / "val.jsonl").write_bytes(jsonl(["Another text altogether. " * 40, *passages]))
+    command = ("data", "build", tmp_path / "train.jsonl", "--val", tmp_path / "val.jsonl")
+    refused = cli(*command, "--out", tmp_path / "out", "--vocab-size", str(VOCAB))
+    assert refused.code == 1
+    assert "0 documents are in both, 0 have half" in refused.stderr
+    assert "val.jsonl:2 and val.jsonl:3" in refused.stderr
+
+
 def truncated(content: bytes) -> bytes:
     return content[: len(content) * 2 // 3]
 

@@ -10,8 +10,9 @@ import hashlib
 import heapq
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from paramgolf.data.chunks import (
 )
 from paramgolf.data.documents import Document, batches
 from paramgolf.data.encoding import encode_documents
-from paramgolf.data.fingerprints import fingerprints
+from paramgolf.data.fingerprints import Fingerprints, fingerprints
 from paramgolf.data.provenance import Gathering, Provenance, Text
 from paramgolf.data.shards import ShardWriter
 from paramgolf.data.sidecars import write_sidecars
@@ -308,24 +309,33 @@ class _Build:
                 )
         known = Provenance({name: texts[name] for name in ("train", "adapt")})
         edited: list[str] = []
-        for path in chunks:
-            chunk = Chunk.load(path)
-            wanted = chunk.splits == _VAL
-            names = [name for name, own in zip(chunk.names, wanted, strict=True) if own]
-            edited += [names[i] for i in known.seen_of(chunk.encoded.prints.of(wanted))]
+        for names, prints in _validation(chunks):
+            edited += [names[i] for i in known.seen_of(prints)]
         overlap = _Overlap(known.share(texts["val"].shingles) or 0.0, len(edited))
-        self._require_disjoint(overlap, edited)
+        touched = (
+            name
+            for names, prints in _validation(chunks)
+            for number, name in enumerate(names)
+            if known.share(prints.shingles[prints.document_of == number])
+        )
+        self._require_disjoint(overlap, chain(self._in_both, edited, touched))
         return texts, overlap
 
-    def _require_disjoint(self, overlap: _Overlap, edited: list[str]) -> None:
+    def _require_disjoint(self, overlap: _Overlap, candidates: Iterable[str]) -> None:
+        """Raise if the overlap is too much, with the first of the documents that have some."""
         both, most = self._in_both, self._config.max_overlap
         if not both and overlap.shingle_share <= most:
             return
-        examples = " and ".join(dict.fromkeys([*both, *edited][:_EXAMPLES])) or "none whole"
+        examples: dict[str, None] = {}  # a name may come twice
+        for name in candidates:
+            examples[name] = None
+            if len(examples) == _EXAMPLES:
+                break
         raise UserError(
             f"the validation text overlaps with the training text: {len(both):,} documents are in "
             f"both, {overlap.documents:,} have half of their 13-word shingles there, and "
-            f"{overlap.shingle_share:.2%} of all its shingles (at most {most:.2%}): {examples}; "
+            f"{overlap.shingle_share:.2%} of all its shingles (at most {most:.2%}): "
+            f"{' and '.join(examples)}; "
             + (
                 "take them out of the sources"
                 if both
@@ -388,6 +398,15 @@ class _Build:
             "overlap": overlap._asdict(),
             "provenance_sha256": sha256_of_file(provenance),
         }
+
+
+def _validation(chunks: list[Path]) -> Iterator[tuple[list[str], Fingerprints]]:
+    """Names and fingerprints of the validation documents of every chunk."""
+    for path in chunks:
+        chunk = Chunk.load(path)
+        wanted = chunk.splits == _VAL
+        names = [name for name, own in zip(chunk.names, wanted, strict=True) if own]
+        yield names, chunk.encoded.prints.of(wanted)
 
 
 class _Overlap(NamedTuple):
