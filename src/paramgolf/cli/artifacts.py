@@ -12,6 +12,7 @@ from typing import Literal
 import tyro
 from rich.table import Table
 
+from paramgolf.cli.common import over_original_bytes
 from paramgolf.console import Reporter, speaks, standard_output
 from paramgolf.errors import ConfigError, UserError
 
@@ -141,12 +142,8 @@ def score(arguments: list[str]) -> None:
             f"{score.bytes:,}",
             score.label if share is None else f"{score.label} ({share:.1%} seen)",
         )
-        if score.original_bytes != score.bytes:
-            apart = score.original_bpb - score.bpb
-            notes.append(
-                f"{name}: the tokenizer normalises; over the {score.original_bytes:,} bytes of the "
-                f"text as it is, {score.original_bpb:.4f} BPB ({apart:+.4f})"
-            )
+        if note := over_original_bytes(score):
+            notes.append(f"{name}: {note}")
     reporter.table(table)
     for note in notes:
         reporter.line(note)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from paramgolf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paramgolf.scoring.bits_per_byte import Score
 
 _T = TypeVar("_T")
 
@@ -21,6 +24,17 @@ def choose(what: str, name: str, possible: dict[str, _T]) -> _T:
         hint = f"; did you mean {close[0]!r}?" if close else ";"
         raise ConfigError(f"there is no {what} {name!r}{hint} Possible: {', '.join(possible)}")
     return possible[name]
+
+
+def over_original_bytes(score: Score) -> str:
+    """What to say beside a score under a tokenizer that normalises; else nothing."""
+    if score.original_bytes == score.bytes:
+        return ""
+    apart = score.original_bpb - score.bpb
+    return (
+        f"the tokenizer normalises; over the {score.original_bytes:,} bytes of the text as it is, "
+        f"{score.original_bpb:.4f} BPB ({apart:+.4f}, {score.label})"
+    )
 
 
 def usage() -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from rich.table import Table
 
-from paramgolf.cli.common import choose, usage
+from paramgolf.cli.common import choose, over_original_bytes, usage
 from paramgolf.config import RunConfig
 from paramgolf.console import Reporter, duration, speaks, standard_output
 from paramgolf.errors import ConfigError
@@ -112,6 +112,8 @@ def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
 
 
 def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> None:
+    from paramgolf.scoring.bits_per_byte import Score
+
     corpus = results["corpus"]
     table = Table(title=f"{results['recipe']}, seed {results['seed']}", title_justify="left")
     for column in ("", "BPB", "loss (nats)", "tokens", "bytes"):
@@ -131,14 +133,8 @@ def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> N
     )
     reporter.line("")
     reporter.table(table)
-    score = results["stages"]["sliding"]
-    if score["original_bytes"] != score["bytes"]:
-        original = score["bpb"] * score["bytes"] / score["original_bytes"]
-        reporter.line(
-            f"the tokenizer normalises; over the {score['original_bytes']:,} bytes of the text as "
-            f"it is, {original:.4f} BPB quantized, sliding ({original - score['bpb']:+.4f}, "
-            f"{score['label']})"
-        )
+    if note := over_original_bytes(Score(**results["stages"]["sliding"])):
+        reporter.line(f"sliding   {note}")
     size = results["bytes"]
     reporter.line(
         f"bytes     {size['total']:,} of {size['budget']:,}: model.bin {size['model']:,}, "

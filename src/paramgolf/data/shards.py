@@ -18,6 +18,7 @@ from paramgolf.rundir import replacing
 MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
+MANIFEST = "manifest.json"  # what `data build` says of its folder
 
 
 def write_shard(path: Path, tokens: NDArray[np.uint16]) -> None:

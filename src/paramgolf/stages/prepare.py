@@ -172,7 +172,7 @@ def _texts_of_shards(
 
 def _sizes_as_built(folder: Path, files: dict[str, list[Path]]) -> dict[str, int | None]:
     """Bytes of the documents of shards to score or adapt on, as `data build` says of just these."""
-    manifest = folder / "manifest.json"
+    manifest = folder / shards.MANIFEST
     made = read_json(manifest) if manifest.exists() else {}
     if "paramgolf" not in made:  # none, or another program's
         return {}

@@ -31,7 +31,7 @@ from paramgolf.data.documents import Document, batches
 from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import Fingerprints, fingerprints
 from paramgolf.data.provenance import Gathering, Provenance, Text
-from paramgolf.data.shards import ShardWriter
+from paramgolf.data.shards import MANIFEST, ShardWriter
 from paramgolf.data.sidecars import write_sidecars
 from paramgolf.data.sources import find_sources, read_documents
 from paramgolf.data.tokenizer import Tokenizer
@@ -41,7 +41,6 @@ from paramgolf.rundir import locked, read_json, sha256_of_file, write_bytes, wri
 from paramgolf.version import __version__
 
 VERSION = 1
-MANIFEST = "manifest.json"
 
 _CHUNK_CHARS = 32 << 20
 _TRAIN, _VAL, _ADAPT = range(len(SPLITS))

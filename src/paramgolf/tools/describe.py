@@ -16,7 +16,6 @@ from paramgolf.data.sidecars import check_sidecars, sidecar_of
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.rundir import read_json, sha256_of_file
-from paramgolf.tools.build import MANIFEST
 
 _SAMPLE_CHARS = 300
 
@@ -114,11 +113,11 @@ def _sidecars(files: dict[str, list[Path]], tokenizer: Tokenizer) -> str:
 
 
 def _manifest(folder: Path, files: dict[str, list[Path]]) -> str:
-    if not (folder / MANIFEST).exists():
+    if not (folder / shards.MANIFEST).exists():
         return "none"
     stated = {
         name: hashed
-        for split in read_json(folder / MANIFEST)["splits"].values()
+        for split in read_json(folder / shards.MANIFEST)["splits"].values()
         for name, hashed in {**split["shards"], **split.get("sidecars", {})}.items()
     }
     every = [path for paths in files.values() for path in paths]
