@@ -18,6 +18,7 @@ from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.scoring.bits_per_byte import window_losses
 from paramgolf.scoring.coded_text import code_tokens
+from paramgolf.scoring.score_first import PASS_TOKENS
 from paramgolf.scoring.windows import Windows, in_chunks, plain_windows, sliding_windows
 from tests.helpers import random_model, small_config
 
@@ -96,6 +97,18 @@ def test_losses_are_those_of_the_simulation(config: ScoreFirstConfig, stride: in
     assert torch.equal(fixed[: 2 * LENGTH], losses[: 2 * LENGTH])
     assert not torch.allclose(fixed[2 * LENGTH :], losses[2 * LENGTH :], atol=1e-6)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_passes_are_no_longer_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step on a chunk of two sequences, in passes of one, is the same step."""
+    monkeypatch.setitem(PASS_TOKENS, "cpu", LENGTH)
+    lengths: list[int] = []
+    model, tokens = small_model(), some_tokens(7 * LENGTH + 3)
+    model.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].numel()))
+    windows = windows_of(len(tokens) - 1, 0)
+    losses = window_losses(model, ORDER, tokens, windows, LENGTH, learning=SGD)
+    assert max(lengths) == LENGTH
+    assert losses.tolist() == pytest.approx(simulated(tokens, 0, SGD), abs=1e-8)
 
 
 @settings(max_examples=60)

@@ -23,6 +23,9 @@ from paramgolf.optim.schedule import cosine
 from paramgolf.runtime import reproducible
 from paramgolf.scoring.windows import Windows, in_chunks
 
+PASS_TOKENS = {"cpu": 2048, "cuda": 98_304}
+"""Targets of which a step holds the activations at once, by the type of the device."""
+
 Visit = Callable[[Sequence[Windows]], NDArray[np.integer]]
 """Scores or codes windows; gives the stream, known at least as far as these windows predict."""
 
@@ -130,10 +133,12 @@ class Learner:
                 self._step(rows, chunk)
 
     def _step(self, rows: Tensor, chunk: int) -> None:
+        most = max(1, PASS_TOKENS[rows.device.type] // self._model.config.seq_len)
+        mine = self._ranks.mine(rows)
         with torch.enable_grad():
-            mine = self._ranks.mine(rows)
-            if len(mine):
-                loss = self._model.mean_nats(mine, self._order) * (len(mine) / len(rows))
+            for begin in range(0, len(mine), most):
+                some = mine[begin : begin + most]
+                loss = self._model.mean_nats(some, self._order) * (len(some) / len(rows))
                 loss.backward()
         for parameter, master in zip(self._parameters, self._masters, strict=True):
             gradient = parameter.grad
