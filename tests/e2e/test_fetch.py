@@ -141,7 +141,7 @@ def check_right(out: Path, hub: LocalHub, train_shards: int = 2, whole: bool = T
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -389,12 +389,12 @@ def test_a_connection_that_brings_nothing_is_given_up(hub: LocalHub, out: Path) 
 def test_silence_counts_as_dropped(
     hub: LocalHub, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(hub_module, "TIMEOUT", 1.0)
     path = path_of(names()[1])
     hub.faults[path] = [Fault(after=1000, how="stall")]
     start = time.monotonic()
     get(out)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10
     assert [r.first_byte for r in hub.requests if r.what == path] == [0, 1000]
     check_right(out, hub)
 

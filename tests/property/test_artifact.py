@@ -204,11 +204,11 @@ def signed(header: Any, sections: bytes = SECTIONS) -> bytes:
 
 
 def assert_refused(content: bytes, *fragments: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()  # a busy machine does not count
     with pytest.raises(ArtifactError) as error:
         decode(content, "some/model.bin")
     message = str(error.value)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     assert message.startswith("some/model.bin")
     assert "\n" not in message
     for fragment in fragments:
