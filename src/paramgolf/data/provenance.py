@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,14 @@ def union(parts: Iterable[Hashes]) -> Hashes:
     """All hashes of the parts, sorted, each once."""
     arrays = list(parts)
     return np.unique(np.concatenate(arrays)) if arrays else np.zeros(0, dtype=np.uint64)
+
+
+def _are_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
+    """Which hashes are among the known ones, which are sorted."""
+    places = np.searchsorted(known, hashes)
+    found = places < len(known)
+    found[found] = known[places[found]] == hashes[found]
+    return found
 
 
 @dataclass(frozen=True)
@@ -151,21 +160,23 @@ class Provenance:
 
     def seen_of(self, prints: Fingerprints) -> list[int]:
         """The same, of documents that are given by their fingerprints."""
-        known = union(text.documents for text in self.texts.values())
         sampled = is_sampled(prints.shingles, self.sampled_bits)
         of, size = prints.document_of[sampled], len(prints.documents)
         count = np.bincount(of, minlength=size)
         common = np.bincount(of, self._known(prints.shingles[sampled]), minlength=size)
         edited = (count >= _ENOUGH_SHINGLES) & (common >= SEEN_SHARE * count)
-        same = np.isin(prints.documents, known) & (prints.documents != 0)  # 0: without words
+        has_words = prints.documents != 0
+        same = has_words & _are_among(prints.documents, self._documents)
         return np.flatnonzero(edited | same).tolist()
+
+    @functools.cached_property
+    def _documents(self) -> Hashes:
+        return union(text.documents for text in self.texts.values())
 
     def _known(self, hashes: Hashes) -> NDArray[np.bool_]:
         known = np.zeros(len(hashes), dtype=bool)
         for text in self.texts.values():
-            places = np.searchsorted(text.shingles, hashes)
-            inside = places < len(text.shingles)
-            known[inside] |= text.shingles[places[inside]] == hashes[inside]
+            known |= _are_among(hashes, text.shingles)
         return known
 
     def save(self, path: Path) -> None:

@@ -292,10 +292,12 @@ class _Build:
             UserError: if it overlaps more than the settings allow.
         """
         gathered = [Gathering() for _ in SPLITS]
-        for path in chunks:
+        progress = self._reporter.progress("compare", 2 * len(chunks), "chunks")
+        for number, path in enumerate(chunks, start=1):
             chunk = Chunk.load(path)
             for split, gathering in enumerate(gathered):
                 gathering.add(chunk.encoded.prints.of(chunk.splits == split))
+            progress.update(number)
         texts = {
             name: gathering.text(digest.hexdigest())
             for name, gathering, digest in zip(SPLITS, gathered, self._digests, strict=True)
@@ -308,8 +310,9 @@ class _Build:
                 )
         known = Provenance({name: texts[name] for name in ("train", "adapt")})
         edited: list[str] = []
-        for names, prints in _validation(chunks):
+        for number, (names, prints) in enumerate(_validation(chunks), start=1):
             edited += [names[i] for i in known.seen_of(prints)]
+            progress.update(len(chunks) + number)
         overlap = _Overlap(known.share(texts["val"].shingles) or 0.0, len(edited))
         touched = (
             name
