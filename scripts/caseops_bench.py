@@ -34,7 +34,7 @@ from paramgolf.data.caseops import from_caseops, to_caseops
 from paramgolf.data.documents import Document, find_jsonl, read_jsonl
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
-from paramgolf.rundir import write_bytes
+from paramgolf.runtime.files import write_bytes
 
 
 class Size(NamedTuple):
@@ -55,14 +55,14 @@ SMOKE = Size(
 NAMES = ("plain", "caseops")
 
 
-def documents(corpus: Path, split: str, most_bytes: float) -> Iterator[Document]:
+def documents(corpus: Path, split: str, max_bytes: float) -> Iterator[Document]:
     """The first documents of a split, up to so many bytes."""
     size = 0
     for path in find_jsonl(corpus, split):
         for document in read_jsonl(path):
             yield document
             size += len(document.text.encode())
-            if size >= most_bytes:
+            if size >= max_bytes:
                 return
 
 

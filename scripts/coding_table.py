@@ -17,11 +17,11 @@ import brotli
 import numpy as np
 import zstandard
 
-from paramgolf.compress import artifact
 from paramgolf.compress.artifact import Artifact, decode, encode
 from paramgolf.compress.entropy import Encoder
 from paramgolf.compress.matrices import code_matrices
 from paramgolf.compress.scales import LARGEST_INTEGER
+from paramgolf.model.roles import role
 
 
 def order0_bytes(values: np.ndarray) -> float:
@@ -37,7 +37,7 @@ def shuffled(content: bytes) -> bytes:
 def by_role(packed: Artifact) -> dict[str, list[np.ndarray]]:
     roles: dict[str, list[np.ndarray]] = {}
     for name, matrix in packed.matrices.items():
-        roles.setdefault(artifact.role(name), []).append(matrix.integers.numpy())
+        roles.setdefault(role(name), []).append(matrix.integers.numpy())
     return roles
 
 

@@ -25,7 +25,7 @@ from paramgolf.data.tokenizer import Tokenizer
 REPEATS = 5
 
 
-def first_documents(corpus: Path, most_bytes: int) -> tuple[list[Document], int]:
+def first_documents(corpus: Path, max_bytes: int) -> tuple[list[Document], int]:
     """The first documents of the training text, and their UTF-8 bytes."""
     documents: list[Document] = []
     size = 0
@@ -33,7 +33,7 @@ def first_documents(corpus: Path, most_bytes: int) -> tuple[list[Document], int]
         for document in read_jsonl(path):
             documents.append(document)
             size += len(document.text.encode())
-            if size >= most_bytes:
+            if size >= max_bytes:
                 return documents, size
     return documents, size
 

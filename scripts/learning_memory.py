@@ -19,7 +19,7 @@ import torch
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.recipes import RECIPES
-from paramgolf.runtime import select_runtime
+from paramgolf.runtime.device import select_runtime
 from paramgolf.scoring.score_first import PASS_TOKENS, Learner
 
 

@@ -16,11 +16,11 @@ from matplotlib.patches import FancyArrowPatch
 from paramgolf.model.order import layer_order
 from paramgolf.optim.muon import COEFFICIENTS, NUM_ITERATIONS
 from paramgolf.recipes import RECIPES
-from paramgolf.rundir import write_bytes
+from paramgolf.report import sections
+from paramgolf.report.page import read_run
+from paramgolf.report.svg import SERIES, drawing, save_svg
+from paramgolf.runtime.files import write_bytes
 from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
-from paramgolf.tools import report_sections as sections
-from paramgolf.tools.plots import SERIES, drawing, save_svg
-from paramgolf.tools.report import read_run
 
 
 def draw_layers(path: Path) -> None:

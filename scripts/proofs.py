@@ -24,8 +24,8 @@ import zstandard
 
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.tokenizer import Tokenizer
-from paramgolf.rundir import RunDir
-from paramgolf.tools.prove import beginning
+from paramgolf.runtime.rundir import RunDir
+from paramgolf.verify.prove import beginning
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "xz -9": lambda content: lzma.compress(content, preset=9),

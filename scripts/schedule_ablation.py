@@ -23,12 +23,12 @@ SCHEDULES = ("restart-every-epoch", "cosine-over-epochs")
 
 def adapt(source: Path, out: Path, schedule: str, epochs: int) -> list[float]:
     """Adapt the run's trained weights; gives the BPB after every epoch."""
-    from paramgolf.console import standard_output
-    from paramgolf.job import Job
-    from paramgolf.pipeline import new_run
-    from paramgolf.rundir import RunDir
-    from paramgolf.runtime import select_runtime
+    from paramgolf.pipeline.run import new_run
+    from paramgolf.runtime.console import standard_output
+    from paramgolf.runtime.device import select_runtime
+    from paramgolf.runtime.rundir import RunDir
     from paramgolf.stages import adapt as stage
+    from paramgolf.stages.job import Job
 
     _, recipe, config = RunDir.open(source)
     kind = cast(Literal["restart-every-epoch", "cosine-over-epochs"], schedule)
@@ -43,7 +43,7 @@ def adapt(source: Path, out: Path, schedule: str, epochs: int) -> list[float]:
 
 def plot(curves: dict[str, list[float]], path: Path) -> None:
     """Draw BPB against epochs."""
-    from paramgolf.tools.plots import drawing, save_svg
+    from paramgolf.report.svg import drawing, save_svg
 
     with drawing("epochs on the scored text", "BPB after adaptation (in-sample)") as (figure, axes):
         for name, curve in curves.items():

@@ -18,9 +18,10 @@ import numpy as np
 from paramgolf.config import ScoreFirstConfig
 from paramgolf.data.documents import find_jsonl, read_jsonl
 from paramgolf.data.provenance import Label
-from paramgolf.runtime import select_runtime
-from paramgolf.scoring.bits_per_byte import score_losses, window_losses
+from paramgolf.runtime.device import select_runtime
+from paramgolf.scoring.bits_per_byte import score_losses
 from paramgolf.scoring.predictor import load_on
+from paramgolf.scoring.windowed import window_losses
 
 TARGETS = 2_883_584
 LARGE, SMALL = 32_768, 8_192

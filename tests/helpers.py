@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paramgolf.config import ModelConfig, RunConfig, ScoreConfig, TrainConfig
-from paramgolf.model.gpt import GPT, MATRIX_NAMES
+from paramgolf.model.gpt import GPT
+from paramgolf.model.roles import MATRIX_NAMES
 
 Array = NDArray[np.float64]
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from paramgolf.distributed import Ranks
+from paramgolf.runtime.ranks import Ranks
 
 _SECONDS = 120
-_PRELOADED = ["torch._dynamo", "paramgolf.pipeline", "tests.helpers"]
+_PRELOADED = ["torch._dynamo", "paramgolf.pipeline.run", "tests.helpers"]
 """What every process would import first; a process forked from one that has it starts at once."""
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from paramgolf.config import RunConfig, to_json
 from paramgolf.recipes import RECIPES
-from paramgolf.rundir import write_json, write_tensors
+from paramgolf.runtime.files import write_json, write_tensors
 
 Array = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """`python -m paramgolf` is the command `paramgolf`."""
 
-from paramgolf.cli import main
+from paramgolf.cli.main import main
 
 if __name__ == "__main__":
     main()

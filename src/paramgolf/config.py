@@ -258,10 +258,10 @@ class PackConfig:
     split: Literal["measured", "uniform"] = "measured"
     """"measured": more bits for columns and matrices whose error costs more; "uniform": the same
     step for all columns and all block matrices (SDClip, PR #1394)."""
-    matrix_step: float = 0.4145
+    matrix_bin_width: float = 0.4145
     """Step of block matrices in standard deviations of a row, where the search for the budget
     begins: SDClip's k / (2^(b-1) - 1), k = 12.85 at b = 6 bits. A larger step takes fewer bytes."""
-    embedding_step: float = 0.1575
+    embedding_bin_width: float = 0.1575
     """The embedding's: k = 20 at b = 8 bits."""
     calibration_batches: int = 256
     """Batches of training text from which the Hessians are built."""
@@ -279,7 +279,7 @@ class PackConfig:
             "pack", self, "calibration_batches", "calibration_batch_tokens", "damping",
             "budget_bytes",
         )  # fmt: skip
-        for name in ("matrix_step", "embedding_step"):
+        for name in ("matrix_bin_width", "embedding_bin_width"):
             value = getattr(self, name)
             require(0.02 <= value <= 2, f"pack.{name}", value, "between 0.02 and 2")
 

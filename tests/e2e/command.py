@@ -97,16 +97,16 @@ class Cli:
         self,
         *arguments: str | Path,
         cwd: Path | None = None,
-        most_file_bytes: int | None = None,
+        max_file_bytes: int | None = None,
     ) -> Result:
-        """Run a command; files can grow to `most_file_bytes`, as on a disk that fills up."""
+        """Run a command; files can grow to `max_file_bytes`, as on a disk that fills up."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
             request = {
                 "arguments": list(map(str, arguments)),
                 "cwd": str(cwd or folder),
-                "most_file_bytes": most_file_bytes,
+                "max_file_bytes": max_file_bytes,
             }
             print(json.dumps(request), file=self._server.stdin, flush=True)
             return Result(**json.loads(self._server.stdout.readline()))
@@ -118,14 +118,6 @@ class Cli:
 
 def _serve() -> None:
     import torch._dynamo  # noqa: F401  (what optimizers import late)
-
-    import paramgolf.cli.artifacts
-    import paramgolf.cli.records
-    import paramgolf.cli.run
-    import paramgolf.cli.runs
-    import paramgolf.pipeline
-    import paramgolf.tools.ablate
-    import paramgolf.tools.record  # noqa: F401
 
     gc.freeze()  # what was imported is there to stay: children need not look for garbage in it
     for line in sys.stdin:
@@ -150,8 +142,8 @@ def _become(request: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.closerange(3, 64)
     os.chdir(request["cwd"])
-    if request["most_file_bytes"] is not None:
-        most = request["most_file_bytes"]
+    if request["max_file_bytes"] is not None:
+        most = request["max_file_bytes"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     sys.argv = ["paramgolf", *request["arguments"]]
     try:

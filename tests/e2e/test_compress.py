@@ -9,8 +9,8 @@ import pytest
 
 import paramgolf
 from paramgolf.errors import UserError
-from paramgolf.runtime import select_runtime
-from paramgolf.tools.compress import TextCoder
+from paramgolf.runtime.device import select_runtime
+from paramgolf.scoring.text_coder import TextCoder
 from tests.e2e.command import Cli, one_line_error
 from tests.e2e.conftest import FinishedRun
 

@@ -19,11 +19,11 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from paramgolf.console import Reporter
+from paramgolf.data import hub as hub_module
+from paramgolf.data.fetch import Fetched, fetch
 from paramgolf.data.shards import find_shards, open_shard
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.tools import hub as hub_module
-from paramgolf.tools.fetch import Fetched, fetch
+from paramgolf.runtime.console import Reporter
 from tests.e2e import command
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun

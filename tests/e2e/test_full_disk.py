@@ -49,7 +49,7 @@ def check_equal(run: Path, undisturbed: FinishedRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("victim", "most_file_bytes"),
+    ("victim", "max_file_bytes"),
     [
         ("training.safetensors", 400_000),
         ("ema.safetensors", 120_000),
@@ -64,13 +64,13 @@ def test_disk_fills_up(
     options: list[str],
     tmp_path: Path,
     victim: str,
-    most_file_bytes: int,
+    max_file_bytes: int,
 ) -> None:
     """The largest file that can be written decides which one is the first to fail."""
     run = tmp_path / "run"
     seconds = "0.001" if victim == "training.safetensors" else "0"
     start = ("run", "tiny", *options, "--train.checkpoint-seconds", seconds, "--out", run)
-    message = one_line_error(cli(*start, most_file_bytes=most_file_bytes))
+    message = one_line_error(cli(*start, max_file_bytes=max_file_bytes))
     assert "cannot write" in message
     assert f"{victim}: File too large" in message
     assert not list(run.rglob(victim))
@@ -103,7 +103,7 @@ def test_disk_fills_up_in_any_stage(
     if stage == "score":
         room = 100
         (run / "events.jsonl").unlink()
-    result = cli("run", "--resume", run, most_file_bytes=room)
+    result = cli("run", "--resume", run, max_file_bytes=room)
     message = one_line_error(result)
     assert "File too large" in message
     assert str(run) in message
@@ -121,7 +121,7 @@ def test_no_space_for_events(cli: Cli, mini_run: FinishedRun, tmp_path: Path) ->
     for name in ("pack", "score"):
         (run / "stages" / f"{name}.json").unlink()
     size = (run / "events.jsonl").stat().st_size
-    message = one_line_error(cli("run", "--resume", run, most_file_bytes=size + 10))
+    message = one_line_error(cli("run", "--resume", run, max_file_bytes=size + 10))
     assert "events.jsonl" in message
     # What was written of the line does not spoil the lines that follow.
     result = cli("run", "--resume", run)

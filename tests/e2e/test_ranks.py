@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from paramgolf.config import RunConfig
-from paramgolf.distributed import Ranks
-from paramgolf.job import Job
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
-from paramgolf.rundir import RunDir, read_tensors
-from paramgolf.runtime import named_generator, select_runtime
+from paramgolf.runtime.device import named_generator, select_runtime
+from paramgolf.runtime.files import read_tensors
+from paramgolf.runtime.ranks import Ranks
+from paramgolf.runtime.rundir import RunDir
 from paramgolf.stages import adapt, pack, train
+from paramgolf.stages.job import Job
 from tests.e2e.conftest import FinishedRun
 from tests.processes import on_ranks
 

@@ -121,23 +121,31 @@ def test_a_signal_ends_it_and_is_no_failure(options: list[str], tmp_path: Path) 
 def test_a_grid(cli: Cli, options: list[str], tmp_path: Path) -> None:
     """One cell of two cannot meet its budget; what is finished is not run again, nor trained."""
     out = tmp_path / "grid"
-    arguments = ("ablate", "tiny", *options, "--vary", "pack.budget-bytes=64000,9000", "--out", out)
+    arguments = (
+        "ablate",
+        "tiny",
+        *options,
+        "--vary",
+        "pack.budget-bytes=85000,30000",
+        "--out",
+        out,
+    )
     result = cli(*arguments)
-    first, second = (out / f"pack.budget_bytes={size}" / "seed-1337" for size in (64000, 9000))
+    first, second = (out / f"pack.budget_bytes={size}" / "seed-1337" for size in (85000, 30000))
     assert stages_started(first) == ["prepare", "train", "adapt", "pack", "score"]
     assert stages_started(second) == ["pack"]
     assert "1 of 2 cells lack a run" in one_line_error(result)
     rows = {row[0]: row for row in table_rows(result.stdout)}
-    run = read_results(out / "pack.budget_bytes=64000" / "seed-1337")
-    assert rows["64000"][1] == f"{run['stages']['sliding']['bpb']:.4f}"
-    assert (rows["64000"][-1], rows["9000"][-1]) == ("1 of 1", "0 of 1")
-    assert "pack.budget_bytes = 9,000 cannot be met" in result.stdout
+    run = read_results(out / "pack.budget_bytes=85000" / "seed-1337")
+    assert rows["85000"][1] == f"{run['stages']['sliding']['bpb']:.4f}"
+    assert (rows["85000"][-1], rows["30000"][-1]) == ("1 of 1", "0 of 1")
+    assert "pack.budget_bytes = 30,000 cannot be met" in result.stdout
     cells = json.loads((out / "ablation.json").read_text())["cells"]
     assert [cell["bpb"] is None for cell in cells] == [False, True]
     assert "pack.budget_bytes" in (out / "ablation.svg").read_text()
-    events = (out / "pack.budget_bytes=64000" / "seed-1337" / "events.jsonl").read_bytes()
+    events = (out / "pack.budget_bytes=85000" / "seed-1337" / "events.jsonl").read_bytes()
     assert cli(*arguments).code == 1
-    again = (out / "pack.budget_bytes=64000" / "seed-1337" / "events.jsonl").read_bytes()
+    again = (out / "pack.budget_bytes=85000" / "seed-1337" / "events.jsonl").read_bytes()
     assert again == events
 
 

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from paramgolf.data.prepared import PreparedText
-from paramgolf.rundir import RunDir
-from paramgolf.runtime import select_runtime
+from paramgolf.report.page import read_run_files, render
+from paramgolf.report.passage import NUM_BEST, document_bounds, read_passage, typical_document
+from paramgolf.report.passage_section import LEVELS_BITS, MAX_TOKENS, passage_section
+from paramgolf.report.sections import training_points
+from paramgolf.runtime.device import select_runtime
+from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.predictor import Predictor, load_on
-from paramgolf.tools.passage import NUM_BEST, document_bounds, read_passage, typical_document
-from paramgolf.tools.report import read_run, render
-from paramgolf.tools.report_passage import LEVELS_BITS, MOST_TOKENS, passage_section
-from paramgolf.tools.report_sections import training_points
 from tests.e2e.command import Cli, one_line_error
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import read_results
@@ -163,7 +163,7 @@ def test_a_page_needs_nothing_else(html: str, page: Page) -> None:
 def test_equal_runs_are_equal_pages(
     html: str, mini_run: FinishedRun, passage: dict[str, Any]
 ) -> None:
-    assert render(read_run(mini_run.path), passage) == html
+    assert render(read_run_files(mini_run.path), passage) == html
 
 
 def test_figures_of_the_run_are_on_the_page(page: Page, mini_run: FinishedRun) -> None:
@@ -235,7 +235,7 @@ def test_the_tokens_are_the_text(page: Page, mini_run: FinishedRun) -> None:
     predictor, stream = loaded(mini_run.path)
     texts = predictor.tokenizer.decode_documents(stream)
     assert any(text.encode().startswith(page.passage) for text in texts)
-    assert len(page.tokens) == min(MOST_TOKENS, len(page.data["tokens"]))
+    assert len(page.tokens) == min(MAX_TOKENS, len(page.data["tokens"]))
     assert len(page.passage) > 500
 
 
@@ -293,7 +293,7 @@ def test_text_stays_text(run: Path, passage: dict[str, Any]) -> None:
     (run / "audit.json").write_text(json.dumps(audit))
     tokens = [{"text": HOSTILE, "kind": "text", "level": 3}]
     data = {"pieces": [[HOSTILE, "text"]], "tokens": [[0, 1.0, 0.5, 1, [[0, 0.5]] * NUM_BEST]]}
-    page = Page(render(read_run(run), {**passage, "tokens": tokens, "data": data}))
+    page = Page(render(read_run_files(run), {**passage, "tokens": tokens, "data": data}))
     tags = [tag for tag, _ in page.elements]
     assert "img" not in tags
     assert tags.count("script") == 2
@@ -314,7 +314,7 @@ def test_without_an_audit_the_page_says_how_to_get_one(page: Page, mini_run: Fin
 def test_the_verdict_is_the_audit_s(cli: Cli, run: Path, passage: dict[str, Any]) -> None:
     assert cli("audit", run, "--device", "cpu", "--positions", "1").code == 0
     audit = json.loads((run / "audit.json").read_text())
-    words = Page(render(read_run(run), passage)).words
+    words = Page(render(read_run_files(run), passage)).words
     assert "Audit passed compliant as fixed predictor" in words
     for check in audit["checks"]:
         assert " ".join(f"{check['outcome']} {check['name']}".split()) in words
@@ -325,7 +325,7 @@ def test_the_verdict_is_the_audit_s(cli: Cli, run: Path, passage: dict[str, Any]
         values["verdict"][0] = "verdict        NOT compliant: bytes"
 
     edit(run / "audit.json", fail)
-    html = render(read_run(run), passage)
+    html = render(read_run_files(run), passage)
     words = Page(html).words
     assert "Audit FAILED NOT compliant: bytes" in words
     assert " BPB, held-out, audit failed " in words
@@ -335,7 +335,7 @@ def test_the_verdict_is_the_audit_s(cli: Cli, run: Path, passage: dict[str, Any]
     of_another_score["scores"]["sliding"]["bpb"] = 1.0
     for other in (of_another_score, {**audit, "artifact_sha256": "0" * 64}):
         (run / "audit.json").write_text(json.dumps(other))
-        words = Page(render(read_run(run), passage)).words
+        words = Page(render(read_run_files(run), passage)).words
         assert "Audit out of date" in words
         assert "compliant" not in words
 
@@ -405,15 +405,15 @@ def test_a_branch_says_where_the_curve_of_its_loss_is(
             for step in steps
         )  # fmt: skip
 
-    words = Page(render(read_run(run), passage)).words
+    words = Page(render(read_run_files(run), passage)).words
     assert "No curve: fewer than two steps were logged." in words
     trained = run.with_name("trained")
     edit(run / "stages/train.json", lambda record: record.update(taken_from=str(trained)))
-    words = Page(render(read_run(run), passage)).words
+    words = Page(render(read_run_files(run), passage)).words
     assert f"No curve: {trained}, which trained, is not there." in words
     shutil.copytree(mini_run.path, trained)
     (trained / "events.jsonl").write_text(logged(2, 4, 6))
-    words = Page(render(read_run(run), passage)).words
+    words = Page(render(read_run_files(run), passage)).words
     assert "(3 of 6 steps); the last, of step 6, is 5.0000 nats a token" in words
     # By the schedule at 0.35 of 6 steps, each of 0.1 s.
     assert (

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from paramgolf.rundir import RunDir, read_tensors
-from paramgolf.takeover import create_from
+from paramgolf.pipeline.takeover import create_from
+from paramgolf.runtime.files import read_tensors
+from paramgolf.runtime.rundir import RunDir
 from tests.e2e import command
 from tests.e2e.command import Cli, finish, one_line_error, wait_until
 from tests.e2e.conftest import FinishedRun

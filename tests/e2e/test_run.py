@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 import paramgolf
 from paramgolf.compress.artifact import Artifact, decode
 from paramgolf.config import to_json
-from paramgolf.ledger import OTHER, account
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
+from paramgolf.runtime.ledger import OTHER, account
 from tests.e2e import command
 from tests.e2e.command import Cli, one_line_error
 from tests.e2e.conftest import FinishedRun
@@ -547,7 +547,14 @@ def test_from_takes_trained_and_adapted_weights_over(
 ) -> None:
     before = content(mini_run.path)
     out = tmp_path / "run"
-    coarse = ["--pack.matrix-step", "0.9", "--score.stride", "32", "--pack.fill-budget", "False"]
+    coarse = [
+        "--pack.matrix-bin-width",
+        "0.9",
+        "--score.stride",
+        "32",
+        "--pack.fill-budget",
+        "False",
+    ]
     result = run_tiny(cli, *options, *coarse, "--from", mini_run.path, "--out", out)
     for stage in ("prepare", "train", "adapt"):
         assert f"{stage}: finished before" in result.stdout

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from paramgolf.console import Reporter
-from paramgolf.rundir import RunDir
-from paramgolf.tools.tracking import figures, guarded
+from paramgolf.pipeline.tracking import figures, guarded
+from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.rundir import RunDir
 from tests.e2e import command
 from tests.e2e.command import Cli, one_line_error
 from tests.e2e.conftest import FinishedRun

@@ -16,14 +16,15 @@ import pytest
 import torch
 
 from paramgolf.compress import artifact
-from paramgolf.compress.artifact import Artifact, Quantized
-from paramgolf.compress.hessian import input_of
+from paramgolf.compress.artifact import Artifact
+from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import scales_from_exponents
 from paramgolf.config import ModelConfig, ScoreFirstConfig
 from paramgolf.data.fingerprints import sampled_shingles, shingles
 from paramgolf.data.shards import open_shard, read_stream, write_shard
-from paramgolf.model.gpt import GPT
+from paramgolf.model.gpt import GPT, layout
 from paramgolf.model.order import layer_order
+from paramgolf.model.roles import input_of
 from tests.helpers import random_model, random_tokens, small_config
 
 HERE = Path(__file__).parent
@@ -68,7 +69,7 @@ def fixed_artifact() -> Artifact:
     """Every tensor from one generator, in the order of the names."""
     generator = np.random.Generator(np.random.PCG64(20_240_520))
     matrices, vectors, columns = {}, {}, {}
-    matrix_shapes, vector_shapes = artifact.layout(MODEL)
+    matrix_shapes, vector_shapes = layout(MODEL)
     for name, shape in sorted(matrix_shapes.items()):
         most = 127 if name == "embedding" else 15
         integers = generator.integers(-most, most, size=tuple(shape), endpoint=True, dtype=np.int8)

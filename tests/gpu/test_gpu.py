@@ -12,14 +12,14 @@ import torch
 from paramgolf.compress.gptq import factor_hessians, pivots, solve
 from paramgolf.compress.scales import column_scales, row_scales
 from paramgolf.config import ModelConfig, RunConfig
-from paramgolf.console import Reporter
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.optim.trainer import Trainer
-from paramgolf.pipeline import new_run, run_job
+from paramgolf.pipeline.run import new_run, run_job
 from paramgolf.recipes import RECIPES
-from paramgolf.runtime import select_runtime
-from paramgolf.scoring.bits_per_byte import window_losses
+from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.device import select_runtime
+from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import plain_windows, sliding_windows
 
 pytestmark = [

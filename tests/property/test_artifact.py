@@ -20,25 +20,18 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from paramgolf.compress.artifact import (
-    Artifact,
-    ArtifactError,
-    Quantized,
-    decode,
-    encode,
-    layout,
-    role,
-)
-from paramgolf.compress.hessian import input_of
+from paramgolf.compress.artifact import Artifact, ArtifactError, decode, encode
+from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import scales_from_exponents
 from paramgolf.config import ModelConfig, ScoreFirstConfig
 from paramgolf.data.provenance import Provenance, Text
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import UserError
-from paramgolf.model.gpt import GPT
+from paramgolf.model.gpt import GPT, layout
 from paramgolf.model.order import layer_order
-from paramgolf.runtime import select_runtime
+from paramgolf.model.roles import input_of, role
+from paramgolf.runtime.device import select_runtime
 from paramgolf.scoring.generate import streamed_text
 from paramgolf.scoring.predictor import load_on
 

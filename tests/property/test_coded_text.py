@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from paramgolf.compress.entropy import NOTHING, Decoder, Encoder
 from paramgolf.model.order import layer_order
-from paramgolf.scoring.bits_per_byte import window_losses
 from paramgolf.scoring.coded_text import code_tokens
+from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import plain_windows, sliding_windows
 from tests.helpers import random_model, small_config
 

@@ -19,14 +19,7 @@ from paramgolf.data.fingerprints import (
     sampled_shingles,
     shingles,
 )
-from paramgolf.data.provenance import (
-    IN_SAMPLE_SHARE,
-    Gathering,
-    Label,
-    Provenance,
-    Text,
-    union,
-)
+from paramgolf.data.provenance import IN_SAMPLE_SHARE, Gathering, Label, Provenance, Text, union
 from paramgolf.errors import UserError
 
 WORDS = st.lists(st.from_regex(r"[a-z]{1,8}", fullmatch=True), min_size=0, max_size=40)
@@ -221,7 +214,7 @@ def test_too_many_shingles_are_thinned_out(
     train, adapt = random_text(50, 40_000), random_text(51, 20_000)
     full = known_texts(train=train, adapt=adapt)
     assert 3500 < sum(len(text.shingles) for text in full.texts.values()) < 4000
-    monkeypatch.setattr(provenance, "MOST_SHINGLES", most)
+    monkeypatch.setattr(provenance, "MAX_SHINGLES", most)
     full.save(tmp_path / "thin")
     thin = Provenance.load(tmp_path / "thin")
     assert most / 2 < sum(len(text.shingles) for text in thin.texts.values()) <= most
@@ -240,7 +233,7 @@ def test_at_the_limit_nothing_is_thinned_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = known_texts(train=random_text(54, 20_000))
-    monkeypatch.setattr(provenance, "MOST_SHINGLES", len(full.texts["train"].shingles))
+    monkeypatch.setattr(provenance, "MAX_SHINGLES", len(full.texts["train"].shingles))
     full.save(tmp_path / "all")
     assert_equal(full, Provenance.load(tmp_path / "all"))
 
@@ -304,7 +297,7 @@ def test_gathering_is_bounded_and_gives_what_thinning_gives(
 ) -> None:
     texts = [random_text(seed, 4000) for seed in range(40)]
     full = Text.of(texts)
-    monkeypatch.setattr(provenance, "MOST_SHINGLES", 1000)
+    monkeypatch.setattr(provenance, "MAX_SHINGLES", 1000)
     gathering = Gathering()
     for text in texts:
         gathering.add(fingerprints([text]))

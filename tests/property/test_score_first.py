@@ -16,9 +16,9 @@ from paramgolf.config import ScoreFirstConfig
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
-from paramgolf.scoring.bits_per_byte import window_losses
 from paramgolf.scoring.coded_text import code_tokens
 from paramgolf.scoring.score_first import PASS_TOKENS
+from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import Windows, in_chunks, plain_windows, sliding_windows
 from tests.helpers import random_model, small_config
 

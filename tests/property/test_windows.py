@@ -15,7 +15,8 @@ from torch import Tensor
 from paramgolf.config import ModelConfig
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder, layer_order
-from paramgolf.scoring.bits_per_byte import document_nats, window_losses
+from paramgolf.scoring.bits_per_byte import document_nats
+from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
 
 LENGTH = 16

@@ -1,281 +1,200 @@
-"""Modules joined to one, shaken and shortened, against Python's own imports."""
+"""The code file: what is stripped from sources, which modules are in it, how large it is."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import pytest
 
-from paramgolf.code_builder import build
-from paramgolf.codefile.joining import joined
-from paramgolf.codefile.shaking import shaken, untyped
-from paramgolf.codefile.shortening import shortened
+import paramgolf
+from paramgolf.codefile import stripping
+from paramgolf.codefile.build import INSTALLED_ONLY, build, needed_modules
+from paramgolf.codefile.stripping import stripped
+from paramgolf.config import DataConfig, to_json
 from paramgolf.recipes import RECIPES
 
-MOST_BYTES = 29_600
+MAX_BYTES = 50_000
 
-PACKAGE = {
-    "__init__": "",
-    "errors": """
-        class Wrong(ValueError):
-            "Docstring."
-    """,
-    "low": """
-        from __future__ import annotations
-        import os
-        from dataclasses import asdict, dataclass
-        from typing import NamedTuple
+SOURCE = '''
+    """The module's docstring."""
 
-        LIMIT = 3
-        _count = 0
+    from __future__ import annotations
+    import functools  # a comment
 
-        def size(items):
-            return len(items)
+    TEXT = """kept: # no comment
 
-        def _exit(code):
-            return "mine", code, callable(os._exit)
+      two spaces"""
+    "A string that documents TEXT."
 
-        def leave():
-            return _exit(2)
+    class Empty(Exception):
+        """Only a docstring."""
 
-        def counted():
-            global _count
-            _count += 1
-            return _count
+    class Pair:
+        first: int = 1
+        """A field's docstring."""
+        second: dict[str, int]
 
-        @dataclass(frozen=True)
-        class Pair:
-            first: int
-            second: list[int]
-            third: int = LIMIT
+        def total(self, extra: int = 2, *rest: int, name: str = "# no comment") -> int:
+            """Docstring."""
+            return self.first + extra + sum(rest)  # -> a comment
 
-            def total(self) -> int:
-                return self.first + sum(self.second) + self.third
+    @functools.cache
+    def decorated(x: int) -> int:
+        return x
 
-            def unused(self):
-                return 1 / 0
+    def f(a: "int", /, b: int = 3, **more: dict[str, "int"]) -> "tuple[int, int]":
 
-        class Row(NamedTuple):
-            name: str
-            size: int
+        # a comment
+        return a, f"{b}" '-> x'
+'''
+STRIPPED = '''
+    from __future__ import annotations
+    import functools
+    TEXT = """kept: # no comment
 
-        def as_json(pair):
-            return asdict(pair)
-    """,
-    "other": """
-        from pkg.errors import Wrong
-
-        LIMIT = 30
-
-        def size(LIMIT, *, low=1):
-            return [LIMIT for LIMIT in range(LIMIT)] + [low]
-
-        def run(low):
-            raise Wrong(f"{low} is wrong")
-
-        class Worker:
-            kind = "worker"
-            LIMIT = 31
-
-            def __init__(self, low):
-                self._low, self._hidden = low, {}
-                self._hidden[LIMIT] = low
-
-            def by_name(self, name):
-                return getattr(self, name)(self._low)
-
-            def do_it(self, low):
-                values = {low: value for low, value in self._hidden.items()}
-                return values, [size(n) for n in range(2)], (lambda n, low=low: n * low)(3)
-
-            def forgotten(self):
-                return NOWHERE
-
-            @property
-            def limit(self):
-                return self.LIMIT, LIMIT
-    """,
-    "main": """
-        import json
-        import pkg.low
-        from pkg import low as lower, other
-        from pkg.low import LIMIT, Pair, Row, as_json, counted, leave
-        from pkg.other import LIMIT as MORE, Worker, run
-
-        def never():
-            return 1 / 0
-
-        def main(file):
-            from pkg.errors import Wrong
-
-            work = Worker(5)
-            pair = Pair(1, second=[2], third=4)
-            found = [LIMIT, MORE, other.LIMIT, lower.size("abc"), other.size(2, low=7), leave()]
-            found += [counted(), counted(), as_json(pair), pair.total(), Row("r", size=1)._asdict()]
-            found += [work.by_name("do_it"), work.limit, work.kind, file]
-            try:
-                run(low=3)
-            except Wrong as error:
-                found.append(str(error))
-            nested = [(other, LIMIT) for other in range(LIMIT) if (last := other) or True]
-
-            def inner(LIMIT):
-                nonlocal nested
-                nested = nested + [LIMIT, last]
-                return LIMIT
-
-            inner(9)
-            return [repr(found), nested]
-    """.replace("        import pkg.low\n", ""),
-}
+      two spaces"""
+    class Empty(Exception):
+        0
+    class Pair:
+        first: int = 1
+        second: dict[str, int]
+        def total(self, extra = 2, *rest, name = "# no comment") :
+            return self.first + extra + sum(rest)
+    @functools.cache
+    def decorated(x: int) -> int:
+        return x
+    def f(a, /, b = 3, **more) :
+        return a, f"{b}" '-> x'
+'''
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    folder = tmp_path / "pkg"
-    folder.mkdir()
-    for name, source in PACKAGE.items():
-        (folder / f"{name}.py").write_text(dedent(source))
-    return folder
+def test_what_is_stripped() -> None:
+    assert stripped(dedent(SOURCE)) == dedent(STRIPPED).removeprefix("\n")
 
 
-def small(package: Path, **kept: str) -> str:
-    module, names = joined(package, "pkg.main", {"pkg.none"})
-    entry = names["pkg.main"]["main"]
-    module.body += ast.parse(f"def main(file): return {entry}(file)").body
-    module = shortened(shaken(untyped(module, ()), "main"), {"main"})
-    return ast.unparse(ast.fix_missing_locations(module))
+class Bare(ast.NodeTransformer):
+    """An independent implementation on the syntax tree: no docstrings, no annotations."""
 
-
-def run(folder: Path, code: str) -> object:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def test_one_module_does_what_the_modules_do(package: Path) -> None:
-    (package.parent / "one.py").write_text(small(package))
-    printing = "import json; from {} import main; print(json.dumps(main('file')))"
-    expected = run(package.parent, printing.format("pkg.main"))
-    assert "mine" in str(expected)
-    assert run(package.parent, printing.format("one")) == expected
-
-
-def test_what_nothing_names_is_gone(package: Path) -> None:
-    source = small(package)
-    for word in ("1 / 0", "NOWHERE", "Docstring", "import dataclasses", "pkg", "_hidden"):
-        assert word not in source
-
-
-def test_what_a_string_or_a_library_names_stays() -> None:
-    module = ast.parse(
-        dedent("""
-        from torch import nn
-        import threading, socket
-        def seen(): return 1
-        def unseen(): return seen()
-        LIMIT = 2
-        made = seen()
-        class Own:
-            def named(self): return 1
-            def lost(self): return unseen()
-            def told(self): return unseen()
-            def __len__(self): return 1
-        class Layer(nn.Module):
-            def forward(self, x): return x
-        class Deeper(Layer):
-            def extra_repr(self): return ''
-        def main(key):
-            print("neither lost nor told")
-            return getattr(Own(), 'named' if key else f'named')(), Deeper, threading
-        """)
-    )
-    kept = ast.unparse(shaken(module, "main"))
-    for name in ("named", "__len__", "forward", "extra_repr", "def seen", "made = seen()"):
-        assert name in kept
-    for name in ("unseen", "def lost", "def told", "LIMIT"):
-        assert name not in kept
-
-
-def test_arguments_keep_their_names_where_a_call_may_give_them() -> None:
-    """By name, through a variable, through what calls it, or by a constructor; others do not."""
-    module = ast.parse(
-        dedent("""
-        from functools import partial
-
-        def direct(given, other): return given - other
-        def passed(given, extra): return given * extra
-        def stored(given, chosen): return given + chosen
-        def apart(given, extra):
-            chosen = given ** extra
-            return chosen
-
-        class Own:
-            def __init__(self, given, made): self.sum = given + made
-            def method(self, given, step): return self.sum - given * step
-
-        def main():
-            table = {"stored": stored}
-            own = Own(1, made=2)
-            return [
-                direct(given=5, other=2), partial(passed, extra=3)(4), table["stored"](6, chosen=7),
-                apart(2, 3), own.method(2, step=10),
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # pyright: ignore[reportAttributeAccessIssue]
+                s
+                for s in body
+                if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
             ]
-        """)
-    )
-    expected: dict[str, Any] = {}
-    exec(compile(module, "long", "exec"), expected)
-    small = shortened(module, {"main"})
-    found: dict[str, Any] = {}
-    exec(compile(ast.fix_missing_locations(small), "short", "exec"), found)
-    assert found["main"]() == expected["main"]() == [3, 12, 13, 8, -17]
-    functions = [node for node in ast.walk(small) if isinstance(node, ast.FunctionDef)]
-    arguments = [[argument.arg for argument in node.args.args] for node in functions]
-    assert sorted(arguments) == sorted(
-        [["given", "other"], ["A", "extra"], ["A", "chosen"], ["A", "B"], [],
-         ["A", "B", "made"], ["A", "B", "step"]]
-    )  # fmt: skip
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            node.returns = None
+            for argument in ast.walk(node.args):
+                if isinstance(argument, ast.arg):
+                    argument.annotation = None
+        return node
 
 
-def test_arguments_given_by_two_stars_are_refused() -> None:
-    module = ast.parse("def run(low): return low\ndef main(given): return run(**given)")
-    with pytest.raises(ValueError, match=r"run\(\*\*given\): \*\* cannot be followed"):
-        shortened(module, {"main"})
+@pytest.mark.parametrize("path", sorted(Path(paramgolf.__file__).parent.rglob("*.py")), ids=str)
+def test_stripping_keeps_the_program_of_every_module(path: Path) -> None:
+    source = path.read_text()
+    trees = [Bare().visit(ast.parse(text)) for text in (source, stripped(source))]
+    assert ast.dump(trees[0]) == ast.dump(trees[1])
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("value = [other]", "the module other is used as a value"),
-        ("class Odd:\n    LIMIT = LIMIT + 1", "reads and binds the global name LIMIT"),
-        ("from json import dumps as LIMIT", "LIMIT is something else, too"),
-        ("try:\n    pass\nexcept OSError:\n    from pkg.low import size", "cannot be followed"),
-    ],
-)
-def test_what_cannot_be_joined_is_refused(package: Path, line: str, message: str) -> None:
-    with (package / "main.py").open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(ValueError, match=message):
-        small(package)
+def test_the_modules_in_it() -> None:
+    names = needed_modules().keys()
+    assert not names & INSTALLED_ONLY
+    assert {"paramgolf", "paramgolf.model.gpt", "paramgolf.stages.train"} <= names
+    assert not any(name.startswith(("paramgolf.report", "paramgolf.study")) for name in names)
 
 
-def test_the_code_file_is_the_same_again_and_small_enough() -> None:
-    config = RECIPES["tiny"][1]
-    content = build(config)
-    assert content == build(config)
-    assert len(content) <= MOST_BYTES
-    ast.parse(content)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_code_file_of_every_recipe(recipe: str) -> None:
-    assert len(build(RECIPES[recipe][1])) <= MOST_BYTES
+def test_size(recipe: str) -> None:
+    assert len(build(RECIPES[recipe][1])) <= MAX_BYTES
+
+
+def test_it_names_no_path_of_this_machine() -> None:
+    _, config = RECIPES["tiny"]
+    there = dataclasses.replace(config, data=dataclasses.replace(config.data, source="/home/me"))
+    with_tokenizer = dataclasses.replace(there.data, tokenizer="/home/me/t.model")
+    there = dataclasses.replace(there, data=with_tokenizer, device="cuda")
+    assert build(there) == build(config)
+    assert DataConfig().source == "stdlib"
+
+
+PROBE = """
+import json, runpy, sys
+sys.path = [entry for entry in sys.path if "paramgolf" not in entry]
+values = runpy.run_path({file!r})
+import paramgolf.config
+print(json.dumps([paramgolf.config.__spec__.origin, values["CONFIG"]]))
+"""
+
+
+def test_it_serves_its_own_modules_and_configuration(tmp_path: Path) -> None:
+    """In a process of its own, although the package is installed."""
+    _, config = RECIPES["tiny"]
+    file = tmp_path / "train_gpt.py"
+    file.write_bytes(build(config))
+    code = PROBE.format(file=str(file))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    origin, values = json.loads(ended.stdout)
+    assert origin == str(file)
+    expected = to_json(dataclasses.replace(config, data=config.data, device="auto"))
+    assert values == json.loads(json.dumps(expected))
+
+
+RAISING = """
+import runpy, traceback
+runpy.run_path({file!r})
+from paramgolf.config import require
+try:
+    require(False, "key", 1, "another")
+except ValueError:
+    traceback.print_exc()
+"""
+
+
+def test_a_traceback_shows_the_source(tmp_path: Path) -> None:
+    file = tmp_path / "train_gpt.py"
+    file.write_bytes(build(RECIPES["tiny"][1]))
+    command = [sys.executable, "-c", RAISING.format(file=str(file))]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "raise ConfigError" in ended.stderr
+
+
+UNDER_ANOTHER_PYTHON = """
+import hashlib, json, runpy, sys
+stripped = runpy.run_path(sys.argv[1])["stripped"]
+hashes = {}
+for path in sys.argv[2:]:
+    text = stripped(open(path).read())
+    compile(text, path, "exec")
+    hashes[path] = hashlib.sha256(text.encode()).hexdigest()
+print(json.dumps(hashes))
+"""
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_other_python_versions_strip_to_the_same_bytes_and_compile_them(version: str) -> None:
+    found = shutil.which(f"python{version}")
+    pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    if not found and not pyenv:
+        pytest.skip(f"no Python {version} here")
+    paths = sorted(map(str, needed_modules().values()))
+    python = str(pyenv[-1]) if pyenv else found
+    command = [str(python), "-c", UNDER_ANOTHER_PYTHON, stripping.__file__, *paths]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    ours = {path: hashlib.sha256(stripped(Path(path).read_text()).encode()) for path in paths}
+    assert json.loads(ended.stdout) == {path: digest.hexdigest() for path, digest in ours.items()}
+
+
+def test_equal_configurations_give_equal_files() -> None:
+    hashes = {hashlib.sha256(build(RECIPES["tiny"][1])).hexdigest() for _ in range(2)}
+    assert len(hashes) == 1

@@ -12,14 +12,8 @@ import pytest
 from scipy import special, stats
 
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.rundir import write_json
-from paramgolf.tools.compare import (
-    OneSided,
-    bootstrap_interval,
-    compare,
-    paired_test,
-    welch_test,
-)
+from paramgolf.runtime.files import write_json
+from paramgolf.study.compare import OneSided, bootstrap_interval, compare, paired_test, welch_test
 from tests.written_runs import BYTES_D, NATS_D, TOKENS, write_run, write_seeds
 
 LN2 = math.log(2)
@@ -125,7 +119,7 @@ def test_the_bootstrap_of_many_documents_goes_in_pieces(monkeypatch: pytest.Monk
     bytes_D = random.integers(50, 5000, 64).astype(float)
     bits_D = bytes_D * random.normal(0.01, 0.02, 64)
     whole = bootstrap_interval(bits_D, bytes_D, 1000)
-    monkeypatch.setattr("paramgolf.tools.compare._MOST_DRAWN", 64 * 7)
+    monkeypatch.setattr("paramgolf.study.compare._MAX_DRAWN", 64 * 7)
     assert bootstrap_interval(bits_D, bytes_D, 1000) == whole
 
 

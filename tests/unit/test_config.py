@@ -21,10 +21,8 @@ from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.data.corpus import split_by_hash
 from paramgolf.data.documents import Document, find_jsonl, read_jsonl, read_text
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.ledger import OTHER, Ledger, account
 from paramgolf.recipes import RECIPES
-from paramgolf.rundir import (
-    RunDir,
+from paramgolf.runtime.files import (
     read_json,
     read_tensors,
     replacing,
@@ -33,6 +31,8 @@ from paramgolf.rundir import (
     write_json,
     write_tensors,
 )
+from paramgolf.runtime.ledger import OTHER, Ledger, account
+from paramgolf.runtime.rundir import RunDir
 
 TINY = RECIPES["tiny"][1]
 
@@ -149,10 +149,10 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("adapt.frozen_blocks", -1, "0 or more"),
     ("adapt.grad_clip", 0.0, "greater than 0"),
     ("pack.split", "columns", "one of measured, uniform"),
-    ("pack.matrix_step", 0.019, "between 0.02 and 2"),
-    ("pack.matrix_step", 2.1, "between 0.02 and 2"),
-    ("pack.embedding_step", 0.0, "between 0.02 and 2"),
-    ("pack.embedding_step", float("nan"), "between 0.02 and 2"),
+    ("pack.matrix_bin_width", 0.019, "between 0.02 and 2"),
+    ("pack.matrix_bin_width", 2.1, "between 0.02 and 2"),
+    ("pack.embedding_bin_width", 0.0, "between 0.02 and 2"),
+    ("pack.embedding_bin_width", float("nan"), "between 0.02 and 2"),
     ("pack.calibration_batches", 0, "greater than 0"),
     ("pack.damping", 0.0, "greater than 0"),
     ("pack.budget_bytes", 0, "greater than 0"),
@@ -250,7 +250,7 @@ def test_the_limits_themselves_are_possible() -> None:
     values["model"] |= {"vocab_size": 257, "parallel_from": 6, "rotary_dims": 32}
     values["train"] |= {"reserve_seconds": 0.0, "warmdown_share": 1.0, "momentum": 0.0}
     values["adapt"] |= {"final_lr": values["adapt"]["lr"], "frozen_blocks": 5}
-    values["pack"] |= {"matrix_step": 2, "embedding_step": 0.02}
+    values["pack"] |= {"matrix_bin_width": 2, "embedding_bin_width": 0.02}
     values["score"] |= {"stride": 256}
     values["data"] |= {"val_share": 0.0, "adapt_share": 0.0}
     assert to_json(from_json(RunConfig, values)) == values
@@ -492,11 +492,11 @@ def test_a_run_is_locked_between_processes(tmp_path: Path) -> None:
 
 def test_records_say_what_is_finished(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    assert run.record("train") is None
-    run.finish("train", {"steps": 3})
-    assert run.record("train") == {"steps": 3}
-    assert RunDir(tmp_path).record("train") == {"steps": 3}
-    assert run.record("pack") is None
+    assert run.stage_result("train") is None
+    run.finish_stage("train", {"steps": 3})
+    assert run.stage_result("train") == {"steps": 3}
+    assert RunDir(tmp_path).stage_result("train") == {"steps": 3}
+    assert run.stage_result("pack") is None
 
 
 def test_events_are_appended(tmp_path: Path) -> None:

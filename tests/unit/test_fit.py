@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.compress import fit
-from paramgolf.compress.fit import LARGEST_STEP, SMALLEST_STEP, RateModel, Spread
+from paramgolf.compress.fit import MAX_STEP, MIN_STEP, RateModel, Spread
 from paramgolf.compress.scales import nearest_scales
 
 ROWS, COLUMNS = 2_500, 1_200
@@ -53,7 +53,7 @@ def test_three_solves_fill_a_16_mb_budget(
         proportion = {name: start * 1.15 ** (i - 6) for i, name in enumerate(NAMES)}
     sizes = [round(true_bytes(spreads, steps, bend))]
     rate = RateModel(spreads)
-    for _ in range(fit.MOST_SOLVES - 1):
+    for _ in range(fit.MAX_SOLVES - 1):
         rate.learn(steps, sizes[-1])
         assert rate.of(steps) == pytest.approx(sizes[-1], rel=1e-12)
         steps = fit.fill(proportion, rate.of, LIMIT - fit.AIM_BYTES)
@@ -81,7 +81,7 @@ def test_no_step_changes_beyond_reason() -> None:
     assert found["b"] == pytest.approx(0.4 / math.sqrt(2))
 
 
-@pytest.mark.parametrize(("limit", "step"), [(10**12, SMALLEST_STEP), (-5, LARGEST_STEP)])
+@pytest.mark.parametrize(("limit", "step"), [(10**12, MIN_STEP), (-5, MAX_STEP)])
 def test_steps_stay_in_their_range(limit: int, step: float) -> None:
     spreads = spreads_of(0)
     steps = {name: 0.3 + 0.1 * i for i, name in enumerate(NAMES)}
@@ -96,8 +96,8 @@ def test_steps_at_a_limit_leave_the_rest_to_the_others() -> None:
     rate = RateModel(spreads)
     rate.learn(steps, 16_000_000)
     found = fit.fill(steps, rate.of, 12_000_000)
-    assert found[NAMES[0]] == LARGEST_STEP
-    assert 0.4 < found[NAMES[1]] < LARGEST_STEP
+    assert found[NAMES[0]] == MAX_STEP
+    assert 0.4 < found[NAMES[1]] < MAX_STEP
     assert rate.of(found) == pytest.approx(12_000_000, rel=1e-6)
     assert rate.of(found) <= 12_000_000
 

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from paramgolf.config import RunConfig, TrainConfig
-from paramgolf.distributed import Ranks
-from paramgolf.model.gpt import GPT, MATRIX_NAMES
+from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
+from paramgolf.model.roles import MATRIX_NAMES
 from paramgolf.optim.ema import WeightAverage
 from paramgolf.optim.federated import FederatedAdamW
 from paramgolf.optim.groups import Optimizers, partition
 from paramgolf.optim.muon import MuonEqR, orthogonalize
 from paramgolf.optim.schedule import cosine, momentum, warmdown
 from paramgolf.optim.trainer import StepPlan, Trainer
-from paramgolf.runtime import Runtime
+from paramgolf.runtime.device import Runtime
+from paramgolf.runtime.ranks import Ranks
 from paramgolf.stages.adapt import freeze
 from tests.helpers import Array, random_model, random_tokens, small_config, small_run_config
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from paramgolf.tools.plots import SERIES, drawing, inline_svg, save_svg
+from paramgolf.report.svg import SERIES, drawing, inline_svg, save_svg
 
 TITLE = 'loss & "time"'
 

@@ -16,7 +16,6 @@ import pytest
 import sentencepiece
 from numpy.typing import NDArray
 
-from paramgolf.console import Reporter
 from paramgolf.data.corpus import split_by_hash, stdlib_documents
 from paramgolf.data.documents import Document, text_digest
 from paramgolf.data.prepared import PreparedText
@@ -24,11 +23,12 @@ from paramgolf.data.provenance import Provenance
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.job import Job
 from paramgolf.recipes import RECIPES
-from paramgolf.rundir import RunDir
-from paramgolf.runtime import select_runtime
+from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.device import select_runtime
+from paramgolf.runtime.rundir import RunDir
 from paramgolf.stages import prepare
+from paramgolf.stages.job import Job
 
 VOCAB = 512
 CPU = select_runtime("cpu")
@@ -65,7 +65,7 @@ def new_job(run_folder: Path, source: Path | str, vocab: int = VOCAB, **data: An
 
 def prepared(job: Job) -> PreparedText:
     """Run the stage and read its record as other stages do, from the file."""
-    job.run.finish("prepare", prepare.run(job))
+    job.run.finish_stage("prepare", prepare.run(job))
     return Job(job.config, job.run, CPU).text
 
 
@@ -406,7 +406,7 @@ def test_what_is_missing_is_said_in_one_line(
         prepare.run(job)
     assert fragment in one_line(error)
     assert not isinstance(error.value, ConfigError)
-    assert job.run.record("prepare") is None
+    assert job.run.stage_result("prepare") is None
 
 
 def test_a_missing_or_foreign_tokenizer(tmp_path: Path) -> None:

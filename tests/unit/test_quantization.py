@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from paramgolf.compress.artifact import Quantized, layout
 from paramgolf.compress.gptq import factor_hessians, pivots, report, solve
-from paramgolf.compress.hessian import collect_hessians, input_of
+from paramgolf.compress.hessian import collect_hessians
 from paramgolf.compress.quantize import Quantizer
+from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import column_scales, round_to_integers, row_scales
 from paramgolf.compress.sensitivity import divergences
-from paramgolf.model.gpt import GPT, MATRIX_NAMES
+from paramgolf.model.gpt import GPT, layout
 from paramgolf.model.order import layer_order
+from paramgolf.model.roles import MATRIX_NAMES, input_of
 from tests.helpers import (
     Array,
     in_numpy,

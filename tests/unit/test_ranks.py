@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paramgolf.compress.hessian import input_of
 from paramgolf.compress.quantize import Quantizer
 from paramgolf.config import RunConfig, ScoreFirstConfig
-from paramgolf.distributed import Ranks, wait
 from paramgolf.model.order import layer_order
+from paramgolf.model.roles import input_of
 from paramgolf.optim.exchange import GradientExchange
 from paramgolf.optim.muon import MuonEqR
 from paramgolf.optim.trainer import Trainer
-from paramgolf.runtime import Runtime
-from paramgolf.scoring.bits_per_byte import window_losses
+from paramgolf.runtime.device import Runtime
+from paramgolf.runtime.ranks import Ranks, wait
+from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import plain_windows, sliding_windows
 from tests.helpers import random_model, random_tokens, small_config, small_run_config
 from tests.processes import on_ranks

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paramgolf.console import Reporter
 from paramgolf.errors import UserError
-from paramgolf.rundir import write_json
-from paramgolf.tools.record import record
+from paramgolf.publish.submission import record
+from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.files import write_json
 from tests.written_runs import BYTES_D, NATS_D, TINY, write_audit, write_run, write_seeds
 
 SILENT = Reporter()

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from paramgolf.config import RunConfig
-from paramgolf.console import Reporter
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.tools.ablate import parse_grid, run_grid
-from paramgolf.tools.seeds import Row, read_seeds, run_seeds
+from paramgolf.runtime.console import Reporter
+from paramgolf.study.ablate import parse_grid, run_grid
+from paramgolf.study.seeds import Row, read_seeds, run_seeds
 from tests.written_runs import BYTES_D, NATS_D, TINY, write_run
 
 SILENT = Reporter()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from paramgolf.pipeline.takeover import best_source
 from paramgolf.recipes import RECIPES
-from paramgolf.rundir import RunDir
-from paramgolf.takeover import best_source
+from paramgolf.runtime.rundir import RunDir
 
 TINY = RECIPES["tiny"][1]
 OTHER_ADAPTATION = replace(TINY, adapt=replace(TINY.adapt, epochs=TINY.adapt.epochs + 1))
@@ -29,7 +29,7 @@ def runs(tmp_path: Path) -> dict[str, Path]:
     for name, (config, stages) in finished.items():
         run = RunDir.create(tmp_path / name, "tiny", config)
         for stage in stages:
-            run.finish(stage, {})
+            run.finish_stage(stage, {})
     return {name: tmp_path / name for name in [*finished, "not there"]}
 
 

@@ -1,5 +1,4 @@
-"""The command `paramgolf`: a module for each kind of command."""
+"""The command lines: parse, call, print; no logic.
 
-from paramgolf.cli.main import main
-
-__all__ = ["main"]
+`main` is the installed command `paramgolf`, `standalone` that of `train_gpt.py`.
+"""

@@ -13,8 +13,8 @@ import tyro
 from rich.table import Table
 
 from paramgolf.cli.common import over_original_bytes
-from paramgolf.console import Reporter, speaks, standard_output
 from paramgolf.errors import ConfigError, UserError
+from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class ExportArguments:
 def score(arguments: list[str]) -> None:
     """`paramgolf score`: bits per byte of any text."""
     from paramgolf.data.streams import read_streams
-    from paramgolf.rundir import write_array
+    from paramgolf.runtime.files import write_array
     from paramgolf.scoring.predictor import load
 
-    if not speaks():
+    if not is_main_rank():
         return  # one process scores
     parsed = tyro.cli(ScoreArguments, prog="paramgolf score", args=arguments)
     if not parsed.files:
@@ -152,9 +152,9 @@ def score(arguments: list[str]) -> None:
 def compress(arguments: list[str]) -> None:
     """`paramgolf compress`: a text as a small file."""
     from paramgolf.data.documents import read_text
-    from paramgolf.rundir import write_bytes
-    from paramgolf.runtime import select_runtime
-    from paramgolf.tools.compress import TextCoder
+    from paramgolf.runtime.device import select_runtime
+    from paramgolf.runtime.files import write_bytes
+    from paramgolf.scoring.text_coder import TextCoder
 
     parsed = tyro.cli(CompressArguments, prog="paramgolf compress", args=arguments)
     text = read_text(parsed.file)
@@ -169,9 +169,9 @@ def compress(arguments: list[str]) -> None:
 
 def decompress(arguments: list[str]) -> None:
     """`paramgolf decompress`: bring a compressed text back."""
-    from paramgolf.rundir import write_bytes
-    from paramgolf.runtime import select_runtime
-    from paramgolf.tools.compress import TextCoder
+    from paramgolf.runtime.device import select_runtime
+    from paramgolf.runtime.files import write_bytes
+    from paramgolf.scoring.text_coder import TextCoder
 
     parsed = tyro.cli(CompressArguments, prog="paramgolf decompress", args=arguments)
     try:
@@ -187,9 +187,9 @@ def decompress(arguments: list[str]) -> None:
 
 def prove(arguments: list[str]) -> None:
     """`paramgolf prove`: prove a score."""
-    from paramgolf.rundir import write_json
-    from paramgolf.runtime import select_runtime
-    from paramgolf.tools.prove import prove
+    from paramgolf.runtime.device import select_runtime
+    from paramgolf.runtime.files import write_json
+    from paramgolf.verify.prove import prove
 
     parsed = tyro.cli(ProveArguments, prog="paramgolf prove", args=arguments)
     if parsed.bytes < 0:
@@ -210,7 +210,7 @@ def prove(arguments: list[str]) -> None:
         ("score", f"{proof.claimed_bpb:.4f} BPB ({proof.label}), {proof.way} windows"),
         ("text", f"{size:,} bytes; xz -9: {proof.xz_bytes:,}"),
         ("claimed", f"{proof.claimed_bytes:,.1f} bytes"),
-        ("stream", f"{proof.stream_bytes:,} bytes (at most {proof.most_stream_bytes:,.1f})"),
+        ("stream", f"{proof.stream_bytes:,} bytes (at most {proof.max_stream_bytes:,.1f})"),
         ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer, a run's code"),
         ("encode", f"{proof.encode_seconds:.1f} s, {size / proof.encode_seconds:,.0f} bytes/s"),
         ("decode", f"{proof.decode_seconds:.1f} s, {size / proof.decode_seconds:,.0f} bytes/s"),
@@ -240,7 +240,7 @@ def generate(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     """`paramgolf export`: the weights as safetensors."""
-    from paramgolf.tools.export import export
+    from paramgolf.publish.export import export
 
     parsed = tyro.cli(ExportArguments, prog="paramgolf export", args=arguments)
     export(parsed.artifact, parsed.out)

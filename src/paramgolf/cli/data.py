@@ -11,12 +11,12 @@ import tyro
 from rich.table import Table
 
 from paramgolf.cli.common import choose
-from paramgolf.console import Reporter, standard_output
+from paramgolf.data.build import BuildConfig, build
+from paramgolf.data.describe import describe
+from paramgolf.data.fetch import fetch
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError
-from paramgolf.tools.build import BuildConfig, build
-from paramgolf.tools.describe import describe
-from paramgolf.tools.fetch import fetch
+from paramgolf.runtime.console import Reporter, standard_output
 
 USAGE = """\
 usage: paramgolf data COMMAND ...

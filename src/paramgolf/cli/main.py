@@ -9,9 +9,9 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from paramgolf import signals
 from paramgolf.cli.common import choose, usage
-from paramgolf.console import speaks
+from paramgolf.runtime import signals
+from paramgolf.runtime.console import is_main_rank
 from paramgolf.version import __version__
 
 _COMMANDS = {
@@ -38,7 +38,7 @@ def main() -> NoReturn:
     """Entry point of the command `paramgolf`."""
     arguments = sys.argv[1:]
     signals.install()
-    if not speaks():
+    if not is_main_rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         _dispatch([argument for argument in arguments if argument != "--debug"])
@@ -53,7 +53,7 @@ def main() -> NoReturn:
 
 
 def _exit(code: int, message: str) -> NoReturn:
-    # Before the ranks have joined, one on every machine speaks: another may not know.
+    # Before the ranks have joined, one on every machine prints: another may not know.
     if message and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"paramgolf: {message}", file=sys.stderr)
     sys.exit(code)

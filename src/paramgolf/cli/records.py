@@ -13,14 +13,14 @@ from rich.table import Table
 from paramgolf.cli.common import usage
 from paramgolf.cli.run import STAGE_TITLES, parse_recipe
 from paramgolf.config import RunConfig
-from paramgolf.console import Reporter, standard_output
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.recipes import RECIPES
+from paramgolf.runtime.console import Reporter, standard_output
 
 if TYPE_CHECKING:
-    from paramgolf.tools.ablate import Grid
-    from paramgolf.tools.compare import Comparison, OneSided, Side
-    from paramgolf.tools.seeds import Row, Seeds
+    from paramgolf.study.ablate import Grid
+    from paramgolf.study.compare import Comparison, OneSided, Side
+    from paramgolf.study.seeds import Row, Seeds
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def seeds(arguments: list[str]) -> None:
     reporter = standard_output()
     if _asks_for_usage(arguments, reporter):
         return
-    from paramgolf.tools.seeds import run_seeds
+    from paramgolf.study.seeds import run_seeds
 
     recipe, parsed = arguments[0], parse_recipe(SeedsArguments, "seeds", arguments)
     if parsed.config.seed != RECIPES[recipe][1].seed:
@@ -101,7 +101,7 @@ def ablate(arguments: list[str]) -> None:
     reporter = standard_output()
     if _asks_for_usage(arguments, reporter):
         return
-    from paramgolf.tools.ablate import parse_grid, run_grid
+    from paramgolf.study.ablate import parse_grid, run_grid
 
     recipe, parsed = arguments[0], parse_recipe(AblateArguments, "ablate", arguments)
     grid = parse_grid(parsed.config, [text for some in parsed.vary for text in some])
@@ -116,8 +116,8 @@ def ablate(arguments: list[str]) -> None:
 
 def compare(arguments: list[str]) -> None:
     """`paramgolf compare`: is A better than B by a margin?"""
-    from paramgolf.rundir import write_json
-    from paramgolf.tools.compare import compare
+    from paramgolf.runtime.files import write_json
+    from paramgolf.study.compare import compare
 
     parsed = tyro.cli(CompareArguments, prog="paramgolf compare", args=arguments)
     found = compare(parsed.a, parsed.b, parsed.stage, parsed.margin_nats)
@@ -128,7 +128,7 @@ def compare(arguments: list[str]) -> None:
 
 def record(arguments: list[str]) -> None:
     """`paramgolf record`: a submission folder."""
-    from paramgolf.tools.record import record
+    from paramgolf.publish.submission import record
 
     parsed = tyro.cli(RecordArguments, prog="paramgolf record", args=arguments)
     if not parsed.runs:

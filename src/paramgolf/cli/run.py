@@ -13,10 +13,10 @@ from rich.table import Table
 
 from paramgolf.cli.common import choose, over_original_bytes, usage
 from paramgolf.config import RunConfig
-from paramgolf.console import Reporter, duration, speaks, standard_output
 from paramgolf.errors import ConfigError
-from paramgolf.ledger import account
 from paramgolf.recipes import RECIPES, with_absolute_paths
+from paramgolf.runtime.console import Reporter, duration, is_main_rank, standard_output
+from paramgolf.runtime.ledger import account
 
 _T = TypeVar("_T", bound=Any)
 
@@ -84,14 +84,14 @@ def parse_recipe(cls: type[_T], command: str, arguments: list[str]) -> _T:
         args=arguments[1:],
         default=cls(config=default),
         config=(tyro.conf.FlagConversionOff,),
-        console_outputs=speaks(),
+        console_outputs=is_main_rank(),
     )
     return dataclasses.replace(parsed, config=with_absolute_paths(parsed.config))
 
 
 def _resume(arguments: list[str], reporter: Reporter) -> None:
-    from paramgolf.session import resume
-    from paramgolf.tools.tracking import tracker
+    from paramgolf.pipeline.session import resume
+    from paramgolf.pipeline.tracking import tracker
 
     if not arguments or any(word.startswith("-") for word in arguments[1:] if word != "--log"):
         raise ConfigError("--resume takes one run's directory and no other option but --log")
@@ -102,8 +102,8 @@ def _resume(arguments: list[str], reporter: Reporter) -> None:
 
 
 def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
-    from paramgolf.session import start
-    from paramgolf.tools.tracking import tracker
+    from paramgolf.pipeline.session import start
+    from paramgolf.pipeline.tracking import tracker
 
     out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     from_run = Path(parsed.from_run) if parsed.from_run else None

@@ -9,8 +9,8 @@ from typing import Literal
 
 import tyro
 
-from paramgolf.console import Reporter, standard_output
 from paramgolf.errors import ConfigError, UserError
+from paramgolf.runtime.console import Reporter, standard_output
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class ReportArguments:
 
 def audit(arguments: list[str]) -> None:
     """`paramgolf audit`: recompute what makes a score true."""
-    from paramgolf.runtime import select_runtime
-    from paramgolf.tools.audit import audit
+    from paramgolf.runtime.device import select_runtime
+    from paramgolf.verify.audit import audit
 
     parsed = tyro.cli(AuditArguments, prog="paramgolf audit", args=arguments)
     if parsed.positions < 1:
@@ -69,7 +69,7 @@ def audit(arguments: list[str]) -> None:
 
 def bundle(arguments: list[str]) -> None:
     """`paramgolf bundle`: one folder that stands alone."""
-    from paramgolf.tools.bundle import bundle
+    from paramgolf.publish.bundle import bundle
 
     parsed = tyro.cli(BundleArguments, prog="paramgolf bundle", args=arguments)
     sizes = bundle(parsed.run, parsed.out)
@@ -82,8 +82,8 @@ def bundle(arguments: list[str]) -> None:
 
 def report(arguments: list[str]) -> None:
     """`paramgolf report`: a run as an HTML page."""
-    from paramgolf.runtime import select_runtime
-    from paramgolf.tools.report import report
+    from paramgolf.report.page import report
+    from paramgolf.runtime.device import select_runtime
 
     parsed = tyro.cli(ReportArguments, prog="paramgolf report", args=arguments)
     out = parsed.out or parsed.run / "report.html"

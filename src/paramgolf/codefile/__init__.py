@@ -1,1 +1,4 @@
-"""How the modules become the one code file: joined, stripped, shortened, coded."""
+"""The one counted code file, `train_gpt.py`: building it, and running from it.
+
+Nothing here is part of the file itself but `running`.
+"""

@@ -1,1 +1,4 @@
-"""Weights to bytes: Hessians, GPTQ, clipping, entropy coding, the container."""
+"""Weights to bytes: calibration, GPTQ, filling a byte budget, entropy coding, the artifact.
+
+Text is compressed in `scoring`.
+"""

@@ -28,13 +28,14 @@ import torch
 from torch import Tensor
 
 from paramgolf.compress.entropy import NOTHING, Decoder, Encoder, ScaleModel, VectorModel
-from paramgolf.compress.hessian import input_of
 from paramgolf.compress.matrices import code_matrices
+from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import LARGEST_INTEGER, scale_exponents, scales_from_exponents
 from paramgolf.config import ModelConfig, ScoreFirstConfig, from_json
 from paramgolf.errors import UserError
-from paramgolf.model.gpt import GPT, MATRIX_NAMES
+from paramgolf.model.gpt import layout
 from paramgolf.model.order import num_skips
+from paramgolf.model.roles import input_of, role
 
 MAGIC = b"PARAGOLF"
 VERSION = 4
@@ -48,33 +49,12 @@ _HEADER_KEYS = {
 }
 _PREFIX = struct.Struct("<8sII32s")
 _DIGEST_BYTES = 32
-_MOST_HEADER_BYTES = 1 << 16
-_MOST_PARAMETERS = 1 << 28
+_MAX_HEADER_BYTES = 1 << 16
+_MAX_PARAMETERS = 1 << 28
 
 
 class ArtifactError(UserError):
     """The file is no artifact of this version, or it is damaged."""
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """One matrix as integers and scales."""
-
-    integers: Tensor
-    """(R, C) int8."""
-    rows: Tensor
-    """Scales of the rows, (R,) float16, powers of 2^(1/8)."""
-    columns: Tensor
-    """Scales of the columns, (C,) float16, powers of 2^(1/8); the same in all matrices that
-    multiply the same input."""
-
-    def scales(self) -> Tensor:
-        """Of every weight, (R, C) float32."""
-        return self.rows.float()[:, None] * self.columns.float()
-
-    def dequantize(self) -> Tensor:
-        """The matrix, (R, C) float32."""
-        return self.integers.float() * self.scales()
 
 
 @dataclass(frozen=True)
@@ -96,21 +76,6 @@ class Artifact:
         """All parameters in float32, by name."""
         state = {name: matrix.dequantize() for name, matrix in self.matrices.items()}
         return state | {name: vector.float() for name, vector in self.vectors.items()}
-
-
-def role(name: str) -> str:
-    """The role of a parameter, the last part of its name: "blocks.3.query" -> "query"."""
-    return name.rsplit(".", 1)[-1]
-
-
-def layout(config: ModelConfig) -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
-    """Shapes of all quantized matrices and of all vectors by name, in the model's order."""
-    with torch.device("meta"):
-        model = GPT(config)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    quantized_roles = {"embedding", *MATRIX_NAMES}
-    matrices = {name: shape for name, shape in shapes.items() if role(name) in quantized_roles}
-    return matrices, {name: shape for name, shape in shapes.items() if name not in matrices}
 
 
 def encode(
@@ -282,7 +247,7 @@ def decode(content: bytes, name: str = "artifact") -> Artifact:
     if hashlib.sha256(body).digest() != digest:
         raise ArtifactError(f"{name} is truncated or damaged (its checksum does not match)")
     tensors_digest, body = bytes(body[:_DIGEST_BYTES]), body[_DIGEST_BYTES:]
-    if header_bytes > min(len(body), _MOST_HEADER_BYTES):
+    if header_bytes > min(len(body), _MAX_HEADER_BYTES):
         raise ArtifactError(f"{name} has a damaged header")
     try:
         header = json.loads(bytes(body[:header_bytes]))
@@ -316,7 +281,7 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
     if not all(isinstance(header[key], str) for key in ("tokenizer_sha256", "provenance_sha256")):
         raise ValueError("a hash in its header is no string")
     config = from_json(ModelConfig, header["model"], "model.")
-    if _num_parameters(config) > _MOST_PARAMETERS:
+    if _num_parameters(config) > _MAX_PARAMETERS:
         raise ValueError("the header describes a model of more than 2^28 parameters")
     if type(header["stride"]) is not int or not 0 < header["stride"] <= config.seq_len:
         raise ValueError(f"stride out of range: {header['stride']!r}")

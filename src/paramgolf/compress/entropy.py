@@ -22,7 +22,7 @@ NOTHING: Integers = np.zeros(0, np.int32)
 """Stands for symbols that a decoder does not know."""
 
 _PRIOR_COUNT = 24.0
-_LEAST_COUNT = 1e-3  # no symbol is impossible
+_MIN_COUNT = 1e-3  # no symbol is impossible
 
 
 class Coder(Protocol):
@@ -112,7 +112,7 @@ class Histogram:
 
     def probabilities(self, context: int) -> NDArray[np.float64]:
         """Of a context's symbols, not normalised, positive."""
-        return self._counts[context] + _PRIOR_COUNT * self.prior[context] + _LEAST_COUNT
+        return self._counts[context] + _PRIOR_COUNT * self.prior[context] + _MIN_COUNT
 
     def add(self, context: int, symbols: Integers) -> None:
         """Count symbols."""

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from paramgolf.compress.scales import nearest_scales
 
-MOST_SOLVES = 3
+MAX_SOLVES = 3
 SLACK_BYTES = 1700
 AIM_BYTES = 800
 """Below the limit, for the error that the last solve may make."""
-SMALLEST_STEP, LARGEST_STEP = 0.02, 2.0
+MIN_STEP, MAX_STEP = 0.02, 2.0
 """In standard deviations of a row. Below, integers are cut off at their largest; above, hardly
 anything is left."""
-_LARGEST_FACTOR = 8.0  # of a step over what it would be if all matrices had the same
+_MAX_FACTOR = 8.0  # of a step over what it would be if all matrices had the same
 
 Steps = Mapping[str, float]
 
@@ -49,7 +49,7 @@ def balanced(steps: Steps, divergences: Steps, sizes: Mapping[str, int]) -> dict
     factors = {}
     for name, size in sizes.items():
         factor = math.sqrt(mean * size / max(divergences[name], 1e-12))
-        factors[name] = min(max(factor, 1 / _LARGEST_FACTOR), _LARGEST_FACTOR)
+        factors[name] = min(max(factor, 1 / _MAX_FACTOR), _MAX_FACTOR)
     return {name: step * factors[name] for name, step in steps.items()}
 
 
@@ -90,9 +90,7 @@ class RateModel:
 
 def scaled(steps: Steps, factor: float) -> dict[str, float]:
     """All steps times a factor, within their limits."""
-    return {
-        name: min(max(step * factor, SMALLEST_STEP), LARGEST_STEP) for name, step in steps.items()
-    }
+    return {name: min(max(step * factor, MIN_STEP), MAX_STEP) for name, step in steps.items()}
 
 
 def fill(steps: Steps, bytes_of: Callable[[Steps], float], limit: float) -> dict[str, float]:

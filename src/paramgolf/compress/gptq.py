@@ -15,7 +15,7 @@ from paramgolf.compress.scales import LARGEST_INTEGER, round_to_integers
 
 _BLOCK_COLUMNS = 128
 _DAMPING_GROWTH = 10.0
-_MOST_ATTEMPTS = 6
+_MAX_ATTEMPTS = 6
 
 
 class Factor(NamedTuple):
@@ -48,7 +48,7 @@ def factor_hessians(hessians_MCC: Tensor, damping: float) -> Factor:
     mean_diagonal = diagonal.mean(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
     identity = torch.eye(hessians.size(-1), dtype=hessians.dtype, device=hessians.device)
     tried = shares = torch.full_like(mean_diagonal, damping)
-    for _ in range(_MOST_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         damped = hessians + (shares * mean_diagonal)[:, None, None] * identity
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed.any()):

@@ -12,16 +12,7 @@ from torch import Tensor
 
 from paramgolf.model.gpt import GPT, BlockInputs
 from paramgolf.model.order import LayerOrder
-
-EMBEDDING = "embedding"
-
-
-def input_of(matrix_name: str) -> str:
-    """The name of the Hessian of a parameter: "blocks.3.query" -> "blocks.3.attention"."""
-    if matrix_name == EMBEDDING:
-        return EMBEDDING
-    prefix, name = matrix_name.rsplit(".", 1)
-    return f"{prefix}.{'attention' if name in ('query', 'key', 'value') else name}"
+from paramgolf.model.roles import EMBEDDING
 
 
 @torch.no_grad()

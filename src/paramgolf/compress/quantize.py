@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from paramgolf.compress.artifact import Quantized
 from paramgolf.compress.fit import Spread
 from paramgolf.compress.gptq import Factor, factor_hessians, pivots, solve
-from paramgolf.compress.hessian import input_of
+from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import column_scales, row_scales
-from paramgolf.distributed import Ranks
+from paramgolf.model.roles import input_of
+from paramgolf.runtime.ranks import Ranks
 
 
 class _Batch(NamedTuple):

@@ -1,1 +1,4 @@
-"""Text to tokens: corpora, tokenizer and byte table, shards, batches, provenance."""
+"""Text to tokens: sources, tokenizer, shards, batches, and the record of what shaped a model.
+
+No model and no training here.
+"""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paramgolf.data.shards import open_shard
 from paramgolf.errors import UserError
-from paramgolf.runtime import named_seed
+from paramgolf.runtime.device import named_seed
 
 
 class SequenceSampler:

@@ -16,7 +16,7 @@ from paramgolf.data.documents import Document
 from paramgolf.data.encoding import Encoded
 from paramgolf.data.fingerprints import Fingerprints
 from paramgolf.errors import UserError
-from paramgolf.rundir import write_bytes
+from paramgolf.runtime.files import write_bytes
 
 SPLITS = ("train", "val", "adapt")
 

@@ -14,7 +14,7 @@ from paramgolf.errors import UserError
 
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _REPEATED_SHARE = 0.2
-_SMALLEST_STDLIB_BYTES = 200_000
+_MIN_STDLIB_BYTES = 200_000
 
 
 def stdlib_documents(progress: Callable[[int, int], None] | None = None) -> list[Document]:
@@ -41,7 +41,7 @@ def stdlib_documents(progress: Callable[[int, int], None] | None = None) -> list
         if progress is not None:
             progress(number, len(sources))
     documents = list(_without_repeated_paragraphs(documents))
-    if sum(len(document.text) for document in documents) < _SMALLEST_STDLIB_BYTES:
+    if sum(len(document.text) for document in documents) < _MIN_STDLIB_BYTES:
         raise UserError(
             f"{root} holds too little documentation for a corpus (this Python may be a stripped "
             "build); use a complete Python, or your own text with --data.source FOLDER"

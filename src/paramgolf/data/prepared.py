@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from paramgolf.data.shards import read_stream
 from paramgolf.errors import UserError
-from paramgolf.rundir import RunDir
+from paramgolf.runtime.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PreparedText:
         Raises:
             UserError: if it is not prepared yet.
         """
-        record = run.record("prepare")
+        record = run.stage_result("prepare")
         if record is None:
             raise UserError(f"{run.path} has no prepared text yet")
         return cls.from_json(record["text"])

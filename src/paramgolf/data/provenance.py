@@ -22,11 +22,11 @@ from paramgolf.data.fingerprints import (
     sampled_shingles,
 )
 from paramgolf.errors import UserError
-from paramgolf.rundir import write_bytes
+from paramgolf.runtime.files import write_bytes
 
 VERSION = 2
 """Of the file, and of how words are hashed."""
-MOST_SHINGLES = 1 << 21
+MAX_SHINGLES = 1 << 21
 """Fewer are sampled of a corpus that would pass this."""
 IN_SAMPLE_SHARE = 0.01
 """A text that shares more of its sampled shingles with the artifact's own is in-sample. Disjoint
@@ -109,9 +109,9 @@ class Gathering:
         self._documents.append(found.documents)
         self._shingles.append(found.shingles[is_sampled(found.shingles, self._bits)])
         self._size += len(self._shingles[-1])
-        while self._size > 2 * MOST_SHINGLES:
+        while self._size > 2 * MAX_SHINGLES:
             everything = union(self._shingles)
-            if len(everything) > MOST_SHINGLES:
+            if len(everything) > MAX_SHINGLES:
                 self._bits += 1
                 everything = everything[is_sampled(everything, self._bits)]
             self._shingles, self._size = [everything], len(everything)
@@ -183,7 +183,7 @@ class Provenance:
         """Write the provenance; equal provenance gives equal bytes. Thinned out where too large."""
         bits = self.sampled_bits
         texts = {name: text.thinned(bits) for name, text in self.texts.items()}
-        while sum(len(text.shingles) for text in texts.values()) > MOST_SHINGLES:
+        while sum(len(text.shingles) for text in texts.values()) > MAX_SHINGLES:
             bits += 1
             texts = {name: text.thinned(bits) for name, text in texts.items()}
         arrays = {f"shingles.{name}": text.shingles for name, text in texts.items()}

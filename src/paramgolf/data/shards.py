@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.errors import UserError
-from paramgolf.rundir import replacing
+from paramgolf.runtime.files import replacing
 
 MAGIC = 20240520
 VERSION = 1

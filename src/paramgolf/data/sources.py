@@ -14,7 +14,7 @@ from typing import Any
 
 from paramgolf.data.documents import Document, is_jsonl, read_jsonl
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.rundir import replacing
+from paramgolf.runtime.files import replacing
 
 TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst")
 STANDARD_INPUT = "-"

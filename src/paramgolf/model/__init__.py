@@ -1,1 +1,4 @@
-"""The language model: layer order, attention, blocks, loss."""
+"""The GPT: one forward pass for every use, its layer order, and the roles of its matrices.
+
+No optimizer, no files, no text.
+"""

@@ -28,12 +28,7 @@ from paramgolf.model.attention import (
 )
 from paramgolf.model.losses import softcapped, target_nats
 from paramgolf.model.order import LayerOrder, num_skips
-
-MATRIX_NAMES = ("query", "key", "value", "output", "up", "down")
-"""The quantized matrices of a block, stored (outputs, inputs)."""
-
-VECTOR_NAMES = ("stream_mix", "query_gain", "attention_scale", "mlp_scale")
-"""The other parameters of a block."""
+from paramgolf.model.roles import MATRIX_NAMES, role
 
 _EMBEDDING_STD = 0.005
 _NORM_EPS = 1e-6
@@ -299,3 +294,13 @@ class GPT(nn.Module):
 def num_parameters(model: nn.Module) -> int:
     """Numbers in all parameters of the model."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def layout(config: ModelConfig) -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
+    """Shapes of all quantized matrices and of all vectors by name, in the model's order."""
+    with torch.device("meta"):
+        model = GPT(config)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    quantized_roles = {"embedding", *MATRIX_NAMES}
+    matrices = {name: shape for name, shape in shapes.items() if role(name) in quantized_roles}
+    return matrices, {name: shape for name, shape in shapes.items() if name not in matrices}

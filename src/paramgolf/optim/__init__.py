@@ -1,1 +1,4 @@
-"""Optimization: MuonEq-R, the exact cover of parameters, schedules, weight averaging."""
+"""Training a model: optimizers, schedules, the moving average, one training step.
+
+When to stop and what to write is decided in `stages`.
+"""

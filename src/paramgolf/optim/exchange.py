@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from paramgolf.distributed import Ranks, wait
 from paramgolf.model.gpt import GPT
+from paramgolf.runtime.ranks import Ranks, wait
 
 
 def buckets_of(model: GPT) -> list[list[nn.Parameter]]:

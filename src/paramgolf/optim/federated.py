@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from paramgolf.distributed import Ranks
+from paramgolf.runtime.ranks import Ranks
 
 
 class FederatedAdamW:

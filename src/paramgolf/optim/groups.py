@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from paramgolf.config import TrainConfig
-from paramgolf.distributed import Ranks
-from paramgolf.model.gpt import GPT, MATRIX_NAMES, VECTOR_NAMES
+from paramgolf.model.gpt import GPT
+from paramgolf.model.roles import MATRIX_NAMES, VECTOR_NAMES
 from paramgolf.optim.muon import MuonEqR
+from paramgolf.runtime.ranks import Ranks
 
 
 class ParameterGroups(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.distributed import Ranks, wait
+from paramgolf.runtime.ranks import Ranks, wait
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a*s + b*s^3 + c*s^5 that one iteration applies to every singular value."""

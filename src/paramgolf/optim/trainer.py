@@ -15,7 +15,7 @@ from paramgolf.optim import schedule
 from paramgolf.optim.ema import WeightAverage
 from paramgolf.optim.exchange import GradientExchange, buckets_of
 from paramgolf.optim.groups import Optimizers
-from paramgolf.runtime import Runtime, named_generator
+from paramgolf.runtime.device import Runtime, named_generator
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,4 @@
-"""Scoring: windows, bits per byte, the packed predictor."""
+"""What a model says of a text: losses, bits per byte, score-first learning, coding, generation.
+
+No training budget and no run directory here.
+"""

@@ -20,7 +20,7 @@ from paramgolf.config import ScoreFirstConfig
 from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
-from paramgolf.runtime import reproducible
+from paramgolf.runtime.device import reproducible
 from paramgolf.scoring.score_first import walk
 from paramgolf.scoring.windows import Windows
 

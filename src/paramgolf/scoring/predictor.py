@@ -20,9 +20,10 @@ from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
-from paramgolf.runtime import Runtime, select_runtime
-from paramgolf.scoring.bits_per_byte import Score, score_losses, window_losses
+from paramgolf.runtime.device import Runtime, select_runtime
+from paramgolf.scoring.bits_per_byte import Score, score_losses
 from paramgolf.scoring.generate import sample_tokens, streamed_text
+from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
 
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 98_304}

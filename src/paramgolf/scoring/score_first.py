@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paramgolf.config import ScoreFirstConfig
-from paramgolf.distributed import Ranks
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
 from paramgolf.optim.schedule import cosine
-from paramgolf.runtime import reproducible
+from paramgolf.runtime.device import reproducible
+from paramgolf.runtime.ranks import Ranks
 from paramgolf.scoring.windows import Windows, in_chunks
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 98_304}

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramgolf.console import Progress
 from paramgolf.errors import UserError
-from paramgolf.job import Job
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.optim.federated import FederatedAdamW
 from paramgolf.optim.schedule import cosine
-from paramgolf.rundir import read_tensors, write_tensors
-from paramgolf.runtime import named_generator
+from paramgolf.runtime.console import Progress
+from paramgolf.runtime.device import named_generator
+from paramgolf.runtime.files import read_tensors, write_tensors
 from paramgolf.scoring.bits_per_byte import Score
-from paramgolf.scoring.validation import Validation
+from paramgolf.stages.job import Job
+from paramgolf.stages.validation import Validation
 
 
 def run(job: Job) -> dict[str, Any]:

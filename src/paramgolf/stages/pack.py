@@ -8,25 +8,27 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from paramgolf.code import code_file
+from paramgolf.codefile.running import code_file
 from paramgolf.compress import artifact, fit
-from paramgolf.compress.artifact import Artifact, Quantized
+from paramgolf.compress.artifact import Artifact
 from paramgolf.compress.gptq import report
-from paramgolf.compress.hessian import EMBEDDING, collect_hessians, input_of
+from paramgolf.compress.hessian import collect_hessians
 from paramgolf.compress.quantize import Quantizer
+from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.sensitivity import divergences
 from paramgolf.data.batches import SequenceSampler
 from paramgolf.data.provenance import Provenance
-from paramgolf.distributed import wait
 from paramgolf.errors import UserError
-from paramgolf.job import Job
-from paramgolf.model.gpt import GPT
+from paramgolf.model.gpt import GPT, layout
 from paramgolf.model.order import layer_order
-from paramgolf.rundir import read_tensors, sha256_of_file, write_bytes, write_json
+from paramgolf.model.roles import EMBEDDING, input_of, role
+from paramgolf.runtime.files import read_tensors, sha256_of_file, write_bytes, write_json
+from paramgolf.runtime.ranks import wait
+from paramgolf.stages.job import Job
 
 _T = TypeVar("_T")
 _CODE_UNIT = 256
-_MOST_BYTES_LEFT = 2000  # of a budget that counts as filled
+_MAX_BYTES_LEFT = 2000  # of a budget that counts as filled
 _DIVERGENCE_TOKENS = 16_384
 
 
@@ -90,7 +92,7 @@ class _Packed(NamedTuple):
 
     def matrix_bytes(self) -> int:
         """Bytes of all integers; what else there is does not depend on the steps."""
-        return sum(self.by_part[name] for name in {artifact.role(name) for name in self.quantized})
+        return sum(self.by_part[name] for name in {role(name) for name in self.quantized})
 
 
 class _Packer:
@@ -105,7 +107,7 @@ class _Packer:
     def __init__(self, job: Job, weights: dict[str, Tensor], hessians: dict[str, Tensor]) -> None:
         self._job = job
         self._ranks = job.runtime.ranks
-        shapes, vectors = artifact.layout(job.config.model)
+        shapes, vectors = layout(job.config.model)
         self._vectors = {name: _short(name, weights[name]) for name in vectors}
         matrices = {name: weights[name].to(job.runtime.device) for name in shapes}
         self.sizes = {name: matrix.numel() for name, matrix in matrices.items()}
@@ -123,8 +125,8 @@ class _Packer:
     def first_steps(self) -> dict[str, float]:
         """The configuration's."""
         pack = self._job.config.pack
-        steps = dict.fromkeys(self.sizes, pack.matrix_step)
-        return steps | {EMBEDDING: pack.embedding_step}
+        steps = dict.fromkeys(self.sizes, pack.matrix_bin_width)
+        return steps | {EMBEDDING: pack.embedding_bin_width}
 
     def pack(self, steps: dict[str, float]) -> _Packed | None:
         """Solve and code; gives nothing on ranks other than 0."""
@@ -172,7 +174,7 @@ def _fill(job: Job, packer: _Packer, calibration: _Calibration, limit: int) -> _
     target = limit
     best: _Packed | None = None
     smallest = 0
-    for attempt in range(fit.MOST_SOLVES):
+    for attempt in range(fit.MAX_SOLVES):
         packed = packer.pack(steps)
         balance = attempt == 0 and config.split == "measured"
         divergences = calibration.divergences(packer.own) if balance else {}
@@ -215,8 +217,8 @@ def _check(job: Job, best: _Packed | None, smallest: int, limit: int) -> None:
             f"--from {job.run.path} --pack.budget-bytes"
         )
     left = limit - len(best.content)
-    if job.config.pack.fill_budget and left >= _MOST_BYTES_LEFT:
-        finest = max(best.steps.values()) <= fit.SMALLEST_STEP
+    if job.config.pack.fill_budget and left >= _MAX_BYTES_LEFT:
+        finest = max(best.steps.values()) <= fit.MIN_STEP
         reason = "all steps are at their finest" if finest else "the other solves were over it"
         job.run.event("budget_not_filled", model_bytes=len(best.content), limit_bytes=limit)
         job.reporter.line(f"  pack      {left:,} bytes of the budget are left: {reason}")

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paramgolf.console import Reporter
 from paramgolf.data import shards
 from paramgolf.data.documents import Document, batches, find_jsonl, read_jsonl, text_digest
 from paramgolf.data.encoding import Stream, encode_documents
@@ -19,8 +18,9 @@ from paramgolf.data.provenance import Gathering, Provenance, Text
 from paramgolf.data.sidecars import check_sidecars
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
-from paramgolf.job import Job
-from paramgolf.rundir import read_json, sha256_of_file, write_bytes
+from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.files import read_json, sha256_of_file, write_bytes
+from paramgolf.stages.job import Job
 
 _BATCH_CHARS = 1 << 24
 _GIVEN = "not known: the tokenizer was given"

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramgolf.job import Job
-from paramgolf.rundir import write_tensors
+from paramgolf.runtime.files import write_tensors
 from paramgolf.scoring.bits_per_byte import Score, document_nats
 from paramgolf.scoring.predictor import load_on
+from paramgolf.stages.job import Job
 
 _XZ_PRESET = 9
 

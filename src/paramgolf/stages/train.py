@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramgolf.console import Reporter
 from paramgolf.data.batches import SequenceSampler
 from paramgolf.errors import UserError
-from paramgolf.job import Job
 from paramgolf.model.gpt import num_parameters
 from paramgolf.optim.trainer import Trainer
-from paramgolf.rundir import RunDir, read_tensors, write_tensors
-from paramgolf.runtime import Runtime
-from paramgolf.scoring.validation import Validation
-from paramgolf.signals import Preempted, deferred_termination
+from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.device import Runtime
+from paramgolf.runtime.files import read_tensors, write_tensors
+from paramgolf.runtime.rundir import RunDir
+from paramgolf.runtime.signals import Preempted, deferred_termination
+from paramgolf.stages.job import Job
+from paramgolf.stages.validation import Validation
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""The command line of `train_gpt.py`, the one file that repeats a run and scores its model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from paramgolf.config import RunConfig, from_json
+from paramgolf.runtime import signals
+from paramgolf.runtime.console import is_main_rank, standard_output
+
+
+def main(values: dict[str, Any], file: str) -> None:
+    """Parse the command line and run it.
+
+    Args:
+        values: the configuration of the run that made the file, as JSON values.
+        file: the path of train_gpt.py.
+    """
+    config = from_json(RunConfig, values)
+    signals.install()
+    parser = argparse.ArgumentParser(prog=Path(file).name)
+    commands = parser.add_subparsers(required=True, dest="command")
+    score = commands.add_parser("score", help="score texts with model.bin beside this file")
+    score.add_argument("--text", nargs="+", type=Path, required=True, help=".txt, .jsonl or .bin")
+    score.add_argument("--stride", type=int, help="of sliding windows; 0: consecutive windows")
+    run = commands.add_parser("run", help="repeat the run; torchrun for several ranks")
+    run.add_argument("--out", default=time.strftime("runs/%Y%m%d-%H%M%S"))
+    run.add_argument("--resume", help="a run's directory, to go on with")
+    run.add_argument("--source", help="folder of token shards or train*.jsonl, val*.jsonl")
+    beside = Path(file).with_name("tokenizer.model")
+    run.add_argument("--tokenizer", default=str(beside), help="SentencePiece model")
+    for command in (score, run):
+        command.add_argument("--device", default=config.device, choices=("auto", "cpu", "cuda"))
+    chosen = parser.parse_args()
+    if chosen.command == "run" and not chosen.source and not chosen.resume:
+        run.error("--source: name the folder of the text (data/ of the first run, say)")
+    try:
+        if chosen.command == "score":
+            _score(chosen, config, Path(file))
+        else:
+            data = dataclasses.replace(
+                config.data,
+                source=str(Path(chosen.source or ".").resolve()),
+                tokenizer=str(Path(chosen.tokenizer).resolve()),
+            )
+            config = dataclasses.replace(config, data=data, device=chosen.device)
+            _run(chosen, config)
+    except (Exception, KeyboardInterrupt) as error:
+        code, message = signals.explain(error)
+        parser.exit(code, f"{message}\n" if is_main_rank() else None)
+
+
+def _score(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
+    from paramgolf.data.streams import read_streams
+    from paramgolf.scoring.predictor import load
+
+    predictor = load(file.with_name("model.bin"), device=chosen.device)
+    for name, stream, texts in read_streams(chosen.text, predictor.tokenizer):
+        score = predictor.score_stream(stream, texts, chosen.stride, config.score.batch_tokens)
+        print(name, *(f"{key} {value}" for key, value in dataclasses.asdict(score).items()))
+
+
+def _run(chosen: argparse.Namespace, config: RunConfig) -> None:
+    from paramgolf.pipeline.session import resume, start
+
+    reporter = standard_output()
+    if chosen.resume:
+        results = resume(Path(chosen.resume), reporter)
+    else:
+        results = start("train_gpt.py", config, Path(chosen.out), None, reporter)
+    for stage, score in results["stages"].items():
+        reporter.line(f"{stage:<10} {score['bpb']!r} BPB  {score['label']}")
+    reporter.line(f"bytes      {results['bytes']}")

@@ -1,0 +1,103 @@
+"""Builds `train_gpt.py`: the sources of all modules that a run needs, compressed into one file.
+
+The file is Python in Latin-1: a loader and one bzip2 string of JSON, which holds the run's
+configuration and the modules by name. It reads no other file. Sources lose comments, docstrings and
+the annotations of signatures, and are otherwise kept as written. So the bytes of the file do not
+depend on the Python version that builds it, and it runs on all versions that the package supports.
+"""
+
+from __future__ import annotations
+
+import ast
+import bz2
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from paramgolf.codefile.stripping import stripped
+from paramgolf.config import DataConfig, RunConfig, to_json
+
+ENTRY = "paramgolf.cli.standalone"
+INSTALLED_ONLY = {
+    "paramgolf.codefile.build",
+    "paramgolf.data.corpus",
+    "paramgolf.data.tokenizer_training",
+    "paramgolf.pipeline.takeover",
+}
+"""Modules that only the installed package needs: the file starts from prepared text, brings its own
+code and tokenizer, and always runs from the beginning."""
+
+_ROOT = Path(__file__).parents[1]
+
+_LOADER = """#coding:latin-1
+import bz2,json,sys,time
+from importlib import abc,util
+STARTED=time.monotonic()
+CONFIG,SOURCES=json.loads(bz2.decompress('{content}'.encode('latin-1')))
+class Finder(abc.MetaPathFinder,abc.InspectLoader):
+ def find_spec(self,name,*_):
+  if name in SOURCES:return util.spec_from_loader(name,self,origin=__file__)
+ def is_package(self,name):return any(other.startswith(name+'.')for other in SOURCES)
+ def get_source(self,name):return SOURCES[name]
+ def get_code(self,name):return compile(SOURCES[name],__file__+'/'+name,'exec')
+sys.meta_path.insert(0,Finder())
+if __name__=='__main__':
+ from {entry} import main
+ main(CONFIG,__file__)
+"""
+# `get_source` serves tracebacks, and whatever compiles a function from its source.
+
+
+def build(config: RunConfig) -> bytes:
+    """Return the content of the `train_gpt.py` that repeats a run of `config`.
+
+    Paths of text and tokenizer and the device are left out: they belong to the machine, not to the
+    run.
+    """
+    data = replace(config.data, source=DataConfig().source, tokenizer="")
+    values = to_json(replace(config, device="auto", data=data))
+    sources = {name: stripped(path.read_text()) for name, path in sorted(needed_modules().items())}
+    content = json.dumps([values, sources], separators=(",", ":")).encode()
+    loader = _LOADER.format(content=_quoted(bz2.compress(content, 9)), entry=ENTRY)
+    return loader.encode("latin-1")
+
+
+def needed_modules() -> dict[str, Path]:
+    """The modules that importing `ENTRY` and running its functions needs, by name."""
+    found: dict[str, Path] = {}
+    waiting = [ENTRY]
+    while waiting:
+        name = waiting.pop()
+        path = _path(name)
+        if path is None or name in found or name in INSTALLED_ONLY:
+            continue
+        found[name] = path
+        waiting += [name.rpartition(".")[0], *_imported(path)]
+    return found
+
+
+def _path(name: str) -> Path | None:
+    """The source file of a module of this package; None for anything else."""
+    package, *parts = name.split(".")
+    if package != _ROOT.name:
+        return None
+    path = _ROOT.joinpath(*parts)
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Every name that may be a module and that a source file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _quoted(content: bytes) -> str:
+    """Bytes as the inside of a single-quoted string of a file in Latin-1."""
+    escapes = {0: "\\000", 10: "\\n", 13: "\\r", 39: "\\'", 92: "\\\\"}
+    return "".join(escapes.get(byte, chr(byte)) for byte in content)

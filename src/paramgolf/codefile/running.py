@@ -1,0 +1,21 @@
+"""The code file of this program: built from the installed package, or the file that is running."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from paramgolf.config import RunConfig
+
+
+def code_file(config: RunConfig) -> bytes:
+    """The content of `train_gpt.py` for a run of `config`.
+
+    A run that was started by such a file has that file, as it is.
+    """
+    spec = find_spec("paramgolf")
+    if spec is not None and spec.origin is not None and Path(spec.origin).name != "__init__.py":
+        return Path(spec.origin).read_bytes()
+    from paramgolf.codefile.build import build
+
+    return build(config)

@@ -1,0 +1,97 @@
+"""A run as one program does it: on its device, among its ranks, new or resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch.distributed as dist
+
+from paramgolf.config import RunConfig
+from paramgolf.pipeline.run import new_run, run_job
+from paramgolf.runtime import ranks as distributed
+from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.device import Runtime, select_runtime, wants_gpu
+from paramgolf.runtime.rundir import Listener, RunDir
+from paramgolf.runtime.watch import Watch
+
+
+class Session(NamedTuple):
+    """Where to compute, and where to log."""
+
+    runtime: Runtime
+    log_to: Callable[[Path], None]
+    """Takes a run's directory: errors of every rank are written there from now on."""
+
+
+@contextmanager
+def session(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Session]:
+    """Join the other ranks, if torchrun started several; an error in the block ends them all.
+
+    Raises:
+        UserError: if the device is not there.
+    """
+    if not distributed.started_by_torchrun():
+        yield Session(select_runtime(device), lambda _: None)
+        return
+    ranks = distributed.join(wants_gpu(device))
+    watch = Watch(ranks)
+    try:
+        yield Session(select_runtime(device, ranks), watch.log_to)
+        ranks.barrier()
+    except BaseException as error:
+        watch.end(error)
+    watch.close()
+    dist.destroy_process_group()
+
+
+def start(
+    recipe: str,
+    config: RunConfig,
+    out: Path,
+    from_run: Path | None,
+    reporter: Reporter,
+    log: Callable[[RunDir], Listener] | None = None,
+) -> dict[str, Any]:
+    """Run a configuration in a new directory; gives what `results.json` holds.
+
+    Args:
+        recipe: its name.
+        config: what to run.
+        out: the new directory.
+        from_run: a run whose text and weights are taken over.
+        reporter: the console.
+        log: opens what takes the run's events, on rank 0.
+
+    Raises:
+        UserError: see `pipeline.new_run` and `pipeline.run_job`.
+    """
+    with session(config.device) as (runtime, log_to):
+        config, out = runtime.ranks.from_main((config, out))
+        config.require_work_for(runtime.ranks.size)
+        run = new_run(recipe, config, out, from_run, runtime.ranks)
+        log_to(out)
+        reporter.line(f"paramgolf run {recipe} -> {out}")
+        if log and runtime.ranks.main:
+            run.listener = log(run)
+        return run_job(run, recipe, config, reporter, runtime)
+
+
+def resume(
+    path: Path, reporter: Reporter, log: Callable[[RunDir], Listener] | None = None
+) -> dict[str, Any]:
+    """Go on with the run at `path`; gives what `results.json` holds. Arguments as `start`.
+
+    Raises:
+        UserError: if there is no run, and see `pipeline.run_job`.
+    """
+    _, recipe, config = RunDir.open(path)
+    with session(config.device) as (runtime, log_to):
+        log_to(path)
+        reporter.line(f"paramgolf run {recipe} -> {path} (resumed)")
+        run = RunDir(path, keeps_events=runtime.ranks.main)
+        if log and runtime.ranks.main:
+            run.listener = log(run)
+        return run_job(run, recipe, config, reporter, runtime)

@@ -1,0 +1,131 @@
+"""The report: a finished run as one HTML page that needs nothing else.
+
+It is made afterwards from the run's files; only the passage of text needs the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from paramgolf.config import RunConfig
+from paramgolf.errors import UserError
+from paramgolf.report import sections
+from paramgolf.report.passage_section import passage_section
+from paramgolf.runtime.console import Reporter, duration
+from paramgolf.runtime.device import Runtime
+from paramgolf.runtime.files import read_json, sha256_of_file, write_bytes
+from paramgolf.runtime.rundir import RunDir
+from paramgolf.version import __version__
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+class RunFiles(NamedTuple):
+    """What a report reads of a run."""
+
+    run: RunDir
+    recipe: str
+    config: RunConfig
+    results: dict[str, Any]
+    audit: dict[str, Any] | None
+    quantization: dict[str, dict[str, float]]
+    environment: dict[str, Any]
+
+
+def report(path: Path, out: Path, runtime: Runtime, reporter: Reporter) -> int:
+    """Write the report of the run at `path` to `out`; gives its size in bytes.
+
+    Args:
+        path: a finished run.
+        out: the HTML file.
+        runtime: where the passage is predicted.
+        reporter: the console.
+
+    Raises:
+        UserError: if the run is not finished, or its artifact is another than its results name.
+    """
+    files = read_run_files(path)
+    reporter.line("  passage   predicting it, token by token")
+    # A few windows in shapes of their own: nothing to compile for.
+    passage = passage_section(
+        files.run, files.results, dataclasses.replace(runtime, compiled=False)
+    )
+    reporter.line("  plots     drawing them")
+    page = render(files, passage).encode()
+    write_bytes(out, page)
+    return len(page)
+
+
+def read_run_files(path: Path) -> RunFiles:
+    """Read a finished run.
+
+    Raises:
+        UserError: see `report`.
+    """
+    run, recipe, config = RunDir.open(path)
+    if not run.results_file.exists():
+        raise UserError(f"{path} is not finished: `paramgolf run --resume {path}` first")
+    results = read_json(run.results_file)
+    if not run.artifact.exists() or sha256_of_file(run.artifact) != results["artifact_sha256"]:
+        raise UserError(
+            f"{run.artifact} is not the artifact whose scores are in {run.results_file}; "
+            "report the run that made it"
+        )
+    audit_file = path / "audit.json"
+    return RunFiles(
+        run,
+        recipe,
+        config,
+        results,
+        read_json(audit_file) if audit_file.exists() else None,
+        read_json(run.quantization_file),
+        read_json(path / "environment.json"),
+    )
+
+
+def render(files: RunFiles, passage: dict[str, Any]) -> str:
+    """The page.
+
+    Args:
+        files: of the run.
+        passage: from `passage_section`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"thousands": "{:,}".format, "duration": duration, "data": _data}
+    config, results = files.config, files.results
+    return environment.get_template("page.html.j2").render(
+        path=str(files.run.path),
+        recipe=files.recipe,
+        results=results,
+        config=config,
+        version=__version__,
+        verdict=sections.verdict(files.audit, results, files.run.path),
+        scores=sections.scores(results),
+        overview=sections.overview(files.run, config, results, files.environment),
+        training=sections.training(files.run, config),
+        adaptation=sections.adaptation(results),
+        sizes=sections.sizes(results),
+        seconds=sections.seconds(config, results),
+        quantization=sections.quantization(config, results, files.quantization),
+        settings=sections.settings(files.recipe, config),
+        environment=sections.environment(files.environment, results),
+        passage=passage,
+    )
+
+
+def _data(value: Any) -> Markup:
+    """JSON that can stand in a <script> element: nothing in it ends the element."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))

@@ -1,0 +1,147 @@
+"""Any text as a small file, and back: the artifact's predictions drive an arithmetic coder."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from paramgolf.compress.entropy import NOTHING, Decoder, Encoder
+from paramgolf.data.documents import text_digest
+from paramgolf.errors import UserError
+from paramgolf.runtime.device import Runtime
+from paramgolf.scoring.coded_text import code_tokens
+from paramgolf.scoring.predictor import Predictor, load_on
+
+MAGIC, VERSION = b"PARATEXT", 2
+_HEADER = struct.Struct("<8sIIIIQ32s32s")
+_CHECKSUM = struct.Struct("<I")  # CRC-32 of header and stream, between the two
+MAX_LANES = 64
+"""Windows side by side: what a lane costs, some bits, is little against a window of text."""
+
+Progress = Callable[[int, int], None]
+
+
+class CodedText(NamedTuple):
+    """A compressed text: the file, and the sizes of the coded stream in it and of the text."""
+
+    content: bytes
+    stream_bytes: int
+    text_bytes: int
+
+
+class TextCoder:
+    """An artifact as both sides of a text's coding."""
+
+    def __init__(self, artifact: Path, tokenizer: Path | None, runtime: Runtime) -> None:
+        """Load the artifact; nothing is compiled, since text comes token by token.
+
+        Raises:
+            UserError: see `scoring.predictor.load`.
+        """
+        self._predictor: Predictor = load_on(artifact, tokenizer, replace(runtime, compiled=False))
+        self._sha256 = hashlib.sha256(artifact.read_bytes()).digest()
+
+    def compress(
+        self,
+        texts: Sequence[str],
+        stride: int = 0,
+        fixed: bool = True,
+        progress: Progress | None = None,
+    ) -> CodedText:
+        """Code the documents of a text.
+
+        Args:
+            texts: any that the tokenizer gives back.
+            stride: of sliding windows, slow and one after the other; 0: consecutive windows.
+            fixed: do not learn from what is coded, whatever the recipe says.
+            progress: called with the number of tokens coded and of all.
+
+        Raises:
+            UserError: if the tokenizer does not give the text back, or the stride is not possible.
+        """
+        tokenizer = self._predictor.tokenizer
+        tokens = np.concatenate(tokenizer.encode(texts))
+        if tokenizer.decode_documents(tokens) != list(texts):
+            raise UserError(
+                "the tokenizer does not give this text back (it normalises, or has no piece for a "
+                "character): it cannot be compressed without loss"
+            )
+        encoder = Encoder()
+        count = len(tokens) - 1
+        self._code(encoder, count, stride, fixed, tokens.astype(np.int32), progress)
+        header = _HEADER.pack(
+            MAGIC, VERSION, stride, MAX_LANES, int(fixed), count, self._sha256, text_digest(texts)
+        )
+        stream = encoder.content()
+        checksum = _CHECKSUM.pack(zlib.crc32(header + stream))
+        size = sum(len(text.encode()) for text in texts)
+        return CodedText(header + checksum + stream, len(stream), size)
+
+    def decompress(self, content: bytes, name: str, progress: Progress | None = None) -> list[str]:
+        """The documents of a coded file; `name` stands for it in errors.
+
+        Raises:
+            UserError: if it is none, of another version or artifact, damaged, or was written by a
+                machine that computes differently.
+        """
+        begin = _HEADER.size + _CHECKSUM.size
+        if len(content) < begin or not content.startswith(MAGIC):
+            raise UserError(f"{name} is not a text that paramgolf has compressed")
+        _, version, stride, lanes, fixed, count, artifact, digest = _HEADER.unpack_from(content)
+        (checksum,) = _CHECKSUM.unpack_from(content, _HEADER.size)
+        stream = content[begin:]
+        if version != VERSION:
+            raise UserError(f"{name} has version {version}; this paramgolf reads {VERSION}")
+        # No symbol takes less than 2^-16 bits: what claims more of them is no text.
+        possible = lanes == MAX_LANES and count <= (8 * len(stream) + 64) << 16
+        if zlib.crc32(content[: _HEADER.size] + stream) != checksum or not possible:
+            raise UserError(f"{name} is damaged: its checksum does not match")
+        if artifact != self._sha256:
+            raise UserError(
+                f"{name} was compressed with another artifact: SHA-256 {artifact.hex()[:16]} "
+                f"instead of {self._sha256.hex()[:16]}"
+            )
+        try:
+            decoder = Decoder(stream)
+            tokens = self._code(decoder, count, stride, bool(fixed), NOTHING, progress)
+            decoder.finish()
+            texts = self._predictor.tokenizer.decode_documents(tokens.astype(np.uint16))
+            same = text_digest(texts) == digest
+        except ValueError:
+            texts, same = [], False
+        if not same:
+            raise UserError(
+                f"{name} does not give its text back: this machine computes differently from the "
+                "one that wrote it (processor or GPU, number of threads, version of PyTorch)"
+            )
+        return texts
+
+    def _code(
+        self,
+        coder: Encoder | Decoder,
+        count: int,
+        stride: int,
+        fixed: bool,
+        known: np.ndarray,
+        progress: Progress | None,
+    ) -> np.ndarray:
+        predictor = self._predictor
+        return code_tokens(
+            predictor.model,
+            predictor.order,
+            coder,
+            predictor.windows(count, stride),
+            predictor.tokenizer.bos,
+            count,
+            known,
+            1 if stride else MAX_LANES,
+            None if fixed else predictor.artifact.score_first,
+            progress,
+        )

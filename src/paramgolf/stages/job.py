@@ -1,0 +1,38 @@
+"""What every stage is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from paramgolf.config import RunConfig
+from paramgolf.data.prepared import PreparedText
+from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.device import Runtime
+from paramgolf.runtime.ledger import Ledger
+from paramgolf.runtime.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage's view of a run: configuration, directory, device, console, books."""
+
+    config: RunConfig
+    run: RunDir
+    runtime: Runtime
+    reporter: Reporter = field(default_factory=Reporter)
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @cached_property
+    def text(self) -> PreparedText:
+        """The prepared text.
+
+        Raises:
+            UserError: if it is not prepared yet.
+        """
+        return PreparedText.of(self.run)
+
+    @property
+    def adapted_on(self) -> list[str]:
+        """The split that the weights are adapted on, as a list of one or none."""
+        return {"none": [], "adapt": ["adapt"], "scored": ["val"]}[self.config.adapt.text]

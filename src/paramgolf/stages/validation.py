@@ -1,0 +1,48 @@
+"""The validation text of a run, scored in full precision after training and adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from paramgolf.data.provenance import Provenance
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.model.gpt import GPT
+from paramgolf.model.order import layer_order
+from paramgolf.scoring.bits_per_byte import Score, score_losses
+from paramgolf.scoring.windowed import window_losses
+from paramgolf.scoring.windows import plain_windows
+from paramgolf.stages.job import Job
+
+
+class Validation:
+    """Scores models that are still in memory, in consecutive windows."""
+
+    def __init__(self, job: Job) -> None:
+        """Read the validation split."""
+        run = job.run
+        self._config = job.config
+        self._tokenizer = Tokenizer.load(run.tokenizer)
+        self._stream = job.text.stream("val", run.data)
+        self._original_bytes = job.text.splits["val"].original_bytes
+        self._texts = self._tokenizer.decode_documents(self._stream)
+        self._known = Provenance.load(run.data / "provenance.safetensors")
+        self._reporter = job.reporter
+        self._ranks = job.runtime.ranks
+        self._order = layer_order(job.config.model, recurrent=True)
+
+    def score(self, model: GPT, adapted_on: Iterable[str]) -> Score:
+        """Score the model, which was trained on "train" and adapted on the named splits."""
+        shaped_by = self._known.of("train", *adapted_on)
+        progress = self._reporter.progress("score", unit="targets")
+        windows = plain_windows(len(self._stream) - 1, self._config.model.seq_len)
+        losses = window_losses(
+            model,
+            self._order,
+            self._stream,
+            windows,
+            self._config.score.batch_tokens,
+            progress.update,
+            self._ranks,
+        )
+        label = shaped_by.label(self._texts)
+        return score_losses(losses, self._stream, self._tokenizer, label, self._original_bytes)

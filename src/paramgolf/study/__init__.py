@@ -1,0 +1,4 @@
+"""Several runs: seeds, comparison of two recipes, ablation grids.
+
+Single runs belong to `pipeline`.
+"""

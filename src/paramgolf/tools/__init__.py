@@ -1,1 +1,0 @@
-"""Commands over runs and artifacts; each is thin."""
