@@ -160,8 +160,9 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["ablate", "tiny", "--vary", "train.matrix-lr=1,no"], ["train.matrix_lr = 'no'"]),
         (["compare", "a"], ["paramgolf compare"]),
         (["compare", "a", "b", "--margin-nats", "-1"], ["--margin-nats = -1", "0 or more"]),
-        (["record", "--out", "x"], ["paramgolf record SEEDS..."]),
-        (["record", "a"], ["--out"]),
+        (["submission", "--out", "x"], ["paramgolf submission SEEDS..."]),
+        (["record", "a", "--out", "x"], ["the command is now `paramgolf submission`"]),
+        (["submission", "a"], ["--out"]),
         (["score"], ["paramgolf score"]),
         (["score", "model.bin"], ["text file", "paramgolf score ARTIFACT FILE"]),
         (["score", "model.bin", "a.txt", "--stride", "-5"], ["--stride = -5", "-1, 0 or more"]),
@@ -192,7 +193,7 @@ def test_resume_of_nothing(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["compare", "a", "b"], ["record", "a", "--out", "x"]], ids=" ".join
+    "arguments", [["compare", "a", "b"], ["submission", "a", "--out", "x"]], ids=" ".join
 )
 def test_runs_that_are_not_there(cli: Cli, tmp_path: Path, arguments: list[str]) -> None:
     message = one_line_error(cli(*arguments, cwd=tmp_path))

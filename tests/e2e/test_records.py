@@ -158,8 +158,8 @@ def submitted(good: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) ->
     for seed in ("1", "2"):
         result = cli("audit", good / f"seed-{seed}", "--positions", "1", "--device", "cpu")
         assert result.code == 0, result.stdout + result.stderr
-    out = tmp_path_factory.mktemp("record") / "record"
-    result = cli("record", good, "--out", out, "--author", "A. Author", "--name", "Mini")
+    out = tmp_path_factory.mktemp("submission") / "submission"
+    result = cli("submission", good, "--out", out, "--author", "A. Author", "--name", "Mini")
     assert result.code == 0, result.stderr
     assert "audit of seed 3" in result.stderr
     assert "audit of seed 1" not in result.stderr
@@ -206,7 +206,7 @@ def without_paramgolf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_its_readme_says_repeats_the_run(
     source: Path, submitted: Path, without_paramgolf: Path, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(submitted, tmp_path / "record"))
+    folder = Path(shutil.copytree(submitted, tmp_path / "submission"))
     shutil.copytree(source, folder / "data")
     text = (folder / "README.md").read_text()
     block = re.search(r"```sh\n(pip install.*?)```", text, re.DOTALL)
@@ -243,7 +243,7 @@ def test_all_seeds_again_with_paramgolf(
     cli: Cli, source: Path, submitted: Path, tmp_path: Path
 ) -> None:
     """The last command of its README, for the first of its seeds."""
-    folder = Path(shutil.copytree(submitted, tmp_path / "record"))
+    folder = Path(shutil.copytree(submitted, tmp_path / "submission"))
     shutil.copytree(source, folder / "data")
     text = (folder / "README.md").read_text()
     line = re.search(r"^paramgolf (seeds tiny .*)$", text, re.MULTILINE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from itertools import chain
@@ -55,25 +54,6 @@ class CompressArguments:
 
 
 @dataclass(frozen=True)
-class ProveArguments:
-    """Prove a score: code the text with the artifact, let another process decode it."""
-
-    path: tyro.conf.Positional[Path]
-    """A run's directory, or an artifact (model.bin) with its tokenizer beside it."""
-    text: Path | None = None
-    """A UTF-8 file; by default the run's validation text."""
-    way: Literal["plain", "sliding", "score-first"] = "plain"
-    """Windows one after the other; sliding; or sliding, and learning as the recipe says. The last
-    two code one token after the other: slow."""
-    bytes: int = 100_000
-    """Only the first bytes of the text; 0: all of it."""
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where both sides compute."""
-    out: Path | None = None
-    """Write the result there, too, as JSON."""
-
-
-@dataclass(frozen=True)
 class GenerateArguments:
     """Let an artifact write: text streams to standard output as it is sampled."""
 
@@ -93,16 +73,6 @@ class GenerateArguments:
     """The artifact's tokenizer; by default tokenizer.model beside it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where to compute: token by token, a small model is no faster on a GPU."""
-
-
-@dataclass(frozen=True)
-class ExportArguments:
-    """Write an artifact's weights as safetensors, with a config."""
-
-    artifact: tyro.conf.Positional[Path]
-    """The packed model, model.bin of a run."""
-    out: Path
-    """A new folder."""
 
 
 def score(arguments: list[str]) -> None:
@@ -185,43 +155,6 @@ def decompress(arguments: list[str]) -> None:
     standard_output().line(f"{len(content):,} bytes -> {len(text):,} in {parsed.out}")
 
 
-def prove(arguments: list[str]) -> None:
-    """`paramgolf prove`: prove a score."""
-    from paramgolf.runtime.device import select_runtime
-    from paramgolf.runtime.files import write_json
-    from paramgolf.verify.prove import prove
-
-    parsed = tyro.cli(ProveArguments, prog="paramgolf prove", args=arguments)
-    if parsed.bytes < 0:
-        raise ConfigError(f"--bytes = {parsed.bytes} is not possible: it must be 0 or more")
-    proof = prove(
-        parsed.path,
-        parsed.text,
-        parsed.way,
-        parsed.bytes,
-        select_runtime(parsed.device),
-        Reporter(sys.stderr),
-    )
-    if parsed.out is not None:
-        write_json(parsed.out, {**dataclasses.asdict(proof), "holds": proof.holds})
-    reporter = standard_output()
-    size = proof.text_bytes
-    for name, value in (
-        ("score", f"{proof.claimed_bpb:.4f} BPB ({proof.label}), {proof.way} windows"),
-        ("text", f"{size:,} bytes; xz -9: {proof.xz_bytes:,}"),
-        ("claimed", f"{proof.claimed_bytes:,.1f} bytes"),
-        ("stream", f"{proof.stream_bytes:,} bytes (at most {proof.max_stream_bytes:,.1f})"),
-        ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer, a run's code"),
-        ("encode", f"{proof.encode_seconds:.1f} s, {size / proof.encode_seconds:,.0f} bytes/s"),
-        ("decode", f"{proof.decode_seconds:.1f} s, {size / proof.decode_seconds:,.0f} bytes/s"),
-        ("decoded", proof.why_not or "bit for bit, by another process"),
-        ("verdict", "proven" if proof.holds else "not proven"),
-    ):
-        reporter.line(f"{name:<9} {value}")
-    if not proof.holds:
-        raise UserError(f"the score of {parsed.path} is not proven")
-
-
 def generate(arguments: list[str]) -> None:
     """`paramgolf generate`: text from the packed model, as it comes."""
     from paramgolf.scoring.predictor import load
@@ -236,12 +169,3 @@ def generate(arguments: list[str]) -> None:
     reporter = standard_output()
     for piece in chain([parsed.prompt], pieces, ["\n"]):
         reporter.text(piece)
-
-
-def export(arguments: list[str]) -> None:
-    """`paramgolf export`: the weights as safetensors."""
-    from paramgolf.publish.export import export
-
-    parsed = tyro.cli(ExportArguments, prog="paramgolf export", args=arguments)
-    export(parsed.artifact, parsed.out)
-    standard_output().line(f"model.safetensors (float32) and config.json are in {parsed.out}")

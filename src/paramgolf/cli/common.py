@@ -59,7 +59,7 @@ def usage() -> str:
         "  seeds RECIPE --seeds N...        the same run for several seeds: mean, deviation, range",
         "  compare A B                      is A better than B by a margin? of runs or seeds",
         "  ablate RECIPE --vary KEY=A,B     a grid of configurations: table and plot",
-        "  record SEEDS... --out DIR        a submission folder of runs that differ in their seed",
+        "  submission SEEDS... --out DIR    a submission folder of runs that differ in their seed",
         "  export ARTIFACT --out DIR        the weights as safetensors",
         "  data build|fetch|info            any text to token shards, with tokenizer and manifest",
         "",

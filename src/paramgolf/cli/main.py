@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from paramgolf.cli.common import choose, usage
+from paramgolf.errors import ConfigError
 from paramgolf.runtime import signals
 from paramgolf.runtime.console import is_main_rank
 from paramgolf.version import __version__
@@ -20,18 +21,19 @@ _COMMANDS = {
     "compress": "artifacts",
     "decompress": "artifacts",
     "generate": "artifacts",
-    "prove": "artifacts",
-    "export": "artifacts",
-    "audit": "runs",
-    "bundle": "runs",
-    "report": "runs",
-    "seeds": "records",
-    "compare": "records",
-    "ablate": "records",
-    "record": "records",
+    "prove": "verify",
+    "export": "publish",
+    "audit": "verify",
+    "bundle": "publish",
+    "report": "report",
+    "seeds": "study",
+    "compare": "study",
+    "ablate": "study",
+    "submission": "publish",
     "data": "data",
 }
 """The module of every command, imported when it is called: --help should not wait for PyTorch."""
+_RENAMED = {"record": "submission"}
 
 
 def main() -> NoReturn:
@@ -66,5 +68,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         print(f"paramgolf {__version__}")
     else:
         name = arguments[0]
+        if name in _RENAMED:
+            raise ConfigError(f"the command is now `paramgolf {_RENAMED[name]}`")
         module = importlib.import_module(f"paramgolf.cli.{choose('command', name, _COMMANDS)}")
         getattr(module, name)(list(arguments[1:]))

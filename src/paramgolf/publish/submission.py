@@ -33,7 +33,7 @@ _POSITIONS = 4  # of the audit, where it has to be run
 
 
 @dataclass(frozen=True)
-class Record:
+class Submission:
     """What a submission folder says."""
 
     recipe: str
@@ -62,7 +62,7 @@ class Record:
         return self.scored[0].label
 
 
-def record(
+def write_submission(
     paths: Sequence[Path], out: Path, author: str, name: str, reporter: Reporter
 ) -> dict[str, Any]:
     """Write the submission folder `out`; gives what submission.json holds.
@@ -96,7 +96,7 @@ def record(
     return submission
 
 
-def _gather(paths: Sequence[Path], reporter: Reporter) -> Record:
+def _gather(paths: Sequence[Path], reporter: Reporter) -> Submission:
     """Read all runs and audit those that are not audited yet."""
     members = [member for path in paths for member in read_seeds(path).members]
     seeds = Seeds(sorted(members, key=lambda member: member.seed))
@@ -111,7 +111,7 @@ def _gather(paths: Sequence[Path], reporter: Reporter) -> Record:
     scored = [read_scored(member, stage) for member in seeds.finished]
     require_same(scored, ("text_sha256", "bytes", "tokens", "label"))
     audits = [_audited(member, config, reporter) for member in seeds.finished]
-    return Record(recipe, config, seeds, stage, scored, audits)
+    return Submission(recipe, config, seeds, stage, scored, audits)
 
 
 def _require_same_configuration(members: Sequence[Member]) -> tuple[str, RunConfig]:
@@ -142,7 +142,7 @@ def _audited(member: Member, config: RunConfig, reporter: Reporter) -> dict[str,
     return read_json(path)
 
 
-def _submission(found: Record, author: str, name: str) -> dict[str, Any]:
+def _submission(found: Submission, author: str, name: str) -> dict[str, Any]:
     """What submission.json holds."""
     finished, scored = found.seeds.finished, found.scored
     bpb = [one.bpb for one in scored]
@@ -199,7 +199,7 @@ def _of_seed(member: Member, one: Scored, checks: dict[str, Any]) -> dict[str, A
     }
 
 
-def _verdict(found: Record) -> str:
+def _verdict(found: Submission) -> str:
     """The audits' verdict in one line; where they fail, the conditions and the seeds."""
     if found.compliant:
         first = " ".join(found.audits[0]["verdict"][0].split())
@@ -244,7 +244,7 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _readme(found: Record, submission: dict[str, Any], sizes: dict[str, int]) -> str:
+def _readme(found: Submission, submission: dict[str, Any], sizes: dict[str, int]) -> str:
     """README.md, of the template beside this module."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("paramgolf.publish"),

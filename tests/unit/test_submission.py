@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paramgolf.errors import UserError
-from paramgolf.publish.submission import record
+from paramgolf.publish.submission import write_submission
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import write_json
 from tests.written_runs import BYTES_D, NATS_D, TINY, write_audit, write_run, write_seeds
@@ -35,7 +35,7 @@ def beginning(out: Path) -> str:
 
 def test_every_figure_is_that_of_the_runs(tmp_path: Path) -> None:
     folder, out = audited(tmp_path / "seeds"), tmp_path / "out"
-    said = record([folder], out, "A. Author", "A title", SILENT)
+    said = write_submission([folder], out, "A. Author", "A title", SILENT)
     assert json.loads((out / "submission.json").read_text()) == said
     bpb = {seed: NATS_D.sum() * s / np.log(2) / BYTES_D.sum() for seed, s in SCALES.items()}
     assert said["val_bpb"] == pytest.approx(statistics.fmean(bpb.values()))
@@ -74,14 +74,14 @@ def test_every_figure_is_that_of_the_runs(tmp_path: Path) -> None:
 def test_runs_by_name_are_as_good_as_their_folder(tmp_path: Path) -> None:
     folder = audited(tmp_path / "seeds")
     runs = [folder / f"seed-{seed}" for seed in (9, 5, 7)]
-    one = record(runs, tmp_path / "one", "", "", SILENT)
-    assert one == record([folder], tmp_path / "two", "", "", SILENT)
+    one = write_submission(runs, tmp_path / "one", "", "", SILENT)
+    assert one == write_submission([folder], tmp_path / "two", "", "", SILENT)
     assert (one["name"], one["author"]) == ("tiny", None)
 
 
 def test_a_failed_audit_is_the_first_thing_said(tmp_path: Path) -> None:
     folder = audited(tmp_path / "seeds", ("1 causal", "bytes"))
-    said = record([folder], tmp_path / "out", "", "", SILENT)
+    said = write_submission([folder], tmp_path / "out", "", "", SILENT)
     assert said["compliant"] is False
     assert said["verdict"] == "NOT compliant: 1 causal, bytes (seeds 9)"
     assert list(said).index("compliant") < list(said).index("val_bpb")
@@ -94,7 +94,7 @@ def test_a_failed_audit_is_the_first_thing_said(tmp_path: Path) -> None:
 def test_an_in_sample_score_is_named_before_its_number(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", label="in-sample")
     write_audit(run, ("provenance",))
-    said = record([run], tmp_path / "out", "", "", SILENT)
+    said = write_submission([run], tmp_path / "out", "", "", SILENT)
     assert (said["label"], said["val_bpb_std"]) == ("in-sample", None)
     top = beginning(tmp_path / "out")
     assert top.index("**In-sample:") < top.index(" BPB** (in-sample)")
@@ -105,7 +105,7 @@ def test_a_seed_without_a_score_is_not_hidden(tmp_path: Path) -> None:
     (folder / "seed-7" / "results.json").unlink()
     entries = [{"seed": s, "failure": "it diverged" if s == 7 else ""} for s in (5, 7, 9, 11)]
     write_json(folder / "seeds.json", {"runs": entries})
-    said = record([folder], tmp_path / "out", "", "", SILENT)
+    said = write_submission([folder], tmp_path / "out", "", "", SILENT)
     assert said["left_out"] == {"7": "it diverged", "11": "not finished"}
     assert said["model_of_seed"] == 9  # the better one of 5 and 9
     top = beginning(tmp_path / "out")
@@ -114,7 +114,7 @@ def test_a_seed_without_a_score_is_not_hidden(tmp_path: Path) -> None:
     assert "| 7 | - | - | - | failed |" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_what_makes_no_record(tmp_path: Path) -> None:
+def test_runs_that_make_no_submission(tmp_path: Path) -> None:
     folder, out = audited(tmp_path / "seeds"), tmp_path / "out"
     other = dataclasses.replace(TINY, pack=dataclasses.replace(TINY.pack, damping=0.5))
     write_run(tmp_path / "other", 3, config=other)
@@ -128,11 +128,11 @@ def test_what_makes_no_record(tmp_path: Path) -> None:
         ("label", "label is in-sample in .*label and held-out in"),
     ):
         with pytest.raises(UserError, match=words):
-            record([folder, tmp_path / run], out, "", "", SILENT)
+            write_submission([folder, tmp_path / run], out, "", "", SILENT)
     (tmp_path / "label" / "results.json").unlink()
     with pytest.raises(UserError, match="no run is finished"):
-        record([tmp_path / "label"], out, "", "", SILENT)
+        write_submission([tmp_path / "label"], out, "", "", SILENT)
     assert not out.exists()
-    record([folder], out, "", "", SILENT)
+    write_submission([folder], out, "", "", SILENT)
     with pytest.raises(UserError, match="is not empty"):
-        record([folder], out, "", "", SILENT)
+        write_submission([folder], out, "", "", SILENT)

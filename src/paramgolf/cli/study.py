@@ -1,8 +1,7 @@
-"""Commands over several runs: seeds, a comparison, a grid, a submission folder."""
+"""Commands over several runs: seeds, a comparison, an ablation grid."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,20 +62,6 @@ class CompareArguments:
     """Write the result there, too, as JSON."""
 
 
-@dataclass(frozen=True)
-class RecordArguments:
-    """Write a submission folder of runs that differ in their seed."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Runs, or folders of seeds."""
-    out: Path
-    """A new folder."""
-    author: str = ""
-    """Who submits."""
-    name: str = ""
-    """Of the submission; by default the recipe's."""
-
-
 def seeds(arguments: list[str]) -> None:
     """`paramgolf seeds`: a recipe for several seeds."""
     reporter = standard_output()
@@ -124,25 +109,6 @@ def compare(arguments: list[str]) -> None:
     _print_comparison(found, standard_output())
     if parsed.out is not None:
         write_json(parsed.out, found.to_json())
-
-
-def record(arguments: list[str]) -> None:
-    """`paramgolf record`: a submission folder."""
-    from paramgolf.publish.submission import record
-
-    parsed = tyro.cli(RecordArguments, prog="paramgolf record", args=arguments)
-    if not parsed.runs:
-        raise ConfigError("name at least one run or folder of seeds: paramgolf record SEEDS...")
-    said = record(parsed.runs, parsed.out, parsed.author, parsed.name, Reporter(sys.stderr))
-    reporter = standard_output()
-    for seed, one in said["seeds"].items():
-        passes = "passes" if one["audit_passed"] else "FAILS"
-        reporter.line(f"seed {seed:<10} {one['val_bpb']:.4f} BPB  {one['label']}  audit {passes}")
-    for seed, why in said["left_out"].items():
-        reporter.line(f"seed {seed:<10} left out: {why}")
-    reporter.line(f"mean            {said['val_bpb']:.4f} BPB  {said['label']}")
-    reporter.line(f"verdict         {said['verdict']}")
-    reporter.line(f"everything is in {parsed.out}; the model is of seed {said['model_of_seed']}")
 
 
 def _asks_for_usage(arguments: list[str], reporter: Reporter) -> bool:

@@ -1,0 +1,89 @@
+"""Commands that write a result for others: a bundle, exported weights, a submission folder."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from paramgolf.errors import ConfigError
+from paramgolf.runtime.console import Reporter, standard_output
+
+
+@dataclass(frozen=True)
+class BundleArguments:
+    """Write a run's code, model and tokenizer to a self-contained directory."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a packed run."""
+    out: Path
+    """A new directory."""
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write an artifact's weights as safetensors, with a config."""
+
+    artifact: tyro.conf.Positional[Path]
+    """The packed model, model.bin of a run."""
+    out: Path
+    """A new directory."""
+
+
+@dataclass(frozen=True)
+class SubmissionArguments:
+    """Write a submission folder from runs that differ only in their seed."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, or folders of seeds."""
+    out: Path
+    """A new directory."""
+    author: str = ""
+    """Name of the submitter."""
+    name: str = ""
+    """Name of the submission; by default that of the recipe."""
+
+
+def bundle(arguments: list[str]) -> None:
+    """`paramgolf bundle`: one self-contained directory."""
+    from paramgolf.publish.bundle import bundle
+
+    parsed = tyro.cli(BundleArguments, prog="paramgolf bundle", args=arguments)
+    sizes = bundle(parsed.run, parsed.out)
+    reporter = standard_output()
+    for name, size in sizes.items():
+        reporter.line(f"{size:>12,}  {name}")
+    counted = sizes["train_gpt.py"] + sizes["model.bin"]
+    reporter.line(f"{counted:>12,}  bytes count: train_gpt.py and model.bin, in {parsed.out}")
+
+
+def export(arguments: list[str]) -> None:
+    """`paramgolf export`: the weights as safetensors."""
+    from paramgolf.publish.export import export
+
+    parsed = tyro.cli(ExportArguments, prog="paramgolf export", args=arguments)
+    export(parsed.artifact, parsed.out)
+    standard_output().line(f"wrote model.safetensors (float32) and config.json to {parsed.out}")
+
+
+def submission(arguments: list[str]) -> None:
+    """`paramgolf submission`: a submission folder."""
+    from paramgolf.publish.submission import write_submission
+
+    parsed = tyro.cli(SubmissionArguments, prog="paramgolf submission", args=arguments)
+    if not parsed.runs:
+        raise ConfigError("name at least one run or folder of seeds: paramgolf submission SEEDS...")
+    written = write_submission(
+        parsed.runs, parsed.out, parsed.author, parsed.name, Reporter(sys.stderr)
+    )
+    reporter = standard_output()
+    for seed, one in written["seeds"].items():
+        passes = "passes" if one["audit_passed"] else "FAILS"
+        reporter.line(f"seed {seed:<10} {one['val_bpb']:.4f} BPB  {one['label']}  audit {passes}")
+    for seed, reason in written["left_out"].items():
+        reporter.line(f"seed {seed:<10} left out: {reason}")
+    reporter.line(f"mean            {written['val_bpb']:.4f} BPB  {written['label']}")
+    reporter.line(f"verdict         {written['verdict']}")
+    reporter.line(f"wrote {parsed.out}, with the model of seed {written['model_of_seed']}")

@@ -1,0 +1,35 @@
+"""The command that renders a finished run as a web page."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from paramgolf.runtime.console import Reporter, standard_output
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Write a self-contained HTML page about a run: report.html."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a finished run."""
+    out: Path | None = None
+    """The file to write; by default report.html in the run directory."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where to predict the page's passage of text."""
+
+
+def report(arguments: list[str]) -> None:
+    """`paramgolf report`: a run as an HTML page."""
+    from paramgolf.report.page import report
+    from paramgolf.runtime.device import select_runtime
+
+    parsed = tyro.cli(ReportArguments, prog="paramgolf report", args=arguments)
+    out = parsed.out or parsed.run / "report.html"
+    size = report(parsed.run, out, select_runtime(parsed.device), Reporter(sys.stderr))
+    standard_output().line(f"{out}, {size:,} bytes")

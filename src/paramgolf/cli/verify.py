@@ -1,0 +1,102 @@
+"""Commands that check a run: audit its score, prove it by decoding."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from paramgolf.errors import ConfigError, UserError
+from paramgolf.runtime.console import Reporter, standard_output
+
+
+@dataclass(frozen=True)
+class AuditArguments:
+    """Recheck everything behind a run's score, one line per check; exit code 1 if one fails."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a finished run."""
+    positions: int = 4
+    """Positions at which every token of the vocabulary is scored: one window per token each."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to score: the same kind of device as the run's."""
+
+
+@dataclass(frozen=True)
+class ProveArguments:
+    """Prove a score: code the text with the artifact, let another process decode it."""
+
+    path: tyro.conf.Positional[Path]
+    """A run's directory, or an artifact (model.bin) with its tokenizer beside it."""
+    text: Path | None = None
+    """A UTF-8 file; by default the run's validation text."""
+    way: Literal["plain", "sliding", "score-first"] = "plain"
+    """Windows one after the other; sliding; or sliding, and learning as the recipe says. The last
+    two code one token after the other: slow."""
+    bytes: int = 100_000
+    """Only the first bytes of the text; 0: all of it."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where both sides compute."""
+    out: Path | None = None
+    """Write the result there, too, as JSON."""
+
+
+def audit(arguments: list[str]) -> None:
+    """`paramgolf audit`: recheck everything behind a score."""
+    from paramgolf.runtime.device import select_runtime
+    from paramgolf.verify.audit import audit
+
+    parsed = tyro.cli(AuditArguments, prog="paramgolf audit", args=arguments)
+    if parsed.positions < 1:
+        raise ConfigError(f"invalid --positions = {parsed.positions}: expected 1 or more")
+    runtime = select_runtime(parsed.device)
+    result = audit(parsed.run, parsed.positions, runtime, Reporter(sys.stderr))
+    reporter = standard_output()
+    for check in result.checks:
+        reporter.line(f"{check.outcome:<14} {check.name:<34} {check.figure}")
+    reporter.line("")
+    for line in result.summary():
+        reporter.line(line)
+    if not result.passed:
+        raise UserError(f"the audit of {parsed.run} fails: {', '.join(result.failed)}")
+
+
+def prove(arguments: list[str]) -> None:
+    """`paramgolf prove`: prove a score by coding and decoding the text."""
+    from paramgolf.runtime.device import select_runtime
+    from paramgolf.runtime.files import write_json
+    from paramgolf.verify.prove import prove
+
+    parsed = tyro.cli(ProveArguments, prog="paramgolf prove", args=arguments)
+    if parsed.bytes < 0:
+        raise ConfigError(f"invalid --bytes = {parsed.bytes}: expected 0 or more")
+    proof = prove(
+        parsed.path,
+        parsed.text,
+        parsed.way,
+        parsed.bytes,
+        select_runtime(parsed.device),
+        Reporter(sys.stderr),
+    )
+    if parsed.out is not None:
+        write_json(parsed.out, {**dataclasses.asdict(proof), "holds": proof.holds})
+    reporter = standard_output()
+    size = proof.text_bytes
+    for name, value in (
+        ("score", f"{proof.claimed_bpb:.4f} BPB ({proof.label}), {proof.way} windows"),
+        ("text", f"{size:,} bytes; xz -9: {proof.xz_bytes:,}"),
+        ("claimed", f"{proof.claimed_bytes:,.1f} bytes"),
+        ("stream", f"{proof.stream_bytes:,} bytes (at most {proof.max_stream_bytes:,.1f})"),
+        ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer, a run's code"),
+        ("encode", f"{proof.encode_seconds:.1f} s, {size / proof.encode_seconds:,.0f} bytes/s"),
+        ("decode", f"{proof.decode_seconds:.1f} s, {size / proof.decode_seconds:,.0f} bytes/s"),
+        ("decoded", proof.why_not or "bit for bit, by another process"),
+        ("verdict", "proven" if proof.holds else "not proven"),
+    ):
+        reporter.line(f"{name:<9} {value}")
+    if not proof.holds:
+        raise UserError(f"the score of {parsed.path} is not proven")
