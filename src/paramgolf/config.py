@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 def require(ok: bool, key: str, value: object, allowed: str) -> None:
     """Raise a ConfigError that names key, value and what is allowed, unless `ok`."""
     if not ok:
-        raise ConfigError(f"{key} = {value!r} is not possible: it must be {allowed}")
+        raise ConfigError(f"invalid {key} = {value!r}: expected {allowed}")
 
 
 def require_positive(section: str, config: object, *names: str) -> None:
@@ -66,8 +66,9 @@ class DataConfig:
         require_share("data", self, "val_share", "adapt_share")
         total = self.val_share + self.adapt_share
         require(
-            total < 1, "data.val_share + data.adapt_share", total, "below 1, to leave training text"
-        )
+            total < 1, "data.val_share + data.adapt_share", total,
+            "a sum below 1, to leave training text",
+        )  # fmt: skip
         require(self.val_targets >= 0, "data.val_targets", self.val_targets, "0 or more")
         require_positive("data", self, "shard_tokens")
 
@@ -437,5 +438,5 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return value
     if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
-    require(type(value) is hint, key, value, f"of type {hint.__name__}")
+    require(type(value) is hint, key, value, f"type {hint.__name__}")
     return value

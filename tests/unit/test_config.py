@@ -164,7 +164,7 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("key", "value", "allowed"), OUT_OF_RANGE)
 def test_values_out_of_range(key: str, value: Any, allowed: str) -> None:
     message = refusal({key: value})
-    assert message.startswith(f"{key} = {value!r} ")
+    assert message.startswith(f"invalid {key} = {value!r}: expected ")
     assert allowed in message
 
 
@@ -188,7 +188,7 @@ WRONG_TYPES: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("key", "value", "type_name"), WRONG_TYPES)
 def test_values_of_another_type(key: str, value: Any, type_name: str) -> None:
     message = refusal({key: value})
-    assert message.startswith(f"{key} = {value!r} ")
+    assert message.startswith(f"invalid {key} = {value!r}: expected ")
     assert message.endswith(type_name)
 
 
@@ -204,7 +204,7 @@ def test_values_of_another_type(key: str, value: Any, type_name: str) -> None:
 )
 def test_values_outside_of_a_choice(key: str, value: Any, allowed: list[str]) -> None:
     message = refusal({key: value})
-    assert message.startswith(f"{key} = {value!r} ")
+    assert message.startswith(f"invalid {key} = {value!r}: expected ")
     assert all(choice in message for choice in allowed)
 
 

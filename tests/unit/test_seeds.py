@@ -149,7 +149,7 @@ def test_values_of_other_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (["seed=1,2"], "--seeds"),
         (
             ["train.max_steps=1.5"],
-            "train.max_steps = '1.5' is not possible: it must be of type int",
+            "invalid train.max_steps = '1.5': expected type int",
         ),
         (["pack.fill_budget=yes"], "pack.fill_budget = 'yes'"),
         (["adapt.text=scord"], "adapt.text = 'scord'"),

@@ -87,7 +87,7 @@ def score(arguments: list[str]) -> None:
     if not parsed.files:
         raise ConfigError("name at least one text file: paramgolf score ARTIFACT FILE...")
     if parsed.stride < -1:
-        raise ConfigError(f"--stride = {parsed.stride} is not possible: it must be -1, 0 or more")
+        raise ConfigError(f"invalid --stride = {parsed.stride}: expected -1, 0 or more")
     predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
     table = Table()
     table.add_column("file", overflow="fold")
@@ -161,7 +161,7 @@ def generate(arguments: list[str]) -> None:
 
     parsed = tyro.cli(GenerateArguments, prog="paramgolf generate", args=arguments)
     if parsed.max_tokens < 1:
-        raise ConfigError(f"--max-tokens = {parsed.max_tokens} is not possible: it must be over 0")
+        raise ConfigError(f"invalid --max-tokens = {parsed.max_tokens}: expected over 0")
     predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
     pieces = predictor.generate(
         parsed.prompt, parsed.max_tokens, parsed.temperature, parsed.top_p, parsed.seed

@@ -157,7 +157,7 @@ class Predictor:
         seq_len = self.artifact.model.seq_len
         stride = self.artifact.stride if stride is None else stride
         if not 0 <= stride <= seq_len:
-            raise ConfigError(f"stride = {stride} is not possible: it must be 0 to {seq_len}")
+            raise ConfigError(f"invalid stride = {stride}: expected 0 to {seq_len}")
         if stride:
             return sliding_windows(num_targets, seq_len, stride)
         return plain_windows(num_targets, seq_len)
@@ -194,7 +194,7 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str = "a
         UserError: if a file is missing, damaged, or does not belong to the artifact.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device = {device!r} is not possible: it must be auto, cpu or cuda")
+        raise UserError(f"invalid device = {device!r}: expected auto, cpu or cuda")
     return load_on(Path(path), Path(tokenizer) if tokenizer else None, select_runtime(device))
 
 

@@ -185,7 +185,7 @@ def compare(path_a: Path, path_b: Path, stage: str, margin_nats: float) -> Compa
             to be the same: text, its bytes, label; within a side, the tokens.
     """
     if not 0 <= margin_nats < math.inf:
-        raise ConfigError(f"--margin-nats = {margin_nats} is not possible: it must be 0 or more")
+        raise ConfigError(f"invalid --margin-nats = {margin_nats}: expected 0 or more")
     found = [read_seeds(path) for path in (path_a, path_b)]
     for path, side in zip((path_a, path_b), found, strict=True):
         if not side.finished:
