@@ -1,7 +1,8 @@
 """The bench of one H200: both branches from one training, beside the reference's figures.
 
 Cost: about 12 minutes on one NVIDIA H200 with 16 CPU cores. Needs the folder `corpus/` (the text
-and tokenizer of the bench) in the current directory. Expected: the table of docs/experiments.md.
+and tokenizer of the bench) in the current directory. Expected: the tables of
+docs/experiments/bench-h200.md.
 
     python scripts/bench_h200.py --out runs/bench            # both branches
     python scripts/bench_h200.py --out runs/smoke --smoke    # the same in 3 minutes, no figures

@@ -1,7 +1,7 @@
 """What the integers of an artifact take under several coders, and what ours takes a role.
 
 Cost: two minutes on two cores for 36 M weights (Brotli-11 and LZMA take most of it). Expected: the
-table of docs/experiments.md. Needs brotli and zstandard (the extra `dev`).
+table of docs/experiments/coding.md. Needs brotli and zstandard (the extra `dev`).
 
     python scripts/coding_table.py runs/tiny-.../model.bin
 """

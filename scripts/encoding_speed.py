@@ -1,7 +1,8 @@
 """Encoding here beside SentencePiece's own batch encoding: the same text, tokenizer and cores.
 
 Cost: about two minutes on two cores. Needs a folder with train.jsonl.xz and a SentencePiece model
-(the bench's, by default). Expected: at least 0.9 times SentencePiece's speed (docs/experiments.md).
+(the bench's, by default). Expected: at least 0.9 times SentencePiece's speed
+(docs/experiments/encoding-speed.md).
 
     python scripts/encoding_speed.py
 """

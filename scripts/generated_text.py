@@ -1,6 +1,6 @@
 """Writes text of any size that no tokenizer has learned by heart, to see what a build takes.
 
-Cost: a minute a gigabyte. Expected: the figures of docs/experiments.md.
+Cost: a minute a gigabyte. Expected: the figures of docs/experiments/data-build.md.
 
     python scripts/generated_text.py --out /tmp/big/text.jsonl --bytes 2000000000
     /usr/bin/time -v paramgolf data build /tmp/big/text.jsonl --out /tmp/big/out --max-overlap 1

@@ -1,6 +1,7 @@
 """What a step of score-first learning takes on a CPU: seconds and peak memory.
 
-Cost: half a minute on two cores. Expected: the figures of docs/experiments.md.
+Cost: half a minute on two cores. Expected: the figures of
+docs/experiments/score-first-cpu-memory.md.
 
     python scripts/learning_memory.py                       # in passes, as paramgolf does it
     python scripts/learning_memory.py --pass-tokens 8192    # all targets in one pass

@@ -2,8 +2,8 @@
 
 Cost: on one NVIDIA H200 some minutes a way for 300,000 bytes in plain windows and 30,000 in
 sliding ones; on two cores, for the recipes tiny and legal, seconds for plain windows and minutes
-for the others. Expected: the table of docs/experiments.md. Needs brotli and zstandard (the extra
-`dev`).
+for the others. Expected: the table of docs/experiments/proofs.md. Needs brotli and
+zstandard (the extra `dev`).
 
     python scripts/proofs.py --run runs/h200-legal-... plain=300000 sliding=30000
 """

@@ -4,10 +4,10 @@ Adapts one trained model on the scored text (in-sample, as the reference did) fo
 under both schedules, scoring after every epoch.
 
 Cost: 8 E epochs; E = 6 on one NVIDIA H200: about 6 minutes after the training that it starts from.
-Expected: the table of docs/experiments.md.
+Expected: the table of docs/experiments/adaptation-schedule.md.
 
     python scripts/schedule_ablation.py --run /tmp/bench/not-adapted --epochs 6 --out /tmp/ablation
-    python scripts/schedule_ablation.py --out /tmp/ablation --plot docs/schedule.svg
+    python scripts/schedule_ablation.py --out /tmp/ablation --plot docs/experiments/schedule.svg
 """
 
 from __future__ import annotations

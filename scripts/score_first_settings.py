@@ -2,7 +2,7 @@
 
 Cost: about 8 minutes on one NVIDIA H200 (compilation once for every size of chunk). Needs the
 folder `corpus/` and a packed model with its tokenizer beside it. Expected: the table of
-docs/experiments.md.
+docs/experiments/score-first-settings.md.
 
     python scripts/score_first_settings.py --artifact runs/bench/not-adapted/model.bin
 """

@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.command import command
 from tests.e2e.mini import read_results, table_rows
 
-CEILING = 1.822  # mean of five seeds + 4 standard deviations: docs/experiments.md
+CEILING = 1.822  # mean of five seeds + 4 standard deviations: docs/experiments/tiny-seeds.md
 MAX_SECONDS = 600
 
 
@@ -47,7 +47,7 @@ def test_tiny_is_quick_small_and_good(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def coding_table(artifact: Path) -> str:
-    """The table of docs/experiments.md, of this artifact: our coder leads it, near its ideal."""
+    """The table of docs/experiments/coding.md for this artifact: our coder leads, near its ideal."""
     script = Path(__file__).parents[2] / "scripts" / "coding_table.py"
     done = subprocess.run([sys.executable, script, artifact], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

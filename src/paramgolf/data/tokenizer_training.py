@@ -15,7 +15,8 @@ _LONGEST_SENTENCE_BYTES = 4192
 _SPACE = "\u2581"
 _CASE_PIECES = [*OPERATORS, _SPACE + TITLE, _SPACE + CAPS]
 """The operators, and those that stand behind a space together with it: with the operators alone a
-capitalised word takes three tokens, and a text 7 % more in all (docs/experiments.md)."""
+capitalised word takes three tokens, and a text 7 % more in all:
+docs/experiments/caseops-tokens.md."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = False) -> bytes:

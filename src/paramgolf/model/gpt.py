@@ -163,7 +163,8 @@ class GPT(nn.Module):
         self.config = config
         self.dtype = dtype
         # Stored, with its Adam moments, as it is used (the reference does so): a float32 master
-        # changed no score and cost 1.4 % of the training speed (docs/experiments.md).
+        # changed no score and cost 1.4 % of the training speed:
+        # docs/experiments/float32-embedding.md.
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=dtype))
         self.blocks = nn.ModuleList(Block(config, i, dtype) for i in range(config.num_layers))
         master = torch.promote_types(dtype, torch.float32)
