@@ -2,7 +2,8 @@
 
 Cost: about 10 minutes on two NVIDIA H200s of one host. Needs the folder `corpus/` (the text and
 tokenizer of the bench) in the current directory. Expected: the table of
-docs/experiments/ranks-two-h100.md, 1.9 times the speed (training 1.85) and BPB equal to about 0.002.
+docs/experiments/ranks-two-h100.md, 1.9 times the speed (training 1.85) and BPB equal to about
+0.002.
 
     python scripts/bench_ranks.py --out /tmp/ranks
     python scripts/bench_ranks.py --out /tmp/ranks --cpu     # the recipe tiny, shrunk, on the CPU

@@ -47,7 +47,7 @@ def test_tiny_is_quick_small_and_good(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def coding_table(artifact: Path) -> str:
-    """The table of docs/experiments/coding.md for this artifact: our coder leads, near its ideal."""
+    """Table of docs/experiments/coding.md for this artifact: our coder leads, near the ideal."""
     script = Path(__file__).parents[2] / "scripts" / "coding_table.py"
     done = subprocess.run([sys.executable, script, artifact], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
