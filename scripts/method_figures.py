@@ -1,6 +1,6 @@
-"""The figures of docs/method.md, from a finished run and from the functions that its stages call.
+"""Draw the figures of docs/method.md from a finished run and from functions that its stages call.
 
-Cost: seconds, beside the run (`paramgolf run tiny`, minutes on two cores). Writes SVG files.
+Takes seconds, and a run (`paramgolf run tiny`, minutes on two cores). Writes SVG files.
 
     python scripts/method_figures.py RUN --out docs/figures
 """
@@ -24,7 +24,7 @@ from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
 
 
 def draw_layers(path: Path) -> None:
-    """The record's visits to its blocks in their order, and which skip joins which."""
+    """Draw in which order the record's blocks run, and which visits a skip connects."""
     order = layer_order(RECIPES["record"][1].model, recurrent=True)
     visits = [*order.encoder, *order.decoder]
     half = len(order.encoder)
@@ -37,8 +37,8 @@ def draw_layers(path: Path) -> None:
             )  # fmt: skip
             axes.add_patch(arrow)
         for name, places, color in (
-            ("first half: remembers", range(half), SERIES[0]),
-            ("second half: blends in", range(half, len(visits)), SERIES[1]),
+            ("first half: output is kept", range(half), SERIES[0]),
+            ("second half: kept output is blended in", range(half, len(visits)), SERIES[1]),
         ):
             axes.plot(places, [visits[i] for i in places], "o-", color=color, label=name, lw=1)
         axes.plot([], [], ":", color=SERIES[5], label="skip")
@@ -48,7 +48,7 @@ def draw_layers(path: Path) -> None:
 
 
 def draw_muon(path: Path) -> None:
-    """What the polynomial makes of a singular value, round by round."""
+    """Draw a singular value after rounds of the polynomial, against the one before."""
     a, b, c = COEFFICIENTS
     values = before = np.linspace(0, 1, 800)
     with drawing("singular value before", "after") as (figure, axes):
@@ -56,13 +56,13 @@ def draw_muon(path: Path) -> None:
         for number in range(1, NUM_ITERATIONS + 1):
             values = a * values + b * values**3 + c * values**5
             if number in (1, NUM_ITERATIONS):
-                axes.plot(before, values, label=f"after {number}")
+                axes.plot(before, values, label=f"after round {number}")
         axes.legend()
     save_svg(figure, path)
 
 
 def contexts(windows: list[Windows], num_targets: int, seq_len: int) -> np.ndarray:
-    """Tokens that each target is predicted from."""
+    """Return the number of tokens that each target is predicted from, (num_targets,)."""
     found = np.zeros(num_targets, int)
     for starts, scored in windows:
         for start in starts:
@@ -73,7 +73,7 @@ def contexts(windows: list[Windows], num_targets: int, seq_len: int) -> np.ndarr
 
 
 def draw_windows(path: Path) -> None:
-    """Tokens that each of the first targets is predicted from."""
+    """Draw how many tokens each of the first targets is predicted from."""
     seq_len, stride, count = 2048, RECIPES["h200"][1].score.stride, 8192
     with drawing("target", "tokens of context") as (figure, axes):
         for name, windows in (
@@ -87,7 +87,7 @@ def draw_windows(path: Path) -> None:
 
 
 def save_inline(svg: str, path: Path) -> None:
-    """A report's plot as a file of its own, black on white."""
+    """Write a plot of the report to a file, black on white."""
     svg = svg.replace("currentColor", "#000000").replace("var(--faint)", "#d8d8d8")
     svg = svg.replace("<svg", '<svg style="background: white"', 1)
     write_bytes(path, svg.encode())
