@@ -17,7 +17,7 @@ from paramgolf.model.order import layer_order
 from paramgolf.optim.muon import COEFFICIENTS, NUM_ITERATIONS
 from paramgolf.recipes import RECIPES
 from paramgolf.report import sections
-from paramgolf.report.page import read_run
+from paramgolf.report.page import read_run_files
 from paramgolf.report.svg import SERIES, drawing, save_svg
 from paramgolf.runtime.files import write_bytes
 from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    files, out = read_run(arguments.run), arguments.out
+    files, out = read_run_files(arguments.run), arguments.out
     draw_layers(out / "layers.svg")
     draw_muon(out / "muon.svg")
     draw_windows(out / "windows.svg")
