@@ -1,4 +1,4 @@
-"""`python -m paramgolf` is the command `paramgolf`."""
+"""`python -m paramgolf` runs the command `paramgolf`."""
 
 from paramgolf.cli.main import main
 

@@ -394,7 +394,7 @@ def test_two_commands_from_markdown_to_a_score(built: Path, cli: Cli, tmp_path: 
         assert ours.texts[name].documents.tolist() == theirs.texts[name].documents.tolist()
         assert ours.texts[name].sha256 == theirs.texts[name].sha256
     scored = cli("score", tmp_path / "run" / "model.bin", built / "text_train_000000.bin")
-    assert "in-sample (100.0% seen)" in scored.stdout
+    assert "in-sample (100.0% overlap)" in scored.stdout
 
 
 @pytest.mark.slow
@@ -423,7 +423,7 @@ def test_a_tokenizer_that_normalises_is_scored_over_both_counts_of_bytes(
         stdout = run_on(tmp_path / name, cli, run, *more)
         for score in read_results(run)["stages"].values():
             assert score["original_bytes"] == size > score["bytes"]
-        assert f"normalises; over the {size:,} bytes of the text as it is" in stdout
+        assert f"normalises; over the {size:,} bytes of the original text" in stdout
     text = "\ufb01ne \u2460 and  so   on, " * 40
     plain = unicodedata.normalize("NFKC", " ".join(text.split()))
     (tmp_path / "a.txt").write_text(text)
@@ -436,7 +436,7 @@ def test_a_tokenizer_that_normalises_is_scored_over_both_counts_of_bytes(
     assert ours[1:5] == theirs[1:5]  # the same tokens: BPB, loss, tokens, bytes
     bpb, size = float(ours[1]), len(text.encode())
     stated = re.search(
-        rf"over the {size:,} bytes of the text as it is, ([0-9.]+) BPB", original.stdout
+        rf"over the {size:,} bytes of the original text: ([0-9.]+) BPB", original.stdout
     )
     assert stated is not None
     assert float(stated[1]) == pytest.approx(bpb * len(plain.encode()) / size, abs=2e-4)

@@ -174,14 +174,15 @@ def test_printed_table_says_what_the_results_say(mini_run: FinishedRun) -> None:
             f"{score['loss_nats']:.4f}",
             f"{score['tokens']:,}",
             f"{score['bytes']:,}",
+            "",
             score["label"],
         ]
     xz = results["xz"]
-    assert rows["xz -9, for scale"] == [f"{xz['bpb']:.4f}", "", "", f"{xz['bytes']:,}", ""]
+    assert rows["xz -9, for comparison"] == [f"{xz['bpb']:.4f}", "", "", "", f"{xz['bytes']:,}", ""]
     for phase, value in results["seconds"].items():
         budget, reason = account(phase, "adapt")
         assert rows[phase][0] == f"{value:.1f}"
-        assert rows[phase][1] == (f"none: {reason}" if reason else budget)
+        assert rows[phase][1] == (f"not counted: {reason}" if reason else budget)
     size = results["bytes"]
     assert f"bytes     {size['total']:,} of {size['budget']:,}: model.bin" in mini_run.stdout
     assert f"sha256 {results['corpus']['sha256'][:16]}" in mini_run.stdout
@@ -369,9 +370,9 @@ def test_labels_of_texts_that_shaped_the_model(
     for name, text in {"val": val[0], "adapt": val[-1], "train": train[0]}.items():
         (tmp_path / name).write_bytes(text.encode())
     rows = score_rows(cli, mini_run.path / "model.bin", "val", "adapt", "train", cwd=tmp_path)
-    assert rows["val"][4] == "held-out (0.0% seen)"
-    assert rows["adapt"][4] == "in-sample (100.0% seen)"
-    assert rows["train"][4] == "in-sample (100.0% seen)"
+    assert rows["val"][4] == "held-out (0.0% overlap)"
+    assert rows["adapt"][4] == "in-sample (100.0% overlap)"
+    assert rows["train"][4] == "in-sample (100.0% overlap)"
 
 
 def test_score_from_artifact_and_tokenizer_alone(
@@ -387,7 +388,7 @@ def test_score_from_artifact_and_tokenizer_alone(
     assert (result.code, result.stderr) == (0, "")
     (apart,) = table_rows(result.stdout)
     assert apart[1:5] == in_run[:4]
-    assert (apart[5], in_run[4]) == ("unverified", "held-out (0.0% seen)")
+    assert (apart[5], in_run[4]) == ("unverified", "held-out (0.0% overlap)")
     assert sorted(path.name for path in alone.iterdir()) == ["model.bin", "tokenizer.model"]
 
 

@@ -235,7 +235,7 @@ def _environment_of_worker(agent: subprocess.Popen[bytes]) -> list[bytes]:
 
 def test_misuse_is_said_once(options: list[str], tmp_path: Path) -> None:
     for arguments, expected in (
-        (("tinny",), "there is no recipe 'tinny'"),
+        (("tinny",), "unknown recipe 'tinny'"),
         (("tiny", *options, "--train.batch-tokens", "64", "--train.micro-batch-tokens", "64",
           "--out", tmp_path / "a"), "for 2 ranks"),
         (("tiny", *options, "--data.source", tmp_path / "nothing", "--out", tmp_path / "b"),

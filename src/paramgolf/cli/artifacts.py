@@ -1,4 +1,4 @@
-"""Commands over an artifact: what it makes of a text, and what it is."""
+"""Commands that use a packed model: score, compress, decompress, generate."""
 
 from __future__ import annotations
 
@@ -18,65 +18,65 @@ from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
 
 @dataclass(frozen=True)
 class ScoreArguments:
-    """Score any text with an artifact: BPB, tokens, bytes, label."""
+    """Score any text with a packed model: BPB, loss, tokens, bytes, label."""
 
     artifact: tyro.conf.Positional[Path]
     """The packed model, model.bin of a run."""
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """UTF-8 text (one document a file), .jsonl[.gz|.xz] (documents), or token shards (.bin, all
-    together one text)."""
+    """UTF-8 text files (one document per file), .jsonl[.gz|.xz] files (one document per line), or
+    token shards (.bin; all of them form one text)."""
     tokenizer: Path | None = None
-    """Its tokenizer; by default tokenizer.model beside the artifact."""
+    """The artifact's tokenizer; by default tokenizer.model beside it."""
     stride: int = -1
-    """Stride of sliding windows; 0: consecutive windows; -1: as the recipe."""
+    """Stride of sliding windows; 0: consecutive windows; -1: the recipe's stride."""
     fixed: bool = False
-    """Do not learn while scoring, whatever the recipe says."""
+    """Do not learn from the text while scoring, even if the recipe does."""
     losses: Path | None = None
-    """Write the loss of every token in nats to this .npy file, too (one text)."""
+    """Also write the loss of every token in nats to this .npy file (for one text)."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
 
 @dataclass(frozen=True)
 class CompressArguments:
-    """Compress a text with an artifact's predictions, or (decompress) bring it back."""
+    """Compress a text with a packed model's predictions, or restore it (decompress)."""
 
     artifact: tyro.conf.Positional[Path]
-    """The packed model, model.bin of a run; the same brings the text back."""
+    """The packed model, model.bin of a run; decompress needs the same one."""
     file: tyro.conf.Positional[Path]
-    """UTF-8 text; for decompress, what compress wrote."""
+    """A UTF-8 text file; for decompress, a file that compress wrote."""
     out: Path
     """The file to write."""
     tokenizer: Path | None = None
     """The artifact's tokenizer; by default tokenizer.model beside it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """What compressed it has to bring it back: the same kind of processor or GPU."""
+    """Where to compute; decompress needs the same kind of processor or GPU as compress."""
 
 
 @dataclass(frozen=True)
 class GenerateArguments:
-    """Let an artifact write: text streams to standard output as it is sampled."""
+    """Generate text with a packed model and print it as it is sampled."""
 
     artifact: tyro.conf.Positional[Path]
     """The packed model, model.bin of a run."""
     prompt: str = ""
-    """What the text begins with; empty: the model begins a document."""
+    """Text to continue; empty: start a new document."""
     max_tokens: int = 300
-    """The most that is generated; a document may end before."""
+    """Maximum number of tokens to generate; a document may end earlier."""
     temperature: float = 0.8
-    """Of the distribution; 0: always the likeliest token."""
+    """Sampling temperature; 0: always take the most likely token."""
     top_p: float = 0.95
-    """Sample from the fewest tokens that together have this probability."""
+    """Sample from the smallest set of tokens that together have this probability."""
     seed: int = 0
-    """The same seed gives the same text on the same machine."""
+    """Random seed; the same seed produces the same text on the same machine."""
     tokenizer: Path | None = None
     """The artifact's tokenizer; by default tokenizer.model beside it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where to compute: token by token, a small model is no faster on a GPU."""
+    """Where to compute. A small model that generates token by token is no faster on a GPU."""
 
 
 def score(arguments: list[str]) -> None:
-    """`paramgolf score`: bits per byte of any text."""
+    """Run `paramgolf score`."""
     from paramgolf.data.streams import read_streams
     from paramgolf.runtime.files import write_array
     from paramgolf.scoring.predictor import load
@@ -87,11 +87,11 @@ def score(arguments: list[str]) -> None:
     if not parsed.files:
         raise ConfigError("name at least one text file: paramgolf score ARTIFACT FILE...")
     if parsed.stride < -1:
-        raise ConfigError(f"invalid --stride = {parsed.stride}: expected -1, 0 or more")
+        raise ConfigError(f"invalid --stride = {parsed.stride}: expected at least -1")
     predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
     table = Table()
     table.add_column("file", overflow="fold")
-    for column in ("BPB", "loss (nats)", "tokens", "bytes"):
+    for column in ("BPB", "nats per token", "tokens", "text bytes"):
         table.add_column(column, justify="right")
     table.add_column("label")
     reporter = standard_output()
@@ -110,7 +110,7 @@ def score(arguments: list[str]) -> None:
             f"{score.loss_nats:.4f}",
             f"{score.tokens:,}",
             f"{score.bytes:,}",
-            score.label if share is None else f"{score.label} ({share:.1%} seen)",
+            score.label if share is None else f"{score.label} ({share:.1%} overlap)",
         )
         if note := over_original_bytes(score):
             notes.append(f"{name}: {note}")
@@ -120,7 +120,7 @@ def score(arguments: list[str]) -> None:
 
 
 def compress(arguments: list[str]) -> None:
-    """`paramgolf compress`: a text as a small file."""
+    """Run `paramgolf compress`."""
     from paramgolf.data.documents import read_text
     from paramgolf.runtime.device import select_runtime
     from paramgolf.runtime.files import write_bytes
@@ -133,12 +133,12 @@ def compress(arguments: list[str]) -> None:
     coded = coder.compress([text], progress=progress.update)
     write_bytes(parsed.out, coded.content)
     size = len(coded.content)
-    per_byte = f", {8 * size / coded.text_bytes:.4f} bits a byte" if coded.text_bytes else ""
-    standard_output().line(f"{coded.text_bytes:,} bytes -> {size:,} in {parsed.out}{per_byte}")
+    rate = f", {8 * size / coded.text_bytes:.4f} bits per byte" if coded.text_bytes else ""
+    standard_output().line(f"{coded.text_bytes:,} bytes -> {size:,} bytes{rate}: {parsed.out}")
 
 
 def decompress(arguments: list[str]) -> None:
-    """`paramgolf decompress`: bring a compressed text back."""
+    """Run `paramgolf decompress`."""
     from paramgolf.runtime.device import select_runtime
     from paramgolf.runtime.files import write_bytes
     from paramgolf.scoring.text_coder import TextCoder
@@ -152,16 +152,16 @@ def decompress(arguments: list[str]) -> None:
     progress = Reporter(sys.stderr).progress("decompress", unit="tokens")
     text = "".join(coder.decompress(content, str(parsed.file), progress.update)).encode()
     write_bytes(parsed.out, text)
-    standard_output().line(f"{len(content):,} bytes -> {len(text):,} in {parsed.out}")
+    standard_output().line(f"{len(content):,} bytes -> {len(text):,} bytes: {parsed.out}")
 
 
 def generate(arguments: list[str]) -> None:
-    """`paramgolf generate`: text from the packed model, as it comes."""
+    """Run `paramgolf generate`."""
     from paramgolf.scoring.predictor import load
 
     parsed = tyro.cli(GenerateArguments, prog="paramgolf generate", args=arguments)
     if parsed.max_tokens < 1:
-        raise ConfigError(f"invalid --max-tokens = {parsed.max_tokens}: expected over 0")
+        raise ConfigError(f"invalid --max-tokens = {parsed.max_tokens}: expected at least 1")
     predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
     pieces = predictor.generate(
         parsed.prompt, parsed.max_tokens, parsed.temperature, parsed.top_p, parsed.seed

@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Functions that several commands use."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ _T = TypeVar("_T")
 
 
 def choose(what: str, name: str, possible: dict[str, _T]) -> _T:
-    """The entry of that name.
+    """Return the entry of that name.
 
     Raises:
-        ConfigError: if there is none; it says what is possible.
+        ConfigError: if there is none; the message lists the possible names.
     """
     if name not in possible:
         close = difflib.get_close_matches(name, possible, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ";"
-        raise ConfigError(f"there is no {what} {name!r}{hint} Possible: {', '.join(possible)}")
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"unknown {what} {name!r}.{hint} Expected one of: {', '.join(possible)}")
     return possible[name]
 
 
 def over_original_bytes(score: Score) -> str:
-    """What to say beside a score under a tokenizer that normalises; else nothing."""
+    """Return a note on a score whose tokenizer normalises text; empty for any other."""
     if score.original_bytes == score.bytes:
         return ""
-    apart = score.original_bpb - score.bpb
+    difference = score.original_bpb - score.bpb
     return (
-        f"the tokenizer normalises; over the {score.original_bytes:,} bytes of the text as it is, "
-        f"{score.original_bpb:.4f} BPB ({apart:+.4f}, {score.label})"
+        f"the tokenizer normalises text; over the {score.original_bytes:,} bytes of the original "
+        f"text: {score.original_bpb:.4f} BPB ({difference:+.4f}, {score.label})"
     )
 
 
 def usage() -> str:
-    """All commands and recipes."""
+    """Return the overview of all commands and recipes."""
     from paramgolf.recipes import RECIPES
 
     lines = [
@@ -47,25 +47,26 @@ def usage() -> str:
         "Train, adapt, quantize, pack and score the best language model that fits a byte budget.",
         "",
         "commands:",
-        "  run RECIPE [--KEY VALUE ...]     from text to a scored artifact; `run tiny` to begin",
-        "  run --resume DIR                 go on after the last finished stage",
-        "  score ARTIFACT FILE...           bits per byte of any text",
-        "  generate ARTIFACT --prompt TEXT  text from the packed model",
-        "  compress ARTIFACT FILE --out F   a text as a small file; decompress brings it back",
-        "  prove RUN                        code the scored text and decode it in another process",
-        "  audit RUN                        check everything that makes the score true",
-        "  report RUN                       the run as one HTML page, report.html",
-        "  bundle RUN --out DIR             one folder that repeats the run and scores its model",
-        "  seeds RECIPE --seeds N...        the same run for several seeds: mean, deviation, range",
-        "  compare A B                      is A better than B by a margin? of runs or seeds",
-        "  ablate RECIPE --vary KEY=A,B     a grid of configurations: table and plot",
-        "  submission SEEDS... --out DIR    a submission folder of runs that differ in their seed",
-        "  export ARTIFACT --out DIR        the weights as safetensors",
-        "  data build|fetch|info            any text to token shards, with tokenizer and manifest",
+        "  run RECIPE [--KEY VALUE ...]     train, pack and score a model; start with `run tiny`",
+        "  run --resume DIR                 resume an interrupted run",
+        "  score ARTIFACT FILE...           measure the bits per byte of any text",
+        "  generate ARTIFACT --prompt TEXT  generate text with the packed model",
+        "  compress ARTIFACT FILE --out F   compress a text with the packed model's predictions",
+        "  decompress ARTIFACT F --out FILE restore a compressed text",
+        "  prove RUN                        encode the scored text; decode it in another process",
+        "  audit RUN                        check everything that the score depends on",
+        "  report RUN                       write the run as one HTML page, report.html",
+        "  bundle RUN --out DIR             write a folder that repeats the run, scores its model",
+        "  seeds RECIPE --seeds N...        run several seeds: mean, standard deviation, range",
+        "  compare A B                      test whether run (or seeds) A beats B by a margin",
+        "  ablate RECIPE --vary KEY=A,B     run a grid of configurations: table and plot",
+        "  submission SEEDS... --out DIR    write a submission folder of runs of several seeds",
+        "  export ARTIFACT --out DIR        write the weights as safetensors",
+        "  data build|fetch|info            turn any text into token shards; get or check shards",
         "",
         "recipes:",
         *(f"  {name:<15}  {purpose}" for name, (purpose, _) in RECIPES.items()),
         "",
-        "options: --help of any command, --version, --debug (show tracebacks)",
+        "options: --help (also after a command), --version, --debug (show tracebacks)",
     ]
     return "\n".join(lines)

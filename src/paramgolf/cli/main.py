@@ -1,4 +1,4 @@
-"""The command line: parse, call, print; no logic."""
+"""The command `paramgolf`: finds the function of a subcommand and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COMMANDS = {
     "submission": "publish",
     "data": "data",
 }
-"""The module of every command, imported when it is called: --help should not wait for PyTorch."""
+"""The module of every command; imported when needed, so that --help does not wait for PyTorch."""
 _RENAMED = {"record": "submission"}
 
 
@@ -55,7 +55,7 @@ def main() -> NoReturn:
 
 
 def _exit(code: int, message: str) -> NoReturn:
-    # Before the ranks have joined, one on every machine prints: another may not know.
+    # Ranks that have not joined yet may fail on one machine alone, so one per machine prints.
     if message and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"paramgolf: {message}", file=sys.stderr)
     sys.exit(code)
@@ -69,6 +69,6 @@ def _dispatch(arguments: Sequence[str]) -> None:
     else:
         name = arguments[0]
         if name in _RENAMED:
-            raise ConfigError(f"the command is now `paramgolf {_RENAMED[name]}`")
+            raise ConfigError(f"{name} was renamed: use `paramgolf {_RENAMED[name]}`")
         module = importlib.import_module(f"paramgolf.cli.{choose('command', name, _COMMANDS)}")
         getattr(module, name)(list(arguments[1:]))

@@ -1,4 +1,4 @@
-"""`paramgolf run`, new or resumed, and the tables it ends with."""
+"""`paramgolf run`, new or resumed, and the results that it prints at the end."""
 
 from __future__ import annotations
 
@@ -31,36 +31,36 @@ STAGE_TITLES = {
 
 @dataclass(frozen=True)
 class RunArguments:
-    """Run a recipe from text to a scored artifact."""
+    """Train, adapt, quantize, pack and score a model."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     out: str = ""
-    """Directory of the run; by default runs/RECIPE-DATE-TIME."""
+    """Run directory to create; by default runs/RECIPE-DATE-TIME."""
     from_run: Annotated[str, tyro.conf.arg(name="from")] = ""
-    """Take text and trained weights over from this run, and run the rest."""
+    """Reuse the text and the trained weights of this run; run the remaining stages."""
     log: Literal["none", "wandb", "tensorboard"] = "none"
-    """Show the run's figures there, too, while it goes on."""
+    """Also send the run's metrics to this tracker."""
 
 
 @dataclass(frozen=True)
 class ResumeArguments:
-    """Go on with a run after its last finished stage."""
+    """Resume a run at its last checkpoint or after its last finished stage."""
 
     run: tyro.conf.Positional[Path]
-    """Its directory."""
+    """The run directory."""
     log: Literal["none", "wandb", "tensorboard"] = "none"
-    """Show the run's figures there, too, while it goes on."""
+    """Also send the run's metrics to this tracker."""
 
 
 def run(arguments: list[str]) -> None:
-    """`paramgolf run`: run a recipe."""
+    """Run `paramgolf run`."""
     reporter = standard_output()
     if arguments and arguments[0] == "--resume":
         _resume(arguments[1:], reporter)
         return
     if not arguments or arguments[0] in ("--help", "-h"):
         reporter.line(usage())
-        reporter.line("\n`paramgolf run RECIPE --help` lists every key with the recipe's value.")
+        reporter.line("\n`paramgolf run RECIPE --help` lists all keys with the recipe's values.")
         return
     _start(arguments[0], parse_recipe(RunArguments, "run", arguments), reporter)
 
@@ -69,12 +69,12 @@ def parse_recipe(cls: type[_T], command: str, arguments: list[str]) -> _T:
     """Parse `RECIPE [--KEY VALUE ...]` and the options of a command.
 
     Args:
-        cls: a dataclass of the options; its field `config` is the recipe's.
-        command: its name.
-        arguments: what follows the name; the recipe first.
+        cls: a dataclass of the options; its field `config` is the recipe's configuration.
+        command: the name of the command.
+        arguments: those after the command's name, starting with the recipe.
 
     Raises:
-        ConfigError: if there is no such recipe, or a key's value is not possible.
+        ConfigError: if the recipe does not exist or the value of a key is invalid.
     """
     recipe = arguments[0]
     _, default = choose("recipe", recipe, RECIPES)
@@ -94,7 +94,7 @@ def _resume(arguments: list[str], reporter: Reporter) -> None:
     from paramgolf.pipeline.tracking import tracker
 
     if not arguments or any(word.startswith("-") for word in arguments[1:] if word != "--log"):
-        raise ConfigError("--resume takes one run's directory and no other option but --log")
+        raise ConfigError("--resume takes one run directory and no other option but --log")
     parsed = tyro.cli(ResumeArguments, prog="paramgolf run --resume", args=arguments)
     _print_results(
         resume(parsed.run, reporter, tracker(parsed.log, reporter)), parsed.run, reporter
@@ -116,7 +116,7 @@ def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> N
 
     corpus = results["corpus"]
     table = Table(title=f"{results['recipe']}, seed {results['seed']}", title_justify="left")
-    for column in ("", "BPB", "loss (nats)", "tokens", "bytes"):
+    for column in ("", "BPB", "nats per token", "tokens", "text bytes", "compressed bytes"):
         table.add_column(column, justify="right" if column else "left")
     table.add_column("label")
     for stage, score in results["stages"].items():
@@ -126,19 +126,19 @@ def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> N
             f"{score['loss_nats']:.4f}",
             f"{score['tokens']:,}",
             f"{score['bytes']:,}",
+            "",
             score["label"],
         )
-    table.add_row(
-        "xz -9, for scale", f"{results['xz']['bpb']:.4f}", "", "", f"{results['xz']['bytes']:,}", ""
-    )
+    xz = results["xz"]
+    table.add_row("xz -9, for comparison", f"{xz['bpb']:.4f}", "", "", "", f"{xz['bytes']:,}", "")
     reporter.line("")
     reporter.table(table)
     if note := over_original_bytes(Score(**results["stages"]["sliding"])):
-        reporter.line(f"sliding   {note}")
+        reporter.line(f"original  {note}")
     size = results["bytes"]
     reporter.line(
         f"bytes     {size['total']:,} of {size['budget']:,}: model.bin {size['model']:,}, "
-        f"train_gpt.py {size['code']:,}; beside them the tokenizer, {size['tokenizer']:,}"
+        f"train_gpt.py {size['code']:,}; not counted: tokenizer.model {size['tokenizer']:,}"
     )
     reporter.line(f"corpus    {corpus['source']}, sha256 {corpus['sha256'][:16]}")
     seconds = results["seconds"]
@@ -148,12 +148,13 @@ def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> N
     phases.add_column("budget")
     for name, value in seconds.items():
         budget, reason = account(name, results["adapted_on"])
-        phases.add_row(name, f"{value:.1f}", budget if not reason else f"none: {reason}")
-    phases.add_row("all", f"{sum(seconds.values()):.1f} ({duration(sum(seconds.values()))})")
+        phases.add_row(name, f"{value:.1f}", f"not counted: {reason}" if reason else budget)
+    phases.add_section()
     for name, value in results["budgets"].items():
-        phases.add_row(f"all of budget {name}", f"{value:.1f}")
+        phases.add_row("total", f"{value:.1f}", "not counted" if name == "none" else name)
+    total = sum(seconds.values())
+    phases.add_row("total", f"{total:.1f}", f"all, {duration(total)}")
     reporter.table(phases)
-    reporter.line(
-        f"labels    the maker's word until rerun; `paramgolf audit {path}` checks the rest"
-    )
-    reporter.line(f"everything is in {path}: results.json, model.bin, tokenizer.model, ...")
+    reporter.line("labels    self-reported: only rerunning the job can verify them;")
+    reporter.line(f"          `paramgolf audit {path}` checks the rest")
+    reporter.line(f"files     {path}: model.bin, train_gpt.py, tokenizer.model, results.json, ...")

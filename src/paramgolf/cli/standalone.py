@@ -14,30 +14,30 @@ from paramgolf.runtime.console import is_main_rank, standard_output
 
 
 def main(values: dict[str, Any], file: str) -> None:
-    """Parse the command line and run it.
+    """Parse the command line and run the command.
 
     Args:
-        values: the configuration of the run that made the file, as JSON values.
+        values: the configuration of the run that wrote the file, as JSON values.
         file: the path of train_gpt.py.
     """
     config = from_json(RunConfig, values)
     signals.install()
     parser = argparse.ArgumentParser(prog=Path(file).name)
     commands = parser.add_subparsers(required=True, dest="command")
-    score = commands.add_parser("score", help="score texts with model.bin beside this file")
+    score = commands.add_parser("score", help="score texts with model.bin, which lies beside")
     score.add_argument("--text", nargs="+", type=Path, required=True, help=".txt, .jsonl or .bin")
     score.add_argument("--stride", type=int, help="of sliding windows; 0: consecutive windows")
-    run = commands.add_parser("run", help="repeat the run; torchrun for several ranks")
+    run = commands.add_parser("run", help="repeat the run; on several ranks with torchrun")
     run.add_argument("--out", default=time.strftime("runs/%Y%m%d-%H%M%S"))
-    run.add_argument("--resume", help="a run's directory, to go on with")
-    run.add_argument("--source", help="folder of token shards or train*.jsonl, val*.jsonl")
+    run.add_argument("--resume", help="run directory of an interrupted run")
+    run.add_argument("--source", help="folder of token shards or of train*.jsonl and val*.jsonl")
     beside = Path(file).with_name("tokenizer.model")
     run.add_argument("--tokenizer", default=str(beside), help="SentencePiece model")
     for command in (score, run):
         command.add_argument("--device", default=config.device, choices=("auto", "cpu", "cuda"))
     chosen = parser.parse_args()
     if chosen.command == "run" and not chosen.source and not chosen.resume:
-        run.error("--source: name the folder of the text (data/ of the first run, say)")
+        run.error("--source is required: a folder with the text, e.g. data/ of the first run")
     try:
         if chosen.command == "score":
             _score(chosen, config, Path(file))
