@@ -423,7 +423,7 @@ def test_a_tokenizer_that_normalises_is_scored_over_both_counts_of_bytes(
         stdout = run_on(tmp_path / name, cli, run, *more)
         for score in read_results(run)["stages"].values():
             assert score["original_bytes"] == size > score["bytes"]
-        assert f"normalises; over the {size:,} bytes of the original text" in stdout
+        assert f"normalises text; over the {size:,} bytes of the original text" in stdout
     text = "\ufb01ne \u2460 and  so   on, " * 40
     plain = unicodedata.normalize("NFKC", " ".join(text.split()))
     (tmp_path / "a.txt").write_text(text)

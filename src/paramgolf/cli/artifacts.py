@@ -91,7 +91,7 @@ def score(arguments: list[str]) -> None:
     predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
     table = Table()
     table.add_column("file", overflow="fold")
-    for column in ("BPB", "nats per token", "tokens", "text bytes"):
+    for column in ("BPB", "nats per\ntoken", "tokens", "text\nbytes"):
         table.add_column(column, justify="right")
     table.add_column("label")
     reporter = standard_output()

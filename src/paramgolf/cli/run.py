@@ -116,8 +116,9 @@ def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> N
 
     corpus = results["corpus"]
     table = Table(title=f"{results['recipe']}, seed {results['seed']}", title_justify="left")
-    for column in ("", "BPB", "nats per token", "tokens", "text bytes", "compressed bytes"):
-        table.add_column(column, justify="right" if column else "left")
+    table.add_column("")
+    for column in ("BPB", "nats per\ntoken", "tokens", "text\nbytes", "compressed\nbytes"):
+        table.add_column(column, justify="right")
     table.add_column("label")
     for stage, score in results["stages"].items():
         table.add_row(
