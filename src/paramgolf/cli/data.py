@@ -13,7 +13,7 @@ from rich.table import Table
 from paramgolf.cli.common import choose
 from paramgolf.data.build import BuildConfig, build
 from paramgolf.data.describe import describe
-from paramgolf.data.fetch import fetch
+from paramgolf.data.hub.fetch import fetch
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError
 from paramgolf.runtime.console import Reporter, standard_output

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.config import require, require_positive, require_share
-from paramgolf.data.chunks import SPLITS, Chunk, SeenDocuments, exact_key
+from paramgolf.data.chunks import Chunk, SeenDocuments, exact_key
 from paramgolf.data.documents import Document, batches
 from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import Fingerprints, fingerprints
 from paramgolf.data.provenance import Gathering, Provenance, Text
-from paramgolf.data.shards import MANIFEST, ShardWriter
+from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter
 from paramgolf.data.sidecars import write_sidecars
 from paramgolf.data.sources import find_sources, read_documents
 from paramgolf.data.tokenizer import Tokenizer

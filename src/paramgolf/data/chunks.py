@@ -18,8 +18,6 @@ from paramgolf.data.fingerprints import Fingerprints
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import write_bytes
 
-SPLITS = ("train", "val", "adapt")
-
 _RECENT_KEYS = 1 << 18
 
 Stream = NDArray[np.uint16]

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from paramgolf.data import shards
-from paramgolf.data.chunks import SPLITS
 from paramgolf.data.fingerprints import fingerprints
 from paramgolf.data.provenance import Gathering, Provenance, Text
 from paramgolf.data.sidecars import check_sidecars, sidecar_of
@@ -58,7 +57,7 @@ def describe(folder: Path, tokenizer: Path | None, reporter: Reporter) -> Descri
         UserError: if there are no shards or no tokenizer, or they do not belong together.
     """
     pieces = Tokenizer.load(tokenizer or folder / "tokenizer.model")
-    files = {split: shards.find_shards(folder, split) for split in SPLITS}
+    files = shards.find_splits(folder)
     if not any(files.values()):
         raise UserError(f"{folder} holds no token shards (*_train_*.bin, *_val_*.bin)")
     progress = reporter.progress("read", sum(map(len, files.values())), "shards")

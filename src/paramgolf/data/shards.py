@@ -18,6 +18,7 @@ from paramgolf.runtime.files import replacing
 MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
+SPLITS = ("train", "val", "adapt")
 MANIFEST = "manifest.json"  # what `data build` says of its folder
 
 
@@ -77,6 +78,11 @@ def check_vocabulary(path: Path, tokens: NDArray[np.uint16], vocab_size: int) ->
 def find_shards(folder: Path, split: str) -> list[Path]:
     """The shards `*_SPLIT_NUMBER.bin` of a folder, in order."""
     return sorted(folder.glob(f"*_{split}_[0-9]*.bin"))
+
+
+def find_splits(folder: Path) -> dict[str, list[Path]]:
+    """Return the shards of every split of a folder; a split may have none."""
+    return {split: find_shards(folder, split) for split in SPLITS}
 
 
 def read_stream(shards: Sequence[Path], limit: int | None = None) -> NDArray[np.uint16]:

@@ -107,7 +107,7 @@ def _from_shards(folder: Path, job: Job) -> PreparedText:
             f"shards come with a tokenizer, and there is no {given}: name it with --data.tokenizer"
         )
     tokenizer = _given_tokenizer(job, given)
-    files = {name: shards.find_shards(folder, name) for name in ("train", "val", "adapt")}
+    files = shards.find_splits(folder)
     if not files["val"]:
         raise UserError(f"{folder} holds no *_val_*.bin")
     with ledger.phase("data: check shards"):
