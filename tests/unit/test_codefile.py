@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 
@@ -16,7 +17,7 @@ import pytest
 
 import paramgolf
 from paramgolf.codefile import stripping
-from paramgolf.codefile.build import INSTALLED_ONLY, build, needed_modules
+from paramgolf.codefile.build import INSTALLED_ONLY, _quoted, build, needed_modules
 from paramgolf.codefile.stripping import stripped
 from paramgolf.config import DataConfig, to_json
 from paramgolf.recipes import RECIPES
@@ -107,9 +108,21 @@ def test_stripping_keeps_the_program_of_every_module(path: Path) -> None:
     assert ast.dump(trees[0]) == ast.dump(trees[1])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"'", b"''", b", b'x'", b"\\'", b"\0", b"\0007\0\0", b"\r\n\r", bytes(range(256)) * 3],
+)
+def test_any_bytes_can_be_quoted(content: bytes) -> None:
+    source = f"#coding:latin-1\nx = '''{_quoted(content)}'''".encode("latin-1")
+    names: dict[str, str] = {}
+    exec(compile(source, "x", "exec"), names)
+    assert names["x"].encode("latin-1") == content
+
+
 def test_the_modules_in_it() -> None:
     names = needed_modules().keys()
     assert not names & INSTALLED_ONLY
+    assert all(find_spec(name) for name in INSTALLED_ONLY)
     assert {"paramgolf", "paramgolf.model.gpt", "paramgolf.stages.train"} <= names
     assert not any(name.startswith(("paramgolf.report", "paramgolf.study")) for name in names)
 

@@ -1,4 +1,4 @@
-"""The one counted code file, `train_gpt.py`: building it, and running from it.
+"""The one counted code file, `train_gpt.py`: building it, and finding it in a running program.
 
-Nothing here is part of the file itself but `running`.
+No part of the file itself, except `running`.
 """

@@ -1,9 +1,10 @@
 """Builds `train_gpt.py`: the sources of all modules that a run needs, compressed into one file.
 
-The file is Python in Latin-1: a loader and one bzip2 string of JSON, which holds the run's
-configuration and the modules by name. It reads no other file. Sources lose comments, docstrings and
-the annotations of signatures, and are otherwise kept as written. So the bytes of the file do not
-depend on the Python version that builds it, and it runs on all versions that the package supports.
+The file is Python source in Latin-1: a loader and a string, which is JSON under bzip2: the run's
+configuration and the modules by name. Importing a module of `paramgolf` then compiles its source
+from there; no other file is read. Sources lose comments, docstrings and the annotations of
+signatures, and otherwise stay as written. Thus the bytes of the file do not depend on the Python
+version that builds it, and it runs on all versions that the package supports.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ast
 import bz2
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +26,10 @@ INSTALLED_ONLY = {
     "paramgolf.data.corpus",
     "paramgolf.data.tokenizer_training",
     "paramgolf.pipeline.takeover",
+    "paramgolf.scoring.generate",
 }
-"""Modules that only the installed package needs: the file starts from prepared text, brings its own
-code and tokenizer, and always runs from the beginning."""
+"""Modules that only the installed package needs: the file is given its text and tokenizer, copies
+itself as the code file, runs all stages and generates no text."""
 
 _ROOT = Path(__file__).parents[1]
 
@@ -34,7 +37,7 @@ _LOADER = """#coding:latin-1
 import bz2,json,sys,time
 from importlib import abc,util
 STARTED=time.monotonic()
-CONFIG,SOURCES=json.loads(bz2.decompress('{content}'.encode('latin-1')))
+CONFIG,SOURCES=json.loads(bz2.decompress('''{content}'''.encode('latin-1')))
 class Finder(abc.MetaPathFinder,abc.InspectLoader):
  def find_spec(self,name,*_):
   if name in SOURCES:return util.spec_from_loader(name,self,origin=__file__)
@@ -46,14 +49,13 @@ if __name__=='__main__':
  from {entry} import main
  main(CONFIG,__file__)
 """
-# `get_source` serves tracebacks, and whatever compiles a function from its source.
+# `get_source` is for tracebacks and for whatever compiles a function from its source.
 
 
 def build(config: RunConfig) -> bytes:
     """Return the content of the `train_gpt.py` that repeats a run of `config`.
 
-    Paths of text and tokenizer and the device are left out: they belong to the machine, not to the
-    run.
+    The paths of text and tokenizer and the device are left out: they belong to the machine.
     """
     data = replace(config.data, source=DataConfig().source, tokenizer="")
     values = to_json(replace(config, device="auto", data=data))
@@ -64,7 +66,7 @@ def build(config: RunConfig) -> bytes:
 
 
 def needed_modules() -> dict[str, Path]:
-    """The modules that importing `ENTRY` and running its functions needs, by name."""
+    """Return the files of the modules that the functions of `ENTRY` need, by module name."""
     found: dict[str, Path] = {}
     waiting = [ENTRY]
     while waiting:
@@ -78,7 +80,7 @@ def needed_modules() -> dict[str, Path]:
 
 
 def _path(name: str) -> Path | None:
-    """The source file of a module of this package; None for anything else."""
+    """Return the source file of a module of this package; None for any other name."""
     package, *parts = name.split(".")
     if package != _ROOT.name:
         return None
@@ -88,7 +90,7 @@ def _path(name: str) -> Path | None:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """Every name that may be a module and that a source file imports, also inside functions."""
+    """Yield all names, of modules or not, that a source file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -98,6 +100,7 @@ def _imported(path: Path) -> Iterator[str]:
 
 
 def _quoted(content: bytes) -> str:
-    """Bytes as the inside of a single-quoted string of a file in Latin-1."""
-    escapes = {0: "\\000", 10: "\\n", 13: "\\r", 39: "\\'", 92: "\\\\"}
-    return "".join(escapes.get(byte, chr(byte)) for byte in content)
+    """Return bytes as the inside of a triple-quoted string of a file in Latin-1."""
+    text = content.decode("latin-1").replace("\\", r"\\").replace("\r", r"\r")
+    text = re.sub("\0(?=[0-7])", r"\\000", text).replace("\0", r"\0")
+    return re.sub(r"'(?='|\Z)", r"\'", text)

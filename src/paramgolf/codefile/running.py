@@ -1,4 +1,4 @@
-"""The code file of this program: built from the installed package, or the file that is running."""
+"""The code file of a run: built from the installed package, or the file that is running."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from paramgolf.config import RunConfig
 
 
 def code_file(config: RunConfig) -> bytes:
-    """The content of `train_gpt.py` for a run of `config`.
+    """Return the content of `train_gpt.py` for a run of `config`.
 
-    A run that was started by such a file has that file, as it is.
+    A program that was started from such a file returns that file unchanged.
     """
     spec = find_spec("paramgolf")
     if spec is not None and spec.origin is not None and Path(spec.origin).name != "__init__.py":

@@ -1,7 +1,7 @@
-"""Removes from source text what does not change what it does, and nothing else.
+"""Removes from source text what does not change its behaviour, and nothing else.
 
-Works on spans of the text, not on a syntax tree that is written out again: how trees are written
-differs between Python versions.
+Edits the text itself. Writing out a syntax tree instead would produce different text under
+different Python versions.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import tokenize
 from collections.abc import Iterator
 
 _Edit = tuple[int, int, str]
-"""First character, end, and what takes their place."""
+"""The first character of a span, its end, and the text that replaces it."""
 
 
 def stripped(source: str) -> str:
-    """Source without comments, docstrings, blank lines, and annotations of signatures.
+    """Return ASCII source without comments, docstrings, blank lines and annotations of signatures.
 
-    Decorated functions keep their annotations, which the decorator may read (Triton's does), and so
-    do fields of classes.
+    Decorated functions keep their annotations, since the decorator may read them (Triton's does),
+    and so do the fields of classes.
     """
+    assert source.isascii(), "columns are bytes in syntax trees, but characters in tokens"
     source = _edited(source, _docstrings_and_annotations(source))
-    source = _edited(source, _comments(source))
-    inside_strings = _lines_inside_strings(source)
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    source = _edited(source, _comments(source, tokens))
+    inside_strings = _lines_inside_strings(tokens)
     lines = enumerate(source.splitlines(), start=1)
-    kept = (line.rstrip() for number, line in lines if number in inside_strings or line.strip())
+    kept = (line for number, line in lines if number in inside_strings or line.strip())
     return "\n".join(kept) + "\n"
 
 
@@ -38,26 +40,27 @@ def _edited(source: str, edits: Iterator[_Edit]) -> str:
 def _docstrings_and_annotations(source: str) -> Iterator[_Edit]:
     offsets = _line_offsets(source)
 
-    def span(node: ast.expr | ast.stmt) -> tuple[int, int]:
-        begin = offsets[node.lineno - 1] + node.col_offset
-        return begin, begin + len(ast.get_source_segment(source, node) or "")
+    def begin(node: ast.expr | ast.stmt | ast.arg) -> int:
+        return offsets[node.lineno - 1] + node.col_offset
+
+    def end(node: ast.expr | ast.stmt) -> int:
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        return offsets[node.end_lineno - 1] + node.end_col_offset
 
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             strings = [s for s in node.body if _is_string(s)]
-            # A body of nothing but its docstring must not become empty.
+            # A body that consists of its docstring alone must not become empty.
             needed = 0 if isinstance(node, ast.Module) or len(strings) < len(node.body) else 1
             for number, statement in enumerate(strings):
-                yield (*span(statement), "0" if number < needed else "")
+                yield begin(statement), end(statement), "0" if number < needed else ""
         if isinstance(node, ast.FunctionDef) and not node.decorator_list:
-            arguments = node.args
             if node.returns is not None:
-                begin, end = span(node.returns)
-                yield source.rindex("->", 0, begin), end, ""
-            for argument in ast.walk(arguments):
+                yield source.rindex("->", 0, begin(node.returns)), end(node.returns), ""
+            for argument in ast.walk(node.args):
                 if isinstance(argument, ast.arg) and argument.annotation is not None:
-                    begin = offsets[argument.lineno - 1] + argument.col_offset + len(argument.arg)
-                    yield begin, span(argument.annotation)[1], ""
+                    yield begin(argument) + len(argument.arg), end(argument.annotation), ""
 
 
 def _is_string(statement: ast.stmt) -> bool:
@@ -67,20 +70,22 @@ def _is_string(statement: ast.stmt) -> bool:
     return False
 
 
-def _comments(source: str) -> Iterator[_Edit]:
+def _comments(source: str, tokens: list[tokenize.TokenInfo]) -> Iterator[_Edit]:
+    """Comments together with the white space before them."""
     offsets = _line_offsets(source)
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    for token in tokens:
         if token.type == tokenize.COMMENT:
-            begin = offsets[token.start[0] - 1] + token.start[1]
-            yield begin, begin + len(token.string), ""
+            line = offsets[token.start[0] - 1]
+            code = source[line : line + token.start[1]].rstrip()
+            yield line + len(code), line + token.end[1], ""
 
 
-def _lines_inside_strings(source: str) -> set[int]:
-    """Numbers of the lines that begin inside a string, whose white space matters."""
+def _lines_inside_strings(tokens: list[tokenize.TokenInfo]) -> set[int]:
+    """Return the numbers of the lines that begin inside a string, where white space matters."""
     parts = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
     return {
         number
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        for token in tokens
         if token.type in parts
         for number in range(token.start[0] + 1, token.end[0] + 1)
     }

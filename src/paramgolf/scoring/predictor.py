@@ -22,7 +22,6 @@ from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.runtime.device import Runtime, select_runtime
 from paramgolf.scoring.bits_per_byte import Score, score_losses
-from paramgolf.scoring.generate import sample_tokens, streamed_text
 from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
 
@@ -103,6 +102,8 @@ class Predictor:
         Raises:
             ConfigError: for a temperature below 0, or a top_p that is not in (0, 1].
         """
+        from paramgolf.scoring.generate import sample_tokens, streamed_text
+
         require(temperature >= 0, "temperature", temperature, "0 or more")
         require(0 < top_p <= 1, "top_p", top_p, "over 0 and at most 1")
         tokens = self.tokenizer.encode([prompt])[0].tolist()
