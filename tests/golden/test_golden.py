@@ -22,7 +22,8 @@ from paramgolf.compress.scales import scales_from_exponents
 from paramgolf.config import ModelConfig, ScoreFirstConfig
 from paramgolf.data.fingerprints import sampled_shingles, shingles
 from paramgolf.data.shards import open_shard, read_stream, write_shard
-from paramgolf.model.gpt import GPT, layout
+from paramgolf.model.gpt import GPT
+from paramgolf.model.layout import layout
 from paramgolf.model.order import layer_order
 from paramgolf.model.roles import input_of
 from tests.helpers import random_model, random_tokens, small_config

@@ -28,7 +28,8 @@ from paramgolf.data.provenance import Provenance, Text
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import UserError
-from paramgolf.model.gpt import GPT, layout
+from paramgolf.model.gpt import GPT
+from paramgolf.model.layout import layout
 from paramgolf.model.order import layer_order
 from paramgolf.model.roles import input_of, role
 from paramgolf.runtime.device import select_runtime

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.compress.entropy import NOTHING, Decoder, Encoder
+from paramgolf.compress.entropy import Decoder, Encoder
 from paramgolf.model.order import layer_order
 from paramgolf.scoring.coded_text import code_tokens
 from paramgolf.scoring.windowed import window_losses
@@ -37,7 +37,7 @@ def test_there_and_back(num_targets: int, stride: int, lanes: int, seed: int) ->
     encoder = Encoder()
     code_tokens(MODEL, ORDER, encoder, windows, first, num_targets, tokens, lanes)
     decoder = Decoder(encoder.content())
-    found = code_tokens(MODEL, ORDER, decoder, windows, first, num_targets, NOTHING, lanes)
+    found = code_tokens(MODEL, ORDER, decoder, windows, first, num_targets, None, lanes)
     decoder.finish()
     assert np.array_equal(found, tokens)
     if num_targets:

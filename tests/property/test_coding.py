@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from paramgolf.compress import matrices
 from paramgolf.compress.entropy import (
-    NOTHING,
     Decoder,
     Encoder,
     Histogram,
@@ -151,7 +150,7 @@ def test_scales_round_trip(matrices_exponents: list[list[int]]) -> None:
         model.code(encoder, len(array), array)
     decoder, model = Decoder(encoder.content()), ScaleModel()
     for array in arrays:
-        assert np.array_equal(model.code(decoder, len(array), NOTHING), array)
+        assert np.array_equal(model.code(decoder, len(array)), array)
     decoder.finish()
 
 
@@ -164,7 +163,7 @@ def test_vectors_round_trip(vectors: list[list[int]]) -> None:
         model.code(encoder, len(array), array)
     decoder, model = Decoder(encoder.content()), VectorModel()
     for array in arrays:
-        assert np.array_equal(model.code(decoder, len(array), NOTHING), array)
+        assert np.array_equal(model.code(decoder, len(array)), array)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=200))
@@ -173,7 +172,7 @@ def test_symbols_in_contexts_keep_their_order(pairs: list[tuple[int, int]]) -> N
     encoder = Encoder()
     code_in_contexts(encoder, Histogram(np.ones((4, 10))), contexts, symbols)
     decoder = Decoder(encoder.content())
-    found = code_in_contexts(decoder, Histogram(np.ones((4, 10))), contexts, NOTHING)
+    found = code_in_contexts(decoder, Histogram(np.ones((4, 10))), contexts)
     assert np.array_equal(found, symbols)
 
 

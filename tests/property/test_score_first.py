@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.compress.entropy import NOTHING, Decoder, Encoder
+from paramgolf.compress.entropy import Decoder, Encoder
 from paramgolf.config import ScoreFirstConfig
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
@@ -142,7 +142,7 @@ def test_a_learning_predictor_codes_there_and_back(
     encoder = Encoder()
     code_tokens(model, ORDER, encoder, windows, first, count, tokens, lanes, config)
     decoder = Decoder(encoder.content())
-    found = code_tokens(model, ORDER, decoder, windows, first, count, NOTHING, lanes, config)
+    found = code_tokens(model, ORDER, decoder, windows, first, count, None, lanes, config)
     decoder.finish()
     assert np.array_equal(found, tokens)
     if lanes == 1:

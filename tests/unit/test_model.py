@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from paramgolf.model.attention import Past, exclude_self_value, rotary_tables, rotate
-from paramgolf.model.gpt import GPT, BlockInputs, num_parameters
+from paramgolf.model.gpt import GPT, num_parameters
 from paramgolf.model.losses import SoftcappedCrossEntropy, target_nats
 from paramgolf.model.order import layer_order, num_skips
-from paramgolf.model.roles import MATRIX_NAMES
+from paramgolf.model.roles import MATRIX_NAMES, BlockInputs
 from paramgolf.recipes import RECIPES
 from tests.helpers import (
     in_numpy,

@@ -13,7 +13,8 @@ from paramgolf.compress.quantize import Quantizer
 from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import column_scales, round_to_integers, row_scales
 from paramgolf.compress.sensitivity import divergences
-from paramgolf.model.gpt import GPT, layout
+from paramgolf.model.gpt import GPT
+from paramgolf.model.layout import layout
 from paramgolf.model.order import layer_order
 from paramgolf.model.roles import MATRIX_NAMES, input_of
 from tests.helpers import (

@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramgolf.compress.entropy import NOTHING, Decoder, Encoder, ScaleModel, VectorModel
+from paramgolf.compress.entropy import Decoder, Encoder, ScaleModel, VectorModel
 from paramgolf.compress.matrices import code_matrices
 from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import LARGEST_INTEGER, scale_exponents, scales_from_exponents
 from paramgolf.config import ModelConfig, ScoreFirstConfig, from_json
 from paramgolf.errors import UserError
-from paramgolf.model.gpt import layout
+from paramgolf.model.layout import layout
 from paramgolf.model.order import num_skips
 from paramgolf.model.roles import input_of, role
 
@@ -211,14 +211,14 @@ def _decoded(section: _Section, content: bytes) -> dict[str, Tensor]:
     elif section.kind == "scales":
         model = ScaleModel()
         tensors = {
-            name: scales_from_exponents(torch.from_numpy(model.code(decoder, shape[0], NOTHING)))
+            name: scales_from_exponents(torch.from_numpy(model.code(decoder, shape[0])))
             for name, shape in section.shapes.items()
         }
     else:
         model = VectorModel()
         tensors = {}
         for name, shape in section.shapes.items():
-            patterns = model.code(decoder, shape.numel(), NOTHING).astype(np.uint16)
+            patterns = model.code(decoder, shape.numel()).astype(np.uint16)
             vector = torch.from_numpy(patterns.view(np.int16)).view(torch.bfloat16)
             tensors[name] = vector.view(shape)
     decoder.finish()

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from paramgolf.model.gpt import GPT, BlockInputs
+from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
-from paramgolf.model.roles import EMBEDDING
+from paramgolf.model.roles import EMBEDDING, BlockInputs
 
 
 @torch.no_grad()

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.compress.entropy import (
-    NOTHING,
     Coder,
     Histogram,
     Integers,
     code_in_contexts,
+    known_at,
     normalized,
 )
 
@@ -74,10 +74,10 @@ def code_matrices(
             spreads = _SPREAD_OF_LEVEL[chosen]
             contexts = np.searchsorted(_BOUNDARIES, spreads[:, None] * of_columns)
             integers.prior = _priors(mean.value, most)
-            wanted = NOTHING
+            symbols = None
             if truth is not None:
-                wanted = _wrapped(truth[begin:end] - predicted, most).ravel() + most
-            found = code_in_contexts(coder, integers, contexts.ravel(), wanted)
+                symbols = _wrapped(truth[begin:end] - predicted, most).ravel() + most
+            found = code_in_contexts(coder, integers, contexts.ravel(), symbols)
             differences = found.reshape(contexts.shape) - most
             matrix[begin:end] = _wrapped(differences + predicted, most)
             magnitudes = np.abs(matrix[begin:end])
@@ -162,10 +162,13 @@ def _code_references(
     references = np.zeros(end - begin, np.int32)
     if begin == 0:
         return references, references
-    known = NOTHING if guide is None else guide.levels[begin:end]
-    found = coder.code(levels.probabilities(0), end - begin, known)
+    group = slice(begin, end)
+    known_levels, known_references = (
+        (None, None) if guide is None else (guide.levels[group], guide.references[group])
+    )
+    found = coder.code(levels.probabilities(0), end - begin, known_levels)
     levels.add(0, found)
     rows = np.flatnonzero(found)
-    known = NOTHING if guide is None else guide.references[begin:end][rows]
-    references[rows] = coder.code_below(np.full(len(rows), begin, np.int32), known)
+    limits = np.full(len(rows), begin, np.int32)
+    references[rows] = coder.code_below(limits, known_at(known_references, rows))
     return references, found

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from paramgolf.model.attention import (
 )
 from paramgolf.model.losses import softcapped, target_nats
 from paramgolf.model.order import LayerOrder, num_skips
-from paramgolf.model.roles import MATRIX_NAMES, role
+from paramgolf.model.roles import BLOCK_MATRICES, BlockInputs
 
 _EMBEDDING_STD = 0.005
 _NORM_EPS = 1e-6
@@ -37,15 +37,6 @@ _LEAKY_SLOPE = 0.5  # leaky_relu(x)^2: -0.002 to -0.003 BPB against relu(x)^2 in
 
 def _norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=_NORM_EPS)
-
-
-class BlockInputs(NamedTuple):
-    """What a block's matrices multiply, each (B, T, inputs): the calibration data of GPTQ."""
-
-    attention: Tensor  # read by query, key and value
-    output: Tensor
-    up: Tensor
-    down: Tensor
 
 
 class Block(nn.Module):
@@ -201,9 +192,9 @@ class GPT(nn.Module):
         normal = torch.empty(self.embedding.shape).normal_(std=_EMBEDDING_STD, generator=generator)
         fill(self.embedding, normal)
         for block in self.block_list():
-            for name in MATRIX_NAMES:
-                matrix = getattr(block, name)
-                if name in ("output", "down"):  # a new block changes nothing
+            for role in BLOCK_MATRICES:
+                matrix = getattr(block, role.name)
+                if role.starts_at_zero:
                     matrix.zero_()
                 else:
                     values = torch.empty(matrix.shape)
@@ -295,13 +286,3 @@ class GPT(nn.Module):
 def num_parameters(model: nn.Module) -> int:
     """Numbers in all parameters of the model."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def layout(config: ModelConfig) -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
-    """Shapes of all quantized matrices and of all vectors by name, in the model's order."""
-    with torch.device("meta"):
-        model = GPT(config)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    quantized_roles = {"embedding", *MATRIX_NAMES}
-    matrices = {name: shape for name, shape in shapes.items() if role(name) in quantized_roles}
-    return matrices, {name: shape for name, shape in shapes.items() if name not in matrices}

@@ -11,7 +11,7 @@ import numpy as np
 
 from paramgolf.config import RunConfig, to_json
 from paramgolf.data.provenance import IN_SAMPLE_SHARE
-from paramgolf.model.gpt import layout
+from paramgolf.model.layout import layout
 from paramgolf.model.roles import EMBEDDING, MATRIX_NAMES
 from paramgolf.recipes import RECIPES
 from paramgolf.report import figures as plots

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paramgolf.compress.entropy import NOTHING, Coder, Integers
+from paramgolf.compress.entropy import Coder, Integers, known_at
 from paramgolf.config import ScoreFirstConfig
 from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
@@ -32,7 +32,7 @@ def code_tokens(
     windows: Sequence[Windows],
     first: int,
     num_targets: int,
-    known: Integers,
+    known: Integers | None,
     lanes: int = 1,
     learning: ScoreFirstConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -50,7 +50,7 @@ def code_tokens(
         windows: from `plain_windows`, or, in one lane, from `sliding_windows`.
         first: the token before the first target.
         num_targets: N.
-        known: (N + 1,) the tokens; `NOTHING` to decode.
+        known: (N + 1,) the tokens; None to decode.
         lanes: 1 unless every window scores all that it predicts.
         learning: how an adaptive predictor learns between chunks; None: it is fixed.
         progress: called with the number of targets coded and of all.
@@ -80,7 +80,7 @@ class _Coding:
         coder: Coder,
         first: int,
         num_targets: int,
-        known: Integers,
+        known: Integers | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self._model, self._order, self._coder, self._known = model, order, coder, known
@@ -98,13 +98,10 @@ class _Coding:
         runs = np.array_split(starts, min(lanes, len(starts)))
         heads = np.array([run[0] for run in runs[1:]], np.int64)
         limits = np.full(len(heads), self._model.config.vocab_size, np.int32)
-        self._put(heads, self._coder.code_below(limits, self._known_at(heads)))
+        self._put(heads, self._coder.code_below(limits, known_at(self._known, heads)))
         for turn in range(len(runs[0])):
             group = np.array([run[turn] for run in runs if turn < len(run)])
             self._code_side_by_side(group, scored)
-
-    def _known_at(self, positions: NDArray[np.int64]) -> Integers:
-        return self._known[positions] if len(self._known) else NOTHING
 
     def _put(self, positions: NDArray[np.int64], tokens: Integers) -> None:
         self.tokens[positions] = tokens
@@ -124,7 +121,7 @@ class _Coding:
             for position, shares in zip(targets.tolist(), shares_BV, strict=True):
                 if position <= self._num_targets and not self._found[position]:
                     at = np.array([position])
-                    self._put(at, self._coder.code(shares, 1, self._known_at(at)))
+                    self._put(at, self._coder.code(shares, 1, known_at(self._known, at)))
             if offset + 1 < seq_len:
                 hidden = self._read(targets[:, None], past)
             if self._progress is not None:

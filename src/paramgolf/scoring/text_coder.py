@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from paramgolf.compress.entropy import NOTHING, Decoder, Encoder
+from paramgolf.compress.entropy import Decoder, Encoder
 from paramgolf.data.documents import text_digest
 from paramgolf.errors import UserError
 from paramgolf.runtime.device import Runtime
@@ -110,7 +110,7 @@ class TextCoder:
             )
         try:
             decoder = Decoder(stream)
-            tokens = self._code(decoder, count, stride, bool(fixed), NOTHING, progress)
+            tokens = self._code(decoder, count, stride, bool(fixed), None, progress)
             decoder.finish()
             texts = self._predictor.tokenizer.decode_documents(tokens.astype(np.uint16))
             same = text_digest(texts) == digest
@@ -129,7 +129,7 @@ class TextCoder:
         count: int,
         stride: int,
         fixed: bool,
-        known: np.ndarray,
+        known: np.ndarray | None,
         progress: Progress | None,
     ) -> np.ndarray:
         predictor = self._predictor

@@ -19,7 +19,8 @@ from paramgolf.compress.sensitivity import divergences
 from paramgolf.data.batches import SequenceSampler
 from paramgolf.data.provenance import Provenance
 from paramgolf.errors import UserError
-from paramgolf.model.gpt import GPT, layout
+from paramgolf.model.gpt import GPT
+from paramgolf.model.layout import layout
 from paramgolf.model.order import layer_order
 from paramgolf.model.roles import EMBEDDING, input_of, role
 from paramgolf.runtime.files import read_tensors, sha256_of_file, write_bytes, write_json
