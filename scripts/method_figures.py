@@ -18,9 +18,9 @@ from paramgolf.optim.muon import COEFFICIENTS, NUM_ITERATIONS
 from paramgolf.recipes import RECIPES
 from paramgolf.report import sections
 from paramgolf.report.page import read_run_files
-from paramgolf.report.svg import SERIES, drawing, save_svg
 from paramgolf.runtime.files import write_bytes
 from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
+from paramgolf.study.plots import SERIES, drawing, save_svg
 
 
 def draw_layers(path: Path) -> None:

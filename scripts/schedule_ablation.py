@@ -43,7 +43,7 @@ def adapt(source: Path, out: Path, schedule: str, epochs: int) -> list[float]:
 
 def plot(curves: dict[str, list[float]], path: Path) -> None:
     """Draw BPB against epochs."""
-    from paramgolf.report.svg import drawing, save_svg
+    from paramgolf.study.plots import drawing, save_svg
 
     with drawing("epochs on the scored text", "BPB after adaptation (in-sample)") as (figure, axes):
         for name, curve in curves.items():

@@ -153,7 +153,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["seeds", "tiny"], ["name at least one seed", "--seeds 1337 42 999"]),
         (["seeds", "tiny", "--seeds", "1", "2", "1"], ["seed 1 is named twice"]),
         (["seeds", "tiny", "--seeds", "some"], ["--seeds", "'some'", "INT"]),
-        (["seeds", "tiny", "--seed", "3", "--seeds", "1"], ["--seed is not possible here"]),
+        (["seeds", "tiny", "--seed", "3", "--seeds", "1"], ["invalid --seed: name all seeds"]),
         (["seeds", "tiny", "--seeds", "1", "--score.stride", "0"], ["score.stride = 0"]),
         (["ablate", "tiny"], ["name what to vary", "--vary train.matrix_lr=0.02,0.04"]),
         (["ablate", "tiny", "--vary", "train.matrx_lr=1"], ["did you mean train.matrix_lr?"]),

@@ -69,7 +69,7 @@ def test_a_run_among_others_is_the_run_alone(
 def test_the_verdict(good: Path, bad: Path, cli: Cli, tmp_path: Path) -> None:
     result = cli("compare", good, bad, "--out", tmp_path / "verdict.json")
     assert (result.code, result.stderr) == (0, "")
-    assert "A is better than B by more than 0.005 nats" in result.stdout
+    assert "A is better than B by more than 0.005 nats per token" in result.stdout
     said = json.loads((tmp_path / "verdict.json").read_text())
     assert (said["verdict"], said["label"], said["stage"]) == ("better", "held-out", "sliding")
     low, high = said["interval_bpb"]
@@ -236,7 +236,7 @@ def test_what_its_readme_says_repeats_the_run(
     assert (score.returncode, score.stderr) == (0, "")
     assert f"bpb {mine['val_bpb']} " in score.stdout
     assert f"label {mine['label']}" in score.stdout
-    assert f"It was {mine['val_bpb']:.6f} BPB (sliding)." in text
+    assert f"The expected score is {mine['val_bpb']:.6f} BPB (sliding)." in text
 
 
 def test_all_seeds_again_with_paramgolf(

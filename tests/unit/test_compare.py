@@ -13,7 +13,13 @@ from scipy import special, stats
 
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.files import write_json
-from paramgolf.study.compare import OneSided, bootstrap_interval, compare, paired_test, welch_test
+from paramgolf.study.compare import compare
+from paramgolf.study.significance import (
+    OneSidedTest,
+    bootstrap_interval,
+    paired_test,
+    welch_test,
+)
 from tests.written_runs import BYTES_D, NATS_D, TOKENS, write_run, write_seeds
 
 LN2 = math.log(2)
@@ -40,7 +46,7 @@ def test_welch_is_his_formula(num_a: int, num_b: int, seed: int) -> None:
     )
     gain = statistics.fmean(b) - statistics.fmean(a)
     test = welch_test(np.array(a), np.array(b), margin)
-    assert isinstance(test, OneSided)
+    assert isinstance(test, OneSidedTest)
     error = math.sqrt(sum(squares))
     assert test.p_better == pytest.approx(upper_tail((gain - margin) / error, df), rel=1e-9)
     assert test.p_worse == pytest.approx(upper_tail(-gain / error, df), rel=1e-9)
@@ -51,7 +57,7 @@ def test_welch_needs_two_seeds_and_chance() -> None:
     one, two = np.array([1.2]), np.array([1.2, 1.3])
     for a, b in ((one, two), (two, one)):
         assert "2 seeds" in str(welch_test(a, b, 0.0))
-    assert "neither side differ" in str(welch_test(np.ones(3), np.zeros(3), 0.0))
+    assert "chance cannot be estimated" in str(welch_test(np.ones(3), np.zeros(3), 0.0))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -67,7 +73,7 @@ def test_the_paired_test_leaves_each_document_out(seed: int) -> None:
     gain = sum(bits) / sum(sizes)
     df = sum(sizes) ** 2 / sum(size**2 for size in sizes) - 1
     test = paired_test(np.array(bits), np.array(sizes, float), 0.004)
-    assert isinstance(test, OneSided)
+    assert isinstance(test, OneSidedTest)
     assert test.p_better == pytest.approx(upper_tail((gain - 0.004) / error, df), rel=1e-9)
     assert test.p_worse == pytest.approx(upper_tail(-gain / error, df), rel=1e-9)
 
@@ -76,7 +82,7 @@ def test_of_documents_of_one_size_it_is_the_t_test() -> None:
     random = np.random.default_rng(8)
     bits_D, bytes_D = random.normal(20, 9, 30), np.full(30, 1000.0)
     test = paired_test(bits_D, bytes_D, 0.018)
-    assert isinstance(test, OneSided)
+    assert isinstance(test, OneSidedTest)
     expected = stats.ttest_rel(bits_D, 18 * np.ones(30), alternative="greater")
     assert test.p_better == pytest.approx(expected.pvalue, rel=1e-9)
 
@@ -86,7 +92,7 @@ def test_long_documents_and_short_ones_are_no_noise() -> None:
     bytes_D = np.array([10.0, 100, 1000, 10_000, 9000, 30, 300, 3000, 5000, 50, 8000, 7000])
     bits_D = bytes_D * np.random.default_rng(1).normal(0.25, 0.02, 12)
     test = paired_test(bits_D, bytes_D, 0.003)
-    assert isinstance(test, OneSided)
+    assert isinstance(test, OneSidedTest)
     assert test.p_better < 1e-4
     assert test.p_worse > 0.999
 
@@ -94,8 +100,8 @@ def test_long_documents_and_short_ones_are_no_noise() -> None:
 def test_the_paired_test_needs_documents_that_differ() -> None:
     for sizes in ([5.0], [9.0, 0, 0], [90.0, 5, 5, 20]):
         said = paired_test(np.arange(len(sizes)) + 1.0, np.array(sizes), 0.0)
-        assert f"{len(sizes)} documents weigh as little as 1." in str(said)
-    assert "differ by the same" in str(paired_test(np.ones(5), np.ones(5), 0.0))
+        assert f"{len(sizes)} documents are effectively 1." in str(said)
+    assert "differ by the same amount" in str(paired_test(np.ones(5), np.ones(5), 0.0))
 
 
 def test_the_bootstrap_is_that_of_a_loop() -> None:
@@ -119,7 +125,7 @@ def test_the_bootstrap_of_many_documents_goes_in_pieces(monkeypatch: pytest.Monk
     bytes_D = random.integers(50, 5000, 64).astype(float)
     bits_D = bytes_D * random.normal(0.01, 0.02, 64)
     whole = bootstrap_interval(bits_D, bytes_D, 1000)
-    monkeypatch.setattr("paramgolf.study.compare._MAX_DRAWN", 64 * 7)
+    monkeypatch.setattr("paramgolf.study.significance._MAX_DRAWN", 64 * 7)
     assert bootstrap_interval(bits_D, bytes_D, 1000) == whole
 
 
@@ -134,10 +140,10 @@ def test_coverage_on_data_of_known_truth() -> None:
         low, high = bootstrap_interval(bits_D, bytes_D, 400)
         covered += low <= truth <= high
         test = paired_test(bits_D, bytes_D, truth)
-        assert isinstance(test, OneSided)
+        assert isinstance(test, OneSidedTest)
         better += test.p_better < 0.05
         seeds = welch_test(random.normal(1.2, 0.01, 5), random.normal(1.21, 0.02, 5), truth)
-        assert isinstance(seeds, OneSided)
+        assert isinstance(seeds, OneSidedTest)
         welch += seeds.p_better < 0.05
     assert 0.91 < covered / 600 < 0.98
     assert 0.025 < better / 600 < 0.08
@@ -184,7 +190,7 @@ def test_a_run_alone_is_compared_by_document(tmp_path: Path) -> None:
     found = compare(a, b, "", 0.005)
     assert "2 seeds" in str(found.seeds)
     assert found.verdict == "better"
-    assert "says nothing of other seeds" in found.verdict_line()
+    assert "says nothing about other seeds" in found.verdict_line()
     assert found.to_json()["seeds"] == {"not_applicable": found.seeds}
 
 
@@ -219,7 +225,7 @@ def test_the_last_stage_that_all_have(tmp_path: Path) -> None:
         ({"text": "another text"}, "text_sha256 is"),
         ({"label": "in-sample"}, "label is held-out in .*good.* and in-sample in .*other"),
         ({"bytes_D": BYTES_D + 1}, "bytes is 2000 in .*good.* and 2006 in .*other"),
-        ({"bytes_D": BYTES_D[::-1].copy()}, "cut at other places"),
+        ({"bytes_D": BYTES_D[::-1].copy()}, "split at different places"),
     ],
 )
 def test_what_does_not_compare_is_refused(
@@ -227,7 +233,7 @@ def test_what_does_not_compare_is_refused(
 ) -> None:
     other = write_run(tmp_path / "other", **options)  # type: ignore[arg-type]
     for sides in ((good, other), (other, good)):
-        with pytest.raises(UserError, match="do not compare") as caught:
+        with pytest.raises(UserError, match="are not comparable") as caught:
             compare(*sides, "", 0.005)
     assert not isinstance(caught.value, ConfigError)
     with pytest.raises(UserError, match=words):
@@ -238,7 +244,7 @@ def test_what_does_not_compare_is_refused(
 def test_a_side_has_to_be_of_one_kind(good: Path, bad: Path, options: dict[str, object]) -> None:
     write_run(good / "seed-4", 4, **options)  # type: ignore[arg-type]
     name = {"text": "text_sha256"}.get(*options, *options)
-    with pytest.raises(UserError, match=f"do not compare: {name} is .*seed-1.*seed-4"):
+    with pytest.raises(UserError, match=f"are not comparable: {name} is .*seed-1.*seed-4"):
         compare(good, bad, "", 0.005)
 
 
@@ -247,7 +253,7 @@ def test_seeds_that_did_not_finish_are_named(good: Path, bad: Path) -> None:
     found = compare(good, bad, "", 0.005)
     assert [(m.seed, m.state) for m in found.a.left_out] == [(2, "not finished")]
     assert found.to_json()["a"]["left_out"] == [{"seed": 2, "state": "not finished"}]
-    assert [one.seed for one in found.a.scored] == [1, 3]
+    assert [one.seed for one in found.a.scores] == [1, 3]
     for seed in (1, 3):
         (good / f"seed-{seed}" / "results.json").unlink()
     with pytest.raises(UserError, match="no finished run: 0 of 3 seeds"):
@@ -262,7 +268,7 @@ def test_files_that_are_missing_or_of_another_score(good: Path, bad: Path, tmp_p
     results = json.loads((good / "seed-1" / "results.json").read_text())
     results["stages"]["sliding"]["loss_nats"] *= 1.001
     write_json(good / "seed-1" / "results.json", results)
-    with pytest.raises(UserError, match="of different scores"):
+    with pytest.raises(UserError, match="to different scores"):
         compare(good, bad, "", 0.005)
     (good / "seed-1" / "documents.safetensors").unlink()
     with pytest.raises(UserError, match=r"no documents\.safetensors"):

@@ -15,25 +15,25 @@ from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.study.ablate import parse_grid, run_grid
-from paramgolf.study.seeds import Row, read_seeds, run_seeds
+from paramgolf.study.seeds import Statistic, read_seeds, run_seeds
 from tests.written_runs import BYTES_D, NATS_D, TINY, write_run
 
 SILENT = Reporter()
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_row_is_what_numpy_says(seed: int) -> None:
+def test_a_statistic_agrees_with_numpy(seed: int) -> None:
     values = np.random.default_rng(seed).normal(1.8, 0.1, 6)
-    row = Row({10 + number: float(value) for number, value in enumerate(values)})
-    said = row.to_json()
+    statistic = Statistic({10 + number: float(value) for number, value in enumerate(values)})
+    said = statistic.to_json()
     assert said["mean"] == pytest.approx(values.mean())
     assert said["std"] == pytest.approx(values.std(ddof=1))
     assert (said["min"], said["max"]) == (values.min(), values.max())
-    assert row.worst_seed == 10 + int(values.argmax())
+    assert statistic.worst_seed == 10 + int(values.argmax())
 
 
 def test_one_seed_has_no_deviation() -> None:
-    assert Row({3: 1.5}).std is None
+    assert Statistic({3: 1.5}).std is None
 
 
 # Folders of seeds. All runs in them are finished: nothing trains here.
@@ -48,8 +48,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_finished_runs_are_taken_and_the_folders_others_shown(folder: Path) -> None:
     found = run_seeds("tiny", TINY, [20, 3], folder, SILENT)
-    assert [member.seed for member in found.members] == [1, 3, 20]
-    assert found.over() == "3 of 3 seeds"
+    assert [run.seed for run in found.runs] == [1, 3, 20]
+    assert found.coverage() == "3 of 3 seeds"
     said = json.loads((folder / "seeds.json").read_text())
     assert said["recipe"] == "tiny"
     assert "seed" not in said["config"]
@@ -75,7 +75,7 @@ def test_a_run_that_lost_its_result_is_counted_as_not_finished(folder: Path) -> 
     run_seeds("tiny", TINY, [3], folder, SILENT)
     (folder / "seed-1" / "results.json").unlink()
     found = read_seeds(folder)
-    assert found.over() == "2 of 3 seeds; left out: 1 (not finished)"
+    assert found.coverage() == "2 of 3 seeds; left out: 1 (not finished)"
     assert set(found.stages()["sliding"].by_seed) == {3, 20}
 
 
@@ -87,7 +87,7 @@ def test_another_configuration_is_named_by_its_key(folder: Path, tmp_path: Path)
             run_seeds("tiny", other, seeds, folder, SILENT)
     assert sorted(folder.rglob("*")) == before
     (folder / "seed-3").rename(folder / "seed-5")
-    with pytest.raises(UserError, match="seed-5 holds a run with seed = 3, not 5"):
+    with pytest.raises(UserError, match="seed-5 contains a run with seed = 3, not 5"):
         run_seeds("tiny", TINY, [1], folder, SILENT)
 
 
@@ -141,9 +141,9 @@ def test_values_of_other_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("vary", "words"),
     [
         ([], "name what to vary"),
-        (["train.matrix_lr"], "is not KEY=A,B"),
-        (["=3"], "is not KEY=A,B"),
-        (["train.matrix_lr=0.02,,1"], "is not KEY=A,B"),
+        (["train.matrix_lr"], "expected KEY=A,B"),
+        (["=3"], "expected KEY=A,B"),
+        (["train.matrix_lr=0.02,,1"], "expected KEY=A,B"),
         (["train.matrx_lr=1"], "did you mean train.matrix_lr"),
         (["train=1"], "no key 'train'"),
         (["seed=1,2"], "--seeds"),
@@ -156,7 +156,7 @@ def test_values_of_other_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (["train.matrix_lr=0.02,-1"], "train.matrix_lr = -1.0"),
         (["model.num_heads=4,9"], "a multiple of model.num_heads = 9"),
         (["train.matrix_lr=0.02,2e-2"], "names train.matrix_lr=0.02 twice"),
-        (["train.matrix_lr=1", "train.matrix-lr=2"], "is there twice"),
+        (["train.matrix_lr=1", "train.matrix-lr=2"], "is given twice"),
     ],
 )
 def test_a_grid_that_is_not_possible_is_refused_at_the_door(vary: list[str], words: str) -> None:

@@ -109,8 +109,8 @@ def test_a_seed_without_a_score_is_not_hidden(tmp_path: Path) -> None:
     assert said["left_out"] == {"7": "it diverged", "11": "not finished"}
     assert said["model_of_seed"] == 9  # the better one of 5 and 9
     top = beginning(tmp_path / "out")
-    assert "**Seed 7 gave no score and is in no mean: it diverged.**" in top
-    assert "**Seed 11 gave no score and is in no mean: not finished.**" in top
+    assert "**Seed 7 has no score and is not in the means: it diverged.**" in top
+    assert "**Seed 11 has no score and is not in the means: not finished.**" in top
     assert "| 7 | - | - | - | failed |" in (tmp_path / "out" / "README.md").read_text()
 
 

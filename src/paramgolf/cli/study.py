@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,32 +19,34 @@ from paramgolf.runtime.console import Reporter, standard_output
 
 if TYPE_CHECKING:
     from paramgolf.study.ablate import Grid
-    from paramgolf.study.compare import Comparison, OneSided, Side
-    from paramgolf.study.seeds import Row, Seeds
+    from paramgolf.study.compare import Comparison, Group
+    from paramgolf.study.runs import SeedRun
+    from paramgolf.study.seeds import SeedRuns, Statistic
+    from paramgolf.study.significance import OneSidedTest
 
 
 @dataclass(frozen=True)
 class SeedsArguments:
-    """Run a recipe for several seeds, or go on with it: mean, deviation, range, worst seed."""
+    """Run a recipe with several seeds: mean, standard deviation, range and worst seed."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     seeds: tuple[int, ...] = ()
-    """Of the runs. Required."""
+    """Seeds of the runs. Required."""
     out: str = ""
-    """The folder of all runs; by default runs/seeds-RECIPE. What is finished there is taken."""
+    """Folder of the runs; by default runs/seeds-RECIPE. Finished runs in it are not repeated."""
 
 
 @dataclass(frozen=True)
 class AblateArguments:
-    """Run a grid of configurations, or go on with it: a table and a plot."""
+    """Run a grid of configurations, summarised as a table and a plot."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     vary: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
-    """KEY=A,B,...: a key of the recipe and its values; several span a grid. Required."""
+    """KEY=A,B,...: a key of the recipe and its values; several keys span a grid. Required."""
     seeds: tuple[int, ...] = ()
-    """Of every cell; by default the recipe's."""
+    """Seeds of every cell; by default the recipe's."""
     out: str = ""
-    """The folder of all runs; by default runs/ablate-RECIPE. What is finished there is taken."""
+    """Folder of the runs; by default runs/ablate-RECIPE. Finished runs in it are not repeated."""
 
 
 @dataclass(frozen=True)
@@ -53,30 +56,30 @@ class CompareArguments:
     a: tyro.conf.Positional[Path]
     """A run, or a folder of seeds."""
     b: tyro.conf.Positional[Path]
-    """The one to be beaten."""
+    """The run or folder of seeds to beat."""
     margin_nats: float = 0.005
-    """Per token; the challenge asks for 0.005."""
+    """Margin in nats per token; the challenge asks for 0.005."""
     stage: str = ""
-    """Of the score; by default the last one of the packed file that all runs have."""
+    """Which score to compare; by default the last one of the packed file that all runs have."""
     out: Path | None = None
-    """Write the result there, too, as JSON."""
+    """Also write the result to this JSON file."""
 
 
 def seeds(arguments: list[str]) -> None:
-    """`paramgolf seeds`: a recipe for several seeds."""
+    """`paramgolf seeds`: a recipe with several seeds."""
     reporter = standard_output()
-    if _asks_for_usage(arguments, reporter):
+    if _print_usage_without_recipe(arguments, reporter):
         return
     from paramgolf.study.seeds import run_seeds
 
     recipe, parsed = arguments[0], parse_recipe(SeedsArguments, "seeds", arguments)
     if parsed.config.seed != RECIPES[recipe][1].seed:
-        raise ConfigError("--seed is not possible here: name all seeds with --seeds")
+        raise ConfigError("invalid --seed: name all seeds with --seeds")
     out = Path(parsed.out or f"runs/seeds-{recipe}")
     found = run_seeds(recipe, parsed.config, parsed.seeds, out, reporter)
-    _print_seeds(f"{recipe}, {found.over()}", found, reporter)
-    reporter.line(f"everything is in {out}: seeds.json, a run for every seed")
-    failed = [str(m.seed) for m in found.left_out if m.seed in parsed.seeds]
+    _print_seeds(f"{recipe}, {found.coverage()}", found, reporter)
+    reporter.line(f"wrote {out}: seeds.json and one run per seed")
+    failed = [str(run.seed) for run in found.left_out if run.seed in parsed.seeds]
     if failed:
         raise UserError(f"{len(failed)} of {len(parsed.seeds)} seeds failed: {', '.join(failed)}")
 
@@ -84,7 +87,7 @@ def seeds(arguments: list[str]) -> None:
 def ablate(arguments: list[str]) -> None:
     """`paramgolf ablate`: a grid of configurations."""
     reporter = standard_output()
-    if _asks_for_usage(arguments, reporter):
+    if _print_usage_without_recipe(arguments, reporter):
         return
     from paramgolf.study.ablate import parse_grid, run_grid
 
@@ -94,7 +97,7 @@ def ablate(arguments: list[str]) -> None:
     seeds = parsed.seeds or (parsed.config.seed,)
     found = run_grid(recipe, grid, seeds, out, reporter)
     _print_grid(recipe, found, reporter)
-    reporter.line(f"everything is in {out}: ablation.json, ablation.svg, a folder for every cell")
+    reporter.line(f"wrote {out}: ablation.json, ablation.svg and one folder per cell")
     if found.failed:
         raise UserError(f"{len(found.failed)} of {len(found.cells)} cells lack a run: see above")
 
@@ -111,50 +114,54 @@ def compare(arguments: list[str]) -> None:
         write_json(parsed.out, found.to_json())
 
 
-def _asks_for_usage(arguments: list[str], reporter: Reporter) -> bool:
-    """Whether no recipe is named; then the usage is printed."""
+def _print_usage_without_recipe(arguments: list[str], reporter: Reporter) -> bool:
+    """Print the usage if no recipe is named; return whether it was printed."""
     if arguments and arguments[0] not in ("--help", "-h"):
         return False
     reporter.line(usage())
     return True
 
 
-def _print_seeds(title: str, found: Seeds, reporter: Reporter) -> None:
+def _print_seeds(title: str, found: SeedRuns, reporter: Reporter) -> None:
     stages, sizes = found.stages(), found.sizes()
     table = _table(f"statistics over {title}", "", "mean", "std", "min", "max", "worst seed")
     table.add_column("label")
-    for stage, row in stages.items():
-        table.add_row(*_cells(f"BPB, {STAGE_TITLES[stage]}", row, ".4f"), ", ".join(row.labels))
-    for name, row in sizes.items():
-        table.add_row(*_cells(name, row, ",.0f" if name == "bytes" else ",.1f"), "")
+    for stage, bpb in stages.items():
+        table.add_row(*_cells(f"BPB, {STAGE_TITLES[stage]}", bpb, ".4f"), ", ".join(bpb.labels))
+    for name, size in sizes.items():
+        table.add_row(*_cells(name, size, ",.0f" if name == "bytes" else ",.1f"), "")
     by_seed = _table("by seed", "seed", "BPB", "bytes", "seconds")
     by_seed.add_column("label")
     by_seed.add_column("state", overflow="fold")
-    for member in found.members:
+    for run in found.runs:
         figures = ["", "", "", ""]
-        if member.results is not None:
-            last = list(member.results["stages"].values())[-1]
+        if run.results is not None:
+            last = list(run.results["stages"].values())[-1]
             figures = [
                 f"{last['bpb']:.4f}",
-                f"{sizes['bytes'].by_seed[member.seed]:,}",
-                f"{sizes['seconds'].by_seed[member.seed]:,.1f}",
+                f"{sizes['bytes'].by_seed[run.seed]:,}",
+                f"{sizes['seconds'].by_seed[run.seed]:,.1f}",
                 last["label"],
             ]
-        by_seed.add_row(str(member.seed), *figures, member.state)
+        by_seed.add_row(str(run.seed), *figures, run.state)
     reporter.line("")
     if stages:
         reporter.table(table)
     reporter.table(by_seed)
-    for member in found.left_out:
-        reporter.line(f"seed {member.seed} {member.state}: {member.failure or 'no results.json'}")
+    for run in found.left_out:
+        reporter.line(f"seed {run.seed} {_reason(run)}")
 
 
-def _cells(name: str, row: Row, form: str) -> list[str]:
-    """Name, mean, standard deviation, range, worst seed."""
-    values = row.by_seed.values()
-    std = "-" if row.std is None else f"{row.std:{form}}"
+def _reason(run: SeedRun) -> str:
+    return f"{run.state}: {run.failure or 'no results.json'}"
+
+
+def _cells(name: str, statistic: Statistic, form: str) -> list[str]:
+    """Format name, mean, standard deviation, range and worst seed."""
+    values = statistic.by_seed.values()
+    std = "-" if statistic.std is None else f"{statistic.std:{form}}"
     ends = f"{min(values):{form}}", f"{max(values):{form}}"
-    return [name, f"{row.mean:{form}}", std, *ends, str(row.worst_seed)]
+    return [name, f"{statistic.mean:{form}}", std, *ends, str(statistic.worst_seed)]
 
 
 def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
@@ -166,67 +173,66 @@ def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
     for cell in grid.cells:
         figures = [""] * 6
         if cell.last_stage is not None:
-            (stage, row), sizes = cell.last_stage, cell.seeds.sizes()
+            (stage, bpb), sizes = cell.last_stage, cell.seeds.sizes()
             figures = [
-                f"{row.mean:.4f}",
-                "-" if row.std is None else f"{row.std:.4f}",
+                f"{bpb.mean:.4f}",
+                "-" if bpb.std is None else f"{bpb.std:.4f}",
                 f"{sizes['bytes'].mean:,.0f}",
                 f"{sizes['seconds'].mean:,.1f}",
                 stage,
-                ", ".join(row.labels),
+                ", ".join(bpb.labels),
             ]
-        runs = f"{len(cell.seeds.finished)} of {len(cell.seeds.members)}"
-        table.add_row(*(str(cell.values[key]) for key in keys), *figures, runs)
+        finished = f"{len(cell.seeds.finished)} of {len(cell.seeds.runs)}"
+        table.add_row(*(str(cell.values[key]) for key in keys), *figures, finished)
     reporter.line("")
     reporter.table(table)
     for cell in grid.failed:
-        for member in cell.seeds.left_out:
-            why = f"{member.state}: {member.failure or 'no results.json'}"
-            reporter.line(f"{cell.folder.name}, seed {member.seed} {why}")
+        for run in cell.seeds.left_out:
+            reporter.line(f"{cell.folder.name}, seed {run.seed} {_reason(run)}")
     if grid.num_texts > 1:
         reporter.line(
-            f"the cells were scored on {grid.num_texts} different texts: their BPB do not compare"
+            f"the cells were scored on {grid.num_texts} different texts: their BPB are not "
+            "comparable"
         )
 
 
 def _print_comparison(found: Comparison, reporter: Reporter) -> None:
-    first = found.a.scored[0]
+    first, groups = found.a.scores[0], (("A", found.a), ("B", found.b))
     title = f"stage {found.stage}, {first.label}"
-    table = _table(title, "", "seeds", "BPB", "std", "nats", "tokens")
-    for name, side in (("A", found.a), ("B", found.b)):
-        table.add_row(f"{name} {side.path}", *_side(side))
+    table = _table(title, "", "seeds", "BPB", "std", "nats per token", "tokens")
+    for name, group in groups:
+        table.add_row(f"{name} {group.path}", *_group_cells(group))
     reporter.table(table)
+    nats = "" if found.gain_nats is None else f", {found.gain_nats:+.5f} nats per token"
     lines = {
         "text": f"{first.bytes:,} bytes, sha256 {first.text_sha256[:16]}",
-        "margin": f"{found.margin_nats:g} nats a token, {found.margin_bpb:.5f} BPB",
-        "gain": f"{found.gain_bpb:+.5f} BPB"
-        + ("" if found.gain_nats is None else f", {found.gain_nats:+.5f} nats a token")
-        + " (B less A)",
-        "over seeds": _test(found.seeds, "Welch, {} runs"),
-        "over documents": _test(found.documents, "paired, {} documents"),
+        "margin": f"{found.margin_nats:g} nats per token, {found.margin_bpb:.5f} BPB",
+        "gain": f"{found.gain_bpb:+.5f} BPB{nats} (B minus A)",
+        "over seeds": _describe_test(found.seeds, "Welch, {} runs"),
+        "over documents": _describe_test(found.documents, "paired, {} documents"),
     }
     if found.interval_bpb is not None:
         low, high = found.interval_bpb
-        lines["  their gain"] = f"{low:+.5f} to {high:+.5f} BPB, 95 % of resampled documents"
-    for name, side in (("A", found.a), ("B", found.b)):
-        if side.left_out:
-            lines[f"{name} without"] = ", ".join(f"{m.seed} ({m.state})" for m in side.left_out)
+        lines["  interval"] = f"{low:+.5f} to {high:+.5f} BPB, 95 % of resampled documents"
+    for name, group in groups:
+        if group.left_out:
+            lines[f"{name} without"] = ", ".join(f"{r.seed} ({r.state})" for r in group.left_out)
     lines["verdict"] = found.verdict_line()
     for name, text in lines.items():
         reporter.line(f"{name:<15} {text}")
 
 
-def _side(side: Side) -> list[str]:
-    import statistics
-
-    bpb = side.bpb.tolist()
-    nats = statistics.fmean(one.loss_nats for one in side.scored)
+def _group_cells(group: Group) -> list[str]:
+    """Format seeds, mean BPB, its standard deviation, mean loss and tokens."""
+    bpb = group.bpb.tolist()
+    nats = statistics.fmean(score.loss_nats for score in group.scores)
     std = f"{statistics.stdev(bpb):.4f}" if len(bpb) > 1 else "-"
-    seeds = ", ".join(str(one.seed) for one in side.scored)
-    return [seeds, f"{statistics.fmean(bpb):.4f}", std, f"{nats:.4f}", f"{side.scored[0].tokens:,}"]
+    seeds = ", ".join(str(score.seed) for score in group.scores)
+    tokens = f"{group.scores[0].tokens:,}"
+    return [seeds, f"{statistics.fmean(bpb):.4f}", std, f"{nats:.4f}", tokens]
 
 
-def _test(test: OneSided | str, form: str) -> str:
+def _describe_test(test: OneSidedTest | str, form: str) -> str:
     if isinstance(test, str):
         return f"not applicable: {test}"
     return (

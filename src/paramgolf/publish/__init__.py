@@ -1,4 +1,4 @@
 """Results for others: bundle, exported weights, submission folder.
 
-Everything is taken from the files of runs.
+Everything here is assembled from the files of runs; nothing is trained or scored.
 """

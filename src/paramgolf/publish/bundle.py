@@ -1,4 +1,4 @@
-"""A run's result as one folder that stands alone: code, model, tokenizer, requirements."""
+"""A run's result as a self-contained directory: code, model, tokenizer, requirements."""
 
 from __future__ import annotations
 
@@ -9,24 +9,34 @@ from paramgolf.errors import UserError
 from paramgolf.runtime.files import copy_file, write_bytes
 from paramgolf.runtime.rundir import RunDir
 
-_NEEDS = ("torch", "numpy", "sentencepiece", "safetensors", "constriction", "rich")
+_REQUIREMENTS = ("torch", "numpy", "sentencepiece", "safetensors", "constriction", "rich")
+
+
+def require_empty(out: Path) -> None:
+    """Refuse to write into a directory that already contains something.
+
+    Raises:
+        UserError: if `out` exists and is not an empty directory.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty; name another directory with --out")
 
 
 def bundle(path: Path, out: Path) -> dict[str, int]:
-    """Write the folder of the run at `path` to `out`; gives the bytes of every file.
+    """Write the bundle of the run at `path` to `out`; return the bytes of every file in it.
 
-    train_gpt.py and model.bin count; the tokenizer, the provenance and requirements.txt lie beside.
+    train_gpt.py and model.bin count towards the budget; the tokenizer, the provenance and
+    requirements.txt beside them do not.
 
     Raises:
-        UserError: if the run is not packed yet, or `out` holds something already.
+        UserError: if the run is not packed yet, or `out` is not empty.
     """
     run, _, _ = RunDir.open(path)
     if run.stage_result("pack") is None:
-        raise UserError(f"{path} is not packed yet: go on with `paramgolf run --resume {path}`")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty; name another folder with --out")
+        raise UserError(f"{path} is not packed yet; resume it with `paramgolf run --resume {path}`")
+    require_empty(out)
     for file in (run.code, run.artifact, run.tokenizer, run.provenance):
         copy_file(file, out / file.name)
-    pins = [f"{name}=={metadata.version(name).split('+')[0]}\n" for name in _NEEDS]
+    pins = [f"{name}=={metadata.version(name).split('+')[0]}\n" for name in _REQUIREMENTS]
     write_bytes(out / "requirements.txt", "".join(pins).encode())
     return {file.name: file.stat().st_size for file in sorted(out.iterdir())}

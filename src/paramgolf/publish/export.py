@@ -1,4 +1,4 @@
-"""An artifact's weights for other programs."""
+"""An artifact's weights in a format that other programs read."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from paramgolf.compress.artifact import Artifact, read
-from paramgolf.errors import UserError
+from paramgolf.publish.bundle import require_empty
 from paramgolf.runtime.files import write_json, write_tensors
 
 
 def export(path: Path, out: Path) -> Artifact:
-    """Write the dequantized weights (float32) to `out`/model.safetensors, beside config.json.
+    """Write the dequantized weights (float32) to `out`/model.safetensors, and config.json.
 
     Raises:
-        UserError: if the artifact cannot be read, or `out` holds something already.
+        UserError: if the artifact cannot be read, or `out` is not empty.
     """
     artifact = read(path)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty; name another folder with --out")
+    require_empty(out)
     write_tensors(out / "model.safetensors", artifact.state())
     hashes = {
         "tokenizer_sha256": artifact.tokenizer_sha256,

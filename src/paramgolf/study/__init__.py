@@ -1,4 +1,4 @@
-"""Several runs: seeds, comparison of two recipes, ablation grids.
+"""Studies over several runs: seeds, comparison of two recipes, ablation grids.
 
-Single runs belong to `pipeline`.
+A single run belongs to `pipeline`.
 """

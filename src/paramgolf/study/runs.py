@@ -1,4 +1,4 @@
-"""Runs as parts of something larger: made, gone on with, or taken as they are."""
+"""The runs of a study: start them, resume them, or read them once they are finished."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from paramgolf.runtime.ranks import started_by_torchrun
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.runtime.signals import Preempted, terminated
 
+_SEED_DIRECTORY = re.compile(r"seed-(\d+)")
 
-class Member(NamedTuple):
-    """A run among others that differ in their seed."""
+
+class SeedRun(NamedTuple):
+    """One of several runs that differ only in their seed."""
 
     path: Path
     seed: int
     results: dict[str, Any] | None
-    """What its results.json holds; None while it is not finished."""
+    """Contents of results.json; None until the run is finished."""
     failure: str = ""
-    """What ended its last attempt, if that was an error."""
+    """The error that ended its last attempt, if one did."""
 
     @property
     def state(self) -> str:
@@ -39,8 +41,8 @@ class Member(NamedTuple):
         return "failed" if self.failure else "not finished"
 
 
-def flat(config: RunConfig) -> dict[str, Any]:
-    """Every key by its full name, as the command line has it (with _)."""
+def flat_config(config: RunConfig) -> dict[str, Any]:
+    """Return every key of a configuration by its full name, SECTION.KEY, with its value."""
     keys: dict[str, Any] = {}
     for name, value in to_json(config).items():
         if isinstance(value, dict):
@@ -51,18 +53,18 @@ def flat(config: RunConfig) -> dict[str, Any]:
 
 
 def first_difference(
-    a: RunConfig, b: RunConfig, but: Sequence[str] = ()
+    a: RunConfig, b: RunConfig, ignore: Sequence[str] = ()
 ) -> tuple[str, Any, Any] | None:
-    """The first key in which two configurations differ, and its values; some keys may."""
-    theirs = flat(b)
-    for key, value in flat(a).items():
-        if key not in but and value != theirs[key]:
-            return key, value, theirs[key]
+    """Return the first key whose values differ, with its value in `a` and in `b`; or None."""
+    others = flat_config(b)
+    for key, value in flat_config(a).items():
+        if key not in ignore and value != others[key]:
+            return key, value, others[key]
     return None
 
 
 def require_configuration(path: Path, config: RunConfig) -> None:
-    """Check that the run at `path`, if there is one, is of that configuration.
+    """Check that the run at `path`, if one exists, has this configuration.
 
     Raises:
         UserError: naming the first key that differs.
@@ -71,89 +73,89 @@ def require_configuration(path: Path, config: RunConfig) -> None:
         return
     difference = first_difference(RunDir.open(path)[2], config)
     if difference is not None:
-        key, there, wanted = difference
+        key, found, wanted = difference
         raise UserError(
-            f"{path} holds a run with {key} = {there!r}, not {wanted!r}: name another folder with "
-            "--out"
+            f"{path} contains a run with {key} = {found!r}, not {wanted!r}: name another "
+            "directory with --out"
         )
 
 
 def require_one_process(command: str) -> None:
-    """Refuse to make several runs among ranks, which join once.
+    """Refuse to make several runs under torchrun, whose ranks can join only once.
 
     Raises:
         ConfigError: if torchrun started this process.
     """
     if started_by_torchrun():
         raise ConfigError(
-            f"paramgolf {command} makes its runs in one process: on several ranks make each with "
+            f"`paramgolf {command}` makes its runs in one process: on several ranks make each with "
             "`torchrun ... -m paramgolf run RECIPE --seed N --out DIR/seed-N`; then "
-            f"`paramgolf {command}` takes them as they are"
+            f"`paramgolf {command}` uses them as they are"
         )
 
 
-def read_run(path: Path, failure: str = "") -> Member:
-    """The run at `path` as it is.
+def read_run(path: Path, failure: str = "") -> SeedRun:
+    """Read the run at `path` in whatever state it is.
 
     Args:
-        path: a run's directory.
-        failure: what is known to have ended its last attempt.
+        path: a run directory.
+        failure: the error that ended its last attempt, if known.
 
     Raises:
-        UserError: if there is no run.
+        UserError: if `path` contains no run.
     """
     run, _, config = RunDir.open(path)
     if run.results_file.exists() and run.stage_result("score") is not None:
-        return Member(path, config.seed, read_json(run.results_file))
-    return Member(path, config.seed, None, failure)
+        return SeedRun(path, config.seed, read_json(run.results_file))
+    return SeedRun(path, config.seed, None, failure)
 
 
 def run_or_resume(
-    recipe: str, config: RunConfig, path: Path, reporter: Reporter, others: Sequence[Path] = ()
-) -> Member:
-    """Make the run of `config` at `path`, go on with it, or take it as it is if it is finished.
+    recipe: str, config: RunConfig, path: Path, reporter: Reporter, sources: Sequence[Path] = ()
+) -> SeedRun:
+    """Start the run of `config` at `path`, resume it, or read it if it is finished.
 
-    What ends the run with an error (it diverged, its budget cannot be met) is kept in what this
-    returns, so that other runs have their turn; a signal ends them all.
+    An error that ends the run (it diverged, its budget cannot be met) is returned as the run's
+    failure, so that other runs still get their turn; a signal ends them all.
 
     Args:
-        recipe: its name.
-        config: of the run.
+        recipe: name of the recipe.
+        config: configuration of the run.
         path: its directory.
         reporter: the console.
-        others: runs whose weights a new run takes over if they are what `config` would train.
+        sources: runs whose weights a new run takes over if `config` would train the same ones.
     """
     run = RunDir(path)
     try:
         if not run.config_file.exists():
             _forget_earlier_runs()
-            start(recipe, config, path, best_source(config, others), reporter)
+            start(recipe, config, path, best_source(config, sources), reporter)
         elif read_run(path).results is None:
             _forget_earlier_runs()
             resume(path, reporter)
     except UserError as error:
         if terminated():
-            raise Preempted("stopped by SIGTERM; the same command again goes on") from error
+            raise Preempted("stopped by SIGTERM; the same command resumes the runs") from error
         reporter.line(f"  failed: {error}")
-        return Member(path, config.seed, None, str(error))
+        return SeedRun(path, config.seed, None, str(error))
     return read_run(path)
 
 
-def seeds_in(folder: Path) -> list[Path]:
-    """The runs `seed-N` in a folder, in the order of their seeds."""
-    found = [path for path in folder.glob("seed-*") if RunDir(path).config_file.is_file()]
-    numbered = [(int(match[1]), path) for path in found if (match := _SEED.fullmatch(path.name))]
-    return [path for _, path in sorted(numbered)]
-
-
-_SEED = re.compile(r"seed-(\d+)")
+def seed_directories(folder: Path) -> dict[int, Path]:
+    """Return the run directories `seed-N` in a folder by seed, in ascending order."""
+    found = {
+        int(match[1]): path
+        for path in folder.glob("seed-*")
+        if (match := _SEED_DIRECTORY.fullmatch(path.name)) and RunDir(path).config_file.is_file()
+    }
+    return dict(sorted(found.items()))
 
 
 def _forget_earlier_runs() -> None:
-    """Give memory back, and let every run compile for itself, as in a process of its own.
+    """Free memory and compiled code, so that every run compiles for itself as if it were alone.
 
-    Code of an earlier run would make this one's seconds shorter, and past a number of shapes
-    PyTorch stops compiling.
+    Reusing an earlier run's code would shorten this one's seconds, and PyTorch stops compiling
+    after a certain number of shapes.
     """
     gc.collect()
     if torch.cuda.is_available():

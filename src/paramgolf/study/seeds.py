@@ -1,4 +1,4 @@
-"""One configuration for several seeds: every run, and what their figures have in common."""
+"""One configuration run with several seeds, and statistics over the runs."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import read_json, write_json
 from paramgolf.study.runs import (
-    Member,
-    flat,
+    SeedRun,
+    flat_config,
     read_run,
     require_configuration,
     require_one_process,
     run_or_resume,
-    seeds_in,
+    seed_directories,
 )
 
 SUMMARY = "seeds.json"
 
 
-class Row(NamedTuple):
-    """One figure of several runs; of each, more is worse."""
+class Statistic(NamedTuple):
+    """One quantity over several seeds; for every quantity here, more is worse."""
 
     by_seed: dict[int, float]
     labels: tuple[str, ...] = ()
-    """Of a BPB: the different ones, in the order of the seeds."""
+    """For a BPB: the distinct labels of the scores, in the order of the seeds."""
 
     @property
     def mean(self) -> float:
@@ -40,17 +40,17 @@ class Row(NamedTuple):
 
     @property
     def std(self) -> float | None:
-        """Standard deviation with n - 1; None of one run."""
+        """Standard deviation with n - 1; None for a single run."""
         values = list(self.by_seed.values())
         return statistics.stdev(values) if len(values) > 1 else None
 
     @property
     def worst_seed(self) -> int:
-        """The seed of the largest value."""
+        """The seed with the largest value."""
         return max(self.by_seed, key=lambda seed: self.by_seed[seed])
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         values = self.by_seed.values()
         return {
             "mean": self.mean,
@@ -64,57 +64,57 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """All runs of a folder of seeds, finished or not."""
+class SeedRuns:
+    """All runs of a folder of seeds, finished or not, in ascending order of their seeds."""
 
-    members: list[Member]
-
-    @property
-    def finished(self) -> list[Member]:
-        """The runs that statistics are made of."""
-        return [member for member in self.members if member.results is not None]
+    runs: list[SeedRun]
 
     @property
-    def left_out(self) -> list[Member]:
-        """The others."""
-        return [member for member in self.members if member.results is None]
+    def finished(self) -> list[SeedRun]:
+        """The runs that the statistics cover."""
+        return [run for run in self.runs if run.results is not None]
 
-    def stages(self) -> dict[str, Row]:
-        """BPB by stage, with its labels."""
+    @property
+    def left_out(self) -> list[SeedRun]:
+        """The runs that the statistics do not cover."""
+        return [run for run in self.runs if run.results is None]
+
+    def stages(self) -> dict[str, Statistic]:
+        """Return the BPB of every stage, with its labels."""
         results = self._results()
         return {
-            stage: Row(
+            stage: Statistic(
                 {seed: found["stages"][stage]["bpb"] for seed, found in results.items()},
                 tuple(dict.fromkeys(r["stages"][stage]["label"] for r in results.values())),
             )
             for stage in next(iter(results.values()), {"stages": {}})["stages"]
         }
 
-    def sizes(self) -> dict[str, Row]:
-        """Bytes and seconds."""
+    def sizes(self) -> dict[str, Statistic]:
+        """Return bytes and seconds; nothing without a finished run."""
         results = self._results()
         if not results:
             return {}
-        figures: dict[str, Callable[[dict[str, Any]], float]] = {
+        quantities: dict[str, Callable[[dict[str, Any]], float]] = {
             "bytes": lambda found: found["bytes"]["total"],
             "seconds": lambda found: sum(found["seconds"].values()),
             "seconds, training": lambda found: found["budgets"]["training"],
             "seconds, evaluation": lambda found: found["budgets"]["evaluation"],
         }
         return {
-            name: Row({seed: figure(found) for seed, found in results.items()})
-            for name, figure in figures.items()
+            name: Statistic({seed: quantity(found) for seed, found in results.items()})
+            for name, quantity in quantities.items()
         }
 
-    def over(self) -> str:
-        """Of how many runs the statistics are."""
-        count = f"{len(self.finished)} of {len(self.members)} seeds"
+    def coverage(self) -> str:
+        """Return how many runs the statistics cover, and which they leave out."""
+        count = f"{len(self.finished)} of {len(self.runs)} seeds"
         if not self.left_out:
             return count
-        return f"{count}; left out: " + ", ".join(f"{m.seed} ({m.state})" for m in self.left_out)
+        return f"{count}; left out: " + ", ".join(f"{r.seed} ({r.state})" for r in self.left_out)
 
     def _results(self) -> dict[int, dict[str, Any]]:
-        return {m.seed: m.results for m in self.members if m.results is not None}
+        return {run.seed: run.results for run in self.runs if run.results is not None}
 
 
 def run_seeds(
@@ -123,94 +123,104 @@ def run_seeds(
     seeds: Sequence[int],
     out: Path,
     reporter: Reporter,
-    others: Sequence[Path] = (),
-) -> Seeds:
-    """Make the runs `out`/seed-N that are not finished yet, and `out`/seeds.json.
+    other_folders: Sequence[Path] = (),
+) -> SeedRuns:
+    """Make those runs `out`/seed-N that are not finished yet, and write `out`/seeds.json.
 
     Args:
-        recipe: its name.
-        config: what all runs have in common; its seed does not matter.
-        seeds: of the runs to be made; what else the folder holds is part of the result.
-        out: the folder.
+        recipe: name of the recipe.
+        config: what all runs have in common; its seed is ignored.
+        seeds: the runs to make; other runs found in the folder are part of the result.
+        out: the folder of seeds.
         reporter: the console.
-        others: folders of seeds whose weights new runs take over where they would train the same.
+        other_folders: folders of seeds whose weights new runs take over where they would train the
+            same ones.
 
     Raises:
-        ConfigError: if there is no seed, or one twice, or torchrun started this process.
-        UserError: if the folder holds runs of another configuration.
+        ConfigError: if no seed is named, or one twice, or torchrun started this process.
+        UserError: if the folder contains runs of another configuration.
     """
     require_one_process("seeds")
-    twice = next((seed for seed in seeds if list(seeds).count(seed) > 1), None)
-    if not seeds or twice is not None:
-        what = "name at least one seed" if not seeds else f"seed {twice} is named twice"
-        raise ConfigError(f"{what}: --seeds 1337 42 999")
-    wanted = {seed: dataclasses.replace(config, seed=seed) for seed in seeds}
-    for path in [*(out / f"seed-{seed}" for seed in wanted), *seeds_in(out)]:
-        seed = int(path.name.removeprefix("seed-"))
-        require_configuration(path, dataclasses.replace(config, seed=seed))
-    failures = dict.fromkeys(wanted, "")
-    found = _seeds_of(out, failures)
-    _write(recipe, config, found, out)
-    for seed, own in wanted.items():
-        name = f"seed-{seed}"
-        same_seed = [folder / name for folder in others]
-        failures[seed] = run_or_resume(recipe, own, out / name, reporter, same_seed).failure
-        found = _seeds_of(out, failures)
-        _write(recipe, config, found, out)
+    repeated = next((seed for seed in seeds if list(seeds).count(seed) > 1), None)
+    if not seeds or repeated is not None:
+        problem = "name at least one seed" if not seeds else f"seed {repeated} is named twice"
+        raise ConfigError(f"{problem}: --seeds 1337 42 999")
+    configs = {seed: dataclasses.replace(config, seed=seed) for seed in seeds}
+    paths = {seed: out / f"seed-{seed}" for seed in seeds}
+    require_configurations(out, config)
+    failures = dict.fromkeys(seeds, "")
+    found = _read_folder(out, failures)
+    _write_summary(recipe, config, found, out)
+    for seed, path in paths.items():
+        sources = [folder / path.name for folder in other_folders]
+        run = run_or_resume(recipe, configs[seed], path, reporter, sources)
+        failures[seed] = run.failure
+        found = _read_folder(out, failures)
+        _write_summary(recipe, config, found, out)
     return found
 
 
-def read_seeds(path: Path) -> Seeds:
-    """The runs of a folder of seeds, or one run.
+def require_configurations(folder: Path, config: RunConfig) -> None:
+    """Check that every run of a folder of seeds has this configuration but for its seed.
+
+    Raises:
+        UserError: naming the first run and key that differ.
+    """
+    for seed, path in seed_directories(folder).items():
+        require_configuration(path, dataclasses.replace(config, seed=seed))
+
+
+def read_seeds(path: Path) -> SeedRuns:
+    """Read the runs of a folder of seeds, or a single run.
 
     Raises:
         UserError: if `path` is neither.
     """
     if (path / SUMMARY).is_file():
-        return _seeds_of(path, {})
+        return _read_folder(path, {})
     if not (path / "config.json").is_file():
         raise UserError(
-            f"{path} is neither a run (no config.json) nor a folder of seeds (no {SUMMARY}): "
-            "`paramgolf seeds RECIPE --out DIR` makes one"
+            f"{path} is neither a run (no config.json) nor a folder of seeds (no {SUMMARY}); "
+            "make one with `paramgolf seeds RECIPE --seeds N... --out DIR`"
         )
-    return Seeds([read_run(path)])
+    return SeedRuns([read_run(path)])
 
 
-def _seeds_of(folder: Path, failures: dict[int, str]) -> Seeds:
-    """All runs of a folder, with what ended the failed ones: now, or as it was written down."""
+def _read_folder(folder: Path, failures: dict[int, str]) -> SeedRuns:
+    """Read all runs of a folder; a failure given here overrides the one in its summary."""
     known: dict[int, str] = {}
     if (folder / SUMMARY).exists():
         known = {entry["seed"]: entry["failure"] for entry in read_json(folder / SUMMARY)["runs"]}
     known |= failures
-    there = {int(path.name.removeprefix("seed-")): path for path in seeds_in(folder)}
-    members = [
-        read_run(there[seed], known.get(seed, ""))
-        if seed in there
-        else Member(folder / f"seed-{seed}", seed, None, known[seed])
-        for seed in sorted(known.keys() | there.keys())
+    paths = seed_directories(folder)
+    runs = [
+        read_run(paths[seed], known.get(seed, ""))
+        if seed in paths
+        else SeedRun(folder / f"seed-{seed}", seed, None, known[seed])
+        for seed in sorted(known.keys() | paths.keys())
     ]
-    return Seeds(members)
+    return SeedRuns(runs)
 
 
-def _write(recipe: str, config: RunConfig, seeds: Seeds, folder: Path) -> None:
-    rows = {f"bpb {stage}": row for stage, row in seeds.stages().items()} | seeds.sizes()
+def _write_summary(recipe: str, config: RunConfig, found: SeedRuns, folder: Path) -> None:
+    rows = {f"bpb {stage}": bpb for stage, bpb in found.stages().items()} | found.sizes()
     write_json(
         folder / SUMMARY,
         {
             "recipe": recipe,
-            "config": {key: value for key, value in flat(config).items() if key != "seed"},
-            "seeds": [member.seed for member in seeds.members],
+            "config": {key: value for key, value in flat_config(config).items() if key != "seed"},
+            "seeds": [run.seed for run in found.runs],
             "runs": [
                 {
-                    "seed": member.seed,
-                    "path": member.path.name,
-                    "state": member.state,
-                    "failure": member.failure,
+                    "seed": run.seed,
+                    "path": run.path.name,
+                    "state": run.state,
+                    "failure": run.failure,
                 }
-                for member in seeds.members
+                for run in found.runs
             ],
-            "over": [member.seed for member in seeds.finished],
-            "left_out": [member.seed for member in seeds.left_out],
+            "over": [run.seed for run in found.finished],
+            "left_out": [run.seed for run in found.left_out],
             "statistics": {name: row.to_json() for name, row in rows.items()},
         },
     )
