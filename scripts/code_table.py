@@ -10,14 +10,13 @@ from __future__ import annotations
 import bz2
 from collections import Counter
 
-from paramgolf.codefile.build import build, needed_modules
-from paramgolf.codefile.stripping import stripped
+from paramgolf.codefile.build import build, stripped_sources
 from paramgolf.recipes import RECIPES
 
 
 def main() -> None:
     """Print the tables."""
-    modules = {name: stripped(path.read_text()) for name, path in needed_modules().items()}
+    modules = stripped_sources()
     everything = len(bz2.compress("".join(modules.values()).encode()))
     sizes, saved = Counter[str](), Counter[str]()
     for name in modules:

@@ -197,3 +197,14 @@ def reference_nats(
     logits = softcap * np.tanh(stream_BTD @ embedding_VD.T / softcap)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     return -np.log(np.take_along_axis(probabilities, targets_BT.numpy()[..., None], -1)[..., 0])
+
+
+class FakeClock:
+    """In place of a module's `time`: it moves when told, and by `tick` seconds at every reading."""
+
+    def __init__(self, tick: float = 0.0) -> None:
+        self.now, self.tick = 1000.0, tick
+
+    def monotonic(self) -> float:
+        self.now += self.tick
+        return self.now

@@ -1,15 +1,16 @@
-"""The command `paramgolf` in processes of its own.
+"""Runs the command `paramgolf` in other processes.
 
 Importing PyTorch takes seconds, a command often none. `Cli` therefore keeps one process that has
-imported everything; for every command it forks a child, which does what `python -m paramgolf` would
-do, with arguments, streams, folder and exit status of its own. (It ends at `sys.exit`, without
-taking the interpreter apart, which would last longer than most commands.) Run as a script, this
-file is that one process.
+imported everything. For every command it forks a child, which does what `python -m paramgolf` would
+do, with its own arguments, streams, working directory and exit status. (The child ends at
+`sys.exit` without finalizing the interpreter, which would take longer than most commands.) This
+file, run as a script, is that one process.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import resource
@@ -26,27 +27,38 @@ from typing import Any, NamedTuple
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 TIMEOUT = 300
-"""Seconds; a command that takes longer hangs, on however busy a machine."""
+"""Seconds; a command that takes longer hangs, however busy the machine is."""
+_PRELOADED = [
+    "torch._dynamo",  # which optimizers import late
+    "matplotlib.figure",
+    "scipy.stats",
+    *(f"paramgolf.cli.{name}" for name in ("artifacts", "data", "publish", "report", "study")),
+    "paramgolf.codefile.build",
+    "paramgolf.pipeline.session",
+    "paramgolf.study.ablate",
+    "paramgolf.verify.audit",
+]
 
 
 class Result(NamedTuple):
     """How a command ended."""
 
     code: int
-    """Exit status; minus the signal that killed it."""
+    """Exit status; if a signal ended the command, minus its number."""
     stdout: str
     stderr: str
 
 
-def command(*arguments: str | Path) -> list[str]:
-    """The command line of a fresh process."""
-    return [sys.executable, "-m", "paramgolf", *map(str, arguments)]
+def command(*arguments: str | Path, patch: str = "") -> list[str]:
+    """Return the command line of a fresh process, which first executes the code `patch`."""
+    start = ["-c", f"{patch}\nfrom paramgolf.cli.main import main\nmain()"]
+    return [sys.executable, *(start if patch else ["-m", "paramgolf"]), *map(str, arguments)]
 
 
 def run(
     *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> Result:
-    """Run a command in a fresh process, with variables of its own."""
+    """Run a command in a fresh process, with additional environment variables."""
     environment = ENVIRONMENT | (env or {})
     done = subprocess.run(
         command(*arguments), cwd=cwd, env=environment, capture_output=True, timeout=TIMEOUT
@@ -54,10 +66,12 @@ def run(
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def start(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
-    """Start a command in a fresh process; its output is read with `communicate`."""
+def start(
+    *arguments: str | Path, cwd: Path | None = None, patch: str = ""
+) -> subprocess.Popen[bytes]:
+    """Start a command in a fresh process, after the code `patch`; `finish` reads its output."""
     return subprocess.Popen(
-        command(*arguments),
+        command(*arguments, patch=patch),
         cwd=cwd,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -66,9 +80,15 @@ def start(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[b
 
 
 def finish(process: subprocess.Popen[bytes]) -> Result:
-    """How a started command ends by itself."""
+    """Wait until a started command ends."""
     stdout, stderr = process.communicate(timeout=TIMEOUT)
     return Result(process.returncode, stdout.decode(), stderr.decode())
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a started command by SIGKILL."""
+    process.kill()
+    process.communicate()
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
@@ -98,8 +118,16 @@ class Cli:
         *arguments: str | Path,
         cwd: Path | None = None,
         max_file_bytes: int | None = None,
+        patch: str = "",
     ) -> Result:
-        """Run a command; files can grow to `max_file_bytes`, as on a disk that fills up."""
+        """Run a command.
+
+        Args:
+            arguments: those after `paramgolf`.
+            cwd: working directory; by default an empty one.
+            max_file_bytes: the size that files can have, as if the disk were full beyond it.
+            patch: code that is executed first, to replace functions in the command's process.
+        """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
@@ -107,9 +135,20 @@ class Cli:
                 "arguments": list(map(str, arguments)),
                 "cwd": str(cwd or folder),
                 "max_file_bytes": max_file_bytes,
+                "patch": patch,
             }
             print(json.dumps(request), file=self._server.stdin, flush=True)
             return Result(**json.loads(self._server.stdout.readline()))
+
+    def output(self, *arguments: str | Path, cwd: Path | None = None) -> str:
+        """Run a command that must succeed without a word on standard error; return its output."""
+        result = self(*arguments, cwd=cwd)
+        assert (result.code, result.stderr) == (0, ""), result.stderr
+        return result.stdout
+
+    def error(self, *arguments: str | Path, cwd: Path | None = None, code: int = 1) -> str:
+        """Run a command that must fail with one line on standard error; return the line."""
+        return one_line_error(self(*arguments, cwd=cwd), code)
 
     def close(self) -> None:
         """End the warm process."""
@@ -117,9 +156,12 @@ class Cli:
 
 
 def _serve() -> None:
-    import torch._dynamo  # noqa: F401  (what optimizers import late)
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    from paramgolf.codefile.build import stripped_sources
 
-    gc.freeze()  # what was imported is there to stay: children need not look for garbage in it
+    stripped_sources()  # which is cached: children need not strip the sources again
+    gc.freeze()  # imported objects live forever: children need not look for garbage among them
     for line in sys.stdin:
         pipes = [os.pipe() for _ in range(2)]
         pid = os.fork()
@@ -137,16 +179,17 @@ def _serve() -> None:
 
 
 def _become(request: dict[str, Any]) -> None:
-    """Be the command from here to the end of the process."""
+    """Turn this process into the requested command."""
     signal.alarm(TIMEOUT)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.closerange(3, 64)
     os.chdir(request["cwd"])
     if request["max_file_bytes"] is not None:
-        most = request["max_file_bytes"]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        limit = request["max_file_bytes"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = ["paramgolf", *request["arguments"]]
     try:
+        exec(request["patch"], {})
         runpy.run_module("paramgolf", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         sys.stdout.flush()
@@ -155,7 +198,7 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def _read_to_the_end(pipes: list[int]) -> list[bytes]:
-    """What comes out of pipes, whichever is written to first."""
+    """Return the whole content of pipes, whichever is written to first."""
     read = dict.fromkeys(pipes, b"")
     with selectors.DefaultSelector() as selector:
         for pipe in pipes:
@@ -171,7 +214,7 @@ def _read_to_the_end(pipes: list[int]) -> list[bytes]:
 
 
 def one_line_error(result: Result, code: int = 1) -> str:
-    """Check that a command failed as it should, and give its message."""
+    """Check that a command failed with one line on standard error, and return the line."""
     assert result.code == code, result
     assert result.stderr.startswith("paramgolf: "), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr

@@ -1,7 +1,8 @@
-"""Shared by the end-to-end tests: text, the command, and one finished run."""
+"""Fixtures of the end-to-end tests: text, the command, and a finished run."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from tests.e2e.mini import mini_options, write_source
 
 
 class FinishedRun(NamedTuple):
-    """A run that nothing disturbed."""
+    """A run that was never interrupted."""
 
     path: Path
     stdout: str
@@ -36,7 +37,7 @@ def options(source: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def cli() -> Iterator[Cli]:
-    """The command, quick to start."""
+    """The command, without the time that imports take."""
     warm = Cli()
     yield warm
     warm.close()
@@ -50,3 +51,9 @@ def mini_run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Fi
     assert result.code == 0, result.stderr
     assert result.stderr == ""
     return FinishedRun(path, result.stdout)
+
+
+@pytest.fixture
+def run_copy(mini_run: FinishedRun, tmp_path: Path) -> Path:
+    """A copy of the mini run, tmp_path/run, that a test may change."""
+    return Path(shutil.copytree(mini_run.path, tmp_path / "run"))

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from paramgolf.codefile.stripping import stripped
@@ -59,10 +60,15 @@ def build(config: RunConfig) -> bytes:
     """
     data = replace(config.data, source=DataConfig().source, tokenizer="")
     values = to_json(replace(config, device="auto", data=data))
-    sources = {name: stripped(path.read_text()) for name, path in sorted(needed_modules().items())}
-    content = json.dumps([values, sources], separators=(",", ":")).encode()
+    content = json.dumps([values, stripped_sources()], separators=(",", ":")).encode()
     loader = _LOADER.format(content=_quoted(bz2.compress(content, 9)), entry=ENTRY)
     return loader.encode("latin-1")
+
+
+@cache
+def stripped_sources() -> dict[str, str]:
+    """Return the stripped sources of the modules in the file, by module name."""
+    return {name: stripped(path.read_text()) for name, path in sorted(needed_modules().items())}
 
 
 def needed_modules() -> dict[str, Path]:
