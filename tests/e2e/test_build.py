@@ -166,7 +166,7 @@ def test_a_finished_folder_is_left_alone_and_other_settings_are_refused(
     before = content_of(out)
     again = cli("data", "build", notes, "--out", out, "--vocab-size", str(VOCAB))
     assert again.code == 0
-    assert "finished already" in again.stderr
+    assert "is already complete" in again.stderr
     other = cli("data", "build", notes, "--out", out, "--vocab-size", "600")
     assert (other.code, "vocab_size" in other.stderr) == (2, True)
     fewer = cli("data", "build", notes / "deep", "--out", out, "--vocab-size", str(VOCAB))
@@ -176,9 +176,9 @@ def test_a_finished_folder_is_left_alone_and_other_settings_are_refused(
 
 SMALL_CHUNKS = """
 import sys
-from paramgolf.tools import build
+from paramgolf.data import build
 build._CHUNK_CHARS = 20_000
-from paramgolf.cli import main
+from paramgolf.cli.main import main
 sys.argv = ["paramgolf", *sys.argv[1:]]
 main()
 """

@@ -19,6 +19,7 @@ from paramgolf.data.fingerprints import (
     sampled_shingles,
     shingles,
 )
+from paramgolf.data.overlap import CopyFinder
 from paramgolf.data.provenance import IN_SAMPLE_SHARE, Gathering, Label, Provenance, Text, union
 from paramgolf.errors import UserError
 
@@ -276,7 +277,7 @@ def test_documents_are_recognised_word_for_word_or_by_half_of_them() -> None:
     half = " ".join(train[1].split()[:1300]) + random_text(90, 700)
     tenth = " ".join(train[2].split()[:200]) + random_text(91, 1800)
     scored = [random_text(92, 2000), edited, half, tenth, "A SHORT, ONE!", "another short one"]
-    assert known.seen(scored) == [1, 2, 4]
+    assert CopyFinder(known).find(fingerprints(scored)) == [1, 2, 4]
 
 
 def test_documents_are_hashed_alone() -> None:

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from paramgolf.cli.common import choose
 from paramgolf.data.build import BuildConfig, build
-from paramgolf.data.describe import describe
+from paramgolf.data.describe import SplitSize, describe
 from paramgolf.data.hub.fetch import fetch
+from paramgolf.data.overlap import Overlap
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError
 from paramgolf.runtime.console import Reporter, standard_output
@@ -22,20 +23,20 @@ USAGE = """\
 usage: paramgolf data COMMAND ...
 
 commands:
-  build SOURCE... --out DIR        text files, folders, JSON Lines, Parquet, stdin to shards
-  fetch fineweb --variant sp8192   the challenge's shards from the Hugging Face hub
-  info DIR                         what a folder of shards holds
+  build SOURCE... --out DIR        build shards from text files, folders, JSON Lines, Parquet, stdin
+  fetch fineweb --variant sp8192   fetch the challenge's shards from the Hugging Face hub
+  info DIR                         show what a folder of shards contains
 
-options: --help of any command"""
+options: --help after any command"""
 
 
 @dataclass(frozen=True)
 class BuildArguments:
-    """Make token shards, a tokenizer and a manifest of any text."""
+    """Build token shards, a tokenizer and a manifest from any text."""
 
     config: Annotated[BuildConfig, tyro.conf.arg(name="")]
     out: str = ""
-    """The folder to build; what an interrupted build left there is gone on with. Required."""
+    """The folder to build, required. If interrupted, the same command resumes."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class FetchArguments:
     dataset: tyro.conf.Positional[str]
     """fineweb."""
     out: str = ""
-    """The folder to fill; what an interrupted fetch left there is gone on with. By default
-    data/DATASET-VARIANT."""
+    """The folder to fill, by default data/DATASET-VARIANT. If interrupted, the same command
+    resumes."""
     variant: str = "sp8192"
-    """The tokenizer, as the data set's name has it: sp8192, sp1024, ..."""
+    """The tokenizer, as in the name of the data set: sp8192, sp1024, ..."""
     train_shards: int = 1
-    """The first so many training shards, 100 M tokens each; 0: all."""
+    """Number of training shards to fetch, 100 M tokens each; 0: all."""
     repo: str = ""
     """OWNER/NAME of a data set repository; by default one that has the variant."""
     revision: str = "main"
@@ -62,9 +63,9 @@ class InfoArguments:
     """Recount a folder of shards: documents, tokens, bytes, splits, overlap, a sample."""
 
     folder: tyro.conf.Positional[Path]
-    """It holds *_train_*.bin and *_val_*.bin."""
+    """A folder that contains *_train_*.bin and *_val_*.bin."""
     tokenizer: Path | None = None
-    """Its SentencePiece model; by default tokenizer.model in the folder."""
+    """SentencePiece model of the shards; by default, tokenizer.model in the folder."""
 
 
 def data(arguments: list[str]) -> None:
@@ -85,28 +86,23 @@ def _build(arguments: list[str]) -> None:
     )
     if not parsed.out:
         raise ConfigError("name the folder to build: --out DIR")
-    manifest = build(parsed.config, Path(parsed.out), Reporter(sys.stderr))
-    reporter = standard_output()
-    table = _table("split", "documents", "tokens", "bytes", "bytes/token", "shards")
-    for name, split in manifest["splits"].items():
-        table.add_row(
-            name,
-            f"{split['documents']:,}",
-            f"{split['tokens']:,}",
-            f"{split['bytes']:,}",
-            f"{split['bytes'] / split['tokens']:.3f}",
-            f"{len(split['shards']):,}",
-        )
-    reporter.table(table)
+    out = Path(parsed.out)
+    manifest = build(parsed.config, out, Reporter(sys.stderr))
     read, overlap = manifest["documents"], manifest["overlap"]
-    for name, text in (
-        ("documents", f"{read['read']:,} read, {read['duplicates']:,} duplicates and "
-         f"{read['empty']:,} empty ones dropped"),
-        ("overlap", f"{overlap['shingle_share']:.2%} of the validation text's shingles, "
-         f"{overlap['documents']:,} documents"),
-        ("next", _next_step(Path(parsed.out), manifest["tokenizer"]["vocab_size"])),
-    ):  # fmt: skip
-        reporter.line(f"{name:<10} {text}")
+    _print_splits(
+        {
+            name: SplitSize(
+                split["documents"], split["tokens"], split["bytes"], len(split["shards"])
+            )
+            for name, split in manifest["splits"].items()
+        }
+    )
+    _print_lines(
+        documents=f"{read['read']:,} read, {read['duplicates']:,} duplicates and "
+        f"{read['empty']:,} empty ones dropped",
+        overlap=_overlap(Overlap(**overlap)),
+        next=_next_step(out, manifest["tokenizer"]["vocab_size"]),
+    )
 
 
 def _fetch(arguments: list[str]) -> None:
@@ -121,27 +117,33 @@ def _fetch(arguments: list[str]) -> None:
         parsed.repo,
         parsed.revision,
     )
-    reporter = standard_output()
-    vocab_size = Tokenizer.load(out / "tokenizer.model").vocab_size
-    for name, text in (
-        ("from", f"{fetched.dataset} of {fetched.repo}, commit {fetched.revision}"),
-        ("shards", f"{fetched.train_shards:,} of training, {fetched.val_shards:,} of validation"),
-        ("bytes", f"{fetched.bytes:,}, of which {fetched.received_bytes:,} were received"),
-        ("next", _next_step(out, vocab_size)),
-    ):
-        reporter.line(f"{name:<10} {text}")
-
-
-def _next_step(folder: Path, vocab_size: int) -> str:
-    return f"paramgolf run RECIPE --data.source {folder} --model.vocab-size {vocab_size}"
+    _print_lines(
+        source=f"{fetched.dataset} of {fetched.repo}, commit {fetched.revision}",
+        shards=f"{fetched.train_shards:,} of training, {fetched.val_shards:,} of validation",
+        bytes=f"{fetched.bytes:,}, of which {fetched.received_bytes:,} were downloaded",
+        next=_next_step(out, Tokenizer.load(out / "tokenizer.model").vocab_size),
+    )
 
 
 def _info(arguments: list[str]) -> None:
     parsed = tyro.cli(InfoArguments, prog="paramgolf data info", args=arguments)
     found = describe(parsed.folder, parsed.tokenizer, Reporter(sys.stderr))
-    reporter = standard_output()
-    table = _table("split", "documents", "tokens", "bytes", "bytes/token", "shards")
-    for name, split in found.splits.items():
+    _print_splits(found.splits)
+    _print_lines(
+        tokenizer=found.tokenizer,
+        overlap=_overlap(found.overlap) if found.overlap else "nothing to compare",
+        manifest=found.manifest,
+        sidecars=found.sidecars,
+        sample=found.sample.replace("\n", "\\n"),
+    )
+
+
+def _print_splits(splits: dict[str, SplitSize]) -> None:
+    table = Table()
+    table.add_column("split")
+    for column in ("documents", "tokens", "bytes", "bytes/token", "shards"):
+        table.add_column(column, justify="right")
+    for name, split in splits.items():
         table.add_row(
             name,
             f"{split.documents:,}",
@@ -150,24 +152,20 @@ def _info(arguments: list[str]) -> None:
             f"{split.bytes / max(1, split.tokens):.3f}",
             f"{split.shards:,}",
         )
-    reporter.table(table)
-    share = found.overlap_share
-    overlap = "nothing to compare" if share is None else f"{share:.2%} of the validation text's "
-    if share is not None:
-        overlap += f"shingles, {found.seen_documents:,} documents"
-    for name, text in (
-        ("tokenizer", found.tokenizer),
-        ("overlap", overlap),
-        ("manifest", found.manifest),
-        ("sidecars", found.sidecars),
-        ("sample", found.sample.replace("\n", "\\n")),
-    ):
-        reporter.line(f"{name:<10} {text}")
+    standard_output().table(table)
 
 
-def _table(first: str, *others: str) -> Table:
-    table = Table()
-    table.add_column(first)
-    for column in others:
-        table.add_column(column, justify="right")
-    return table
+def _print_lines(**lines: str) -> None:
+    for name, text in lines.items():
+        standard_output().line(f"{name:<10} {text}")
+
+
+def _overlap(overlap: Overlap) -> str:
+    return (
+        f"{overlap.shingle_share:.2%} of the validation text's shingles, "
+        f"{overlap.documents:,} documents"
+    )
+
+
+def _next_step(folder: Path, vocab_size: int) -> str:
+    return f"paramgolf run RECIPE --data.source {folder} --model.vocab-size {vocab_size}"

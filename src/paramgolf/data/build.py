@@ -1,7 +1,7 @@
 """Text of any size to shards, tokenizer and manifest: streaming, resumable, reproducible.
 
-The input is read in chunks. Each is encoded to a file of its own in `.build/`; a build that was
-killed reads the input again, checks that it is the same, and encodes what was not encoded yet.
+The input is read in chunks, and each chunk is encoded to its own file in `.build/`. If interrupted,
+a build reads the input again, checks that it is unchanged, and encodes only the missing chunks.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import hashlib
 import heapq
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from paramgolf.data.chunks import Chunk, SeenDocuments, exact_key
 from paramgolf.data.documents import Document, batches
 from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import Fingerprints, fingerprints
+from paramgolf.data.overlap import CopyFinder, Overlap, require_disjoint
 from paramgolf.data.provenance import Gathering, Provenance, Text
 from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter
 from paramgolf.data.sidecars import write_sidecars
@@ -39,37 +40,36 @@ VERSION = 1
 
 _CHUNK_CHARS = 32 << 20
 _TRAIN, _VAL, _ADAPT = range(len(SPLITS))
-_EXAMPLES = 2
 
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What to make of which text."""
+    """Which text to build from, and how."""
 
     sources: tuple[str, ...]
-    """Files, folders, globs, or - (stdin): .txt, .md, .markdown, .rst (a document a file), .jsonl
-    [.gz|.xz|.zst] and .parquet (a document a row)."""
+    """Files, folders, globs, or - (stdin): .txt, .md, .markdown, .rst (one document per file),
+    .jsonl[.gz|.xz|.zst] and .parquet (one document per row)."""
     val: tuple[str, ...] = ()
-    """Validation text, from sources of its own; by default a share of the documents."""
+    """Sources of the validation text; by default, a share of the documents."""
     tokenizer: str = ""
-    """A SentencePiece model to use; by default one is trained on the training text."""
+    """SentencePiece model to use; by default, one is trained on the training text."""
     vocab_size: int = 8192
-    """Pieces of the tokenizer that is trained."""
+    """Number of pieces of a trained tokenizer."""
     case_ops: bool = False
-    """Train it with CaseOps: capitals become operators and lower case, losslessly."""
+    """Train the tokenizer with CaseOps: capitals become operators and lower case, losslessly."""
     sample_bytes: int = 32_000_000
-    """Train it on a random sample of so much text."""
+    """Size of the random sample of text that the tokenizer is trained on."""
     val_share: float = 0.1
     """Share of the documents (by the hash of their words) for validation."""
     adapt_share: float = 0.1
-    """Share of the documents (likewise) for adaptation; 0: none."""
+    """Share of the documents (by the hash of their words) for adaptation; 0: none."""
     text_key: str = ""
-    """Where the text of a row is; by default "text", then "content", then a Parquet file's only
-    string column."""
+    """JSON key or Parquet column of the text; by default "text", then "content", then a Parquet
+    file's only string column."""
     shard_tokens: int = 10_000_000
-    """Tokens in a shard file."""
+    """Number of tokens in each shard file."""
     max_overlap: float = 0.01
-    """The largest share of the validation text's 13-word shingles that other splits may hold."""
+    """Largest share of the validation text's 13-word shingles that other splits may contain."""
 
     def __post_init__(self) -> None:
         require(bool(self.sources), "SOURCE", "", "a file, a folder, a glob, or - (stdin)")
@@ -82,38 +82,39 @@ class BuildConfig:
 
 
 def build(config: BuildConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Build a folder of shards; gives its manifest. Equal input and settings give equal bytes.
+    """Build a folder of shards and return its manifest.
+
+    Equal input and settings give equal bytes.
 
     Args:
-        config: what to make.
-        out: the folder; what an interrupted build left there is gone on with.
+        config: which text to build from, and how.
+        out: the folder; an interrupted build in it is resumed.
         reporter: the console.
 
     Raises:
         UserError: if a source cannot be read or has changed, or the validation text overlaps with
             the training text.
-        ConfigError: if `out` holds the text of other sources or settings.
+        ConfigError: if `out` was built from other sources or with other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         return _Build(config, out, reporter).run()
 
 
-class _Counts:
-    def __init__(self) -> None:
-        self.read = self.empty = self.duplicates = self.bytes = 0
-
-
 class _Build:
+    """One build into a locked folder."""
+
     def __init__(self, config: BuildConfig, out: Path, reporter: Reporter) -> None:
         self._config, self._out, self._reporter = config, out, reporter
         self._work = out / ".build"
-        self._counts = _Counts()
+        self._counts = {"read": 0, "empty": 0, "duplicates": 0}
         self._digests = [hashlib.sha256() for _ in SPLITS]
         self._bytes = [0] * len(SPLITS)
         self._in_both: list[str] = []
+        """Names of documents of `sources` that are also documents of `val`."""
 
     def run(self) -> dict[str, Any]:
+        """Build what is missing; return the manifest."""
         config, work = self._config, self._work
         manifest = self._out / MANIFEST
         if not manifest.exists():
@@ -124,35 +125,36 @@ class _Build:
         }
         settings = self._settings()
         if manifest.exists():
-            made = read_json(manifest)
-            _require_equal(self._out, made["settings"], settings)
-            self._reporter.line(f"{self._out} is finished already")
+            built = read_json(manifest)
+            _require_equal(self._out, built["settings"], settings)
+            self._reporter.line(f"{self._out} is already complete")
             shutil.rmtree(work, ignore_errors=True)
-            return made
+            return built
         begun = work / "settings.json"
         if begun.exists():
-            chunks = settings.keys() - {"max_overlap", "shard_tokens"}  # what shapes them
-            _require_equal(self._out, read_json(begun), {key: settings[key] for key in chunks})
+            relevant = settings.keys() - {"max_overlap", "shard_tokens"}  # for the chunks
+            _require_equal(self._out, read_json(begun), {key: settings[key] for key in relevant})
         else:
             write_json(begun, settings)
-        tokenizer = self._tokenizer()
+        tokenizer = self._get_tokenizer()
         chunks = self._encode(tokenizer)
-        texts, overlap = self._compared(chunks)
+        texts = self._gather(chunks)
+        overlap = self._measure_overlap(chunks, texts)
         result = self._write(chunks, texts, tokenizer, settings, overlap)
         write_json(manifest, result)
         shutil.rmtree(work)
         return result
 
     def _settings(self) -> dict[str, Any]:
-        """All that shapes the output, as JSON reads it back."""
+        """Return everything that determines the output, as plain JSON values."""
         config = self._config
         given = asdict(config)
         if config.tokenizer:
             tokenizer = Tokenizer.load(Path(config.tokenizer))
             if config.case_ops and not tokenizer.case_ops:
                 raise ConfigError(
-                    f"--case-ops is not possible with {config.tokenizer}: U+E001 to U+E004 are not "
-                    "among its user-defined pieces; take one of the two away"
+                    f"--case-ops does not go with --tokenizer {config.tokenizer}, which does not "
+                    "have U+E001 to U+E004 as user-defined pieces; leave one of the two options out"
                 )
             given["tokenizer"] = tokenizer.sha256
         files = {
@@ -161,9 +163,9 @@ class _Build:
         }
         return json.loads(json.dumps({**given, "files": files}))
 
-    def _documents(self, split: str, name: str) -> Iterator[Document]:
-        """All documents of a split's files that are not empty."""
-        paths = self._files[split]
+    def _read(self, source: str, name: str) -> Iterator[Document]:
+        """Read all documents of a source ("train" or "val"), with progress called `name`."""
+        paths = self._files[source]
         sizes = [path.stat().st_size for path in paths]
         progress = self._reporter.progress(name, sum(sizes), "bytes")
         before = 0
@@ -176,9 +178,8 @@ class _Build:
             yield from read_documents(path, self._config.text_key, update)
             before += size
 
-    # The tokenizer.
-
-    def _tokenizer(self) -> Tokenizer:
+    def _get_tokenizer(self) -> Tokenizer:
+        """Load the given tokenizer, or train one."""
         config = self._config
         if config.tokenizer:
             return Tokenizer.load(Path(config.tokenizer))
@@ -194,11 +195,14 @@ class _Build:
         return Tokenizer.load(trained)
 
     def _sample(self) -> list[str]:
-        """Training documents by the smallest hashes: a random sample, the same for equal texts."""
-        kept: list[tuple[int, str]] = []  # a heap, the largest hash on top
+        """Return the documents with the smallest hashes that are in the training split.
+
+        Hashes are random numbers, but the same for equal texts, in whatever order they come.
+        """
+        kept: list[tuple[int, str]] = []  # a heap with the largest hash on top
         keys: set[int] = set()
         size = 0
-        for document in self._documents("train", "sample"):
+        for document in self._read("train", "sample"):
             key, _ = exact_key(document)
             if key in keys or not document.text:
                 continue
@@ -209,41 +213,39 @@ class _Build:
                 keys.remove(-heapq.heappop(kept)[0])
                 size -= largest
         texts = [text for _, text in sorted(kept, reverse=True)]
-        splits = self._split(fingerprints(texts).documents, "train")
+        splits = self._assign_splits(fingerprints(texts).documents, "train")
         return [text for text, split in zip(texts, splits, strict=True) if split == _TRAIN]
 
-    # Chunks.
-
-    def _split(self, keys: NDArray[np.uint64], source: str) -> NDArray[np.uint8]:
-        """Splits of documents by the hash of their words: edited spaces do not part them."""
+    def _assign_splits(self, hashes: NDArray[np.uint64], source: str) -> NDArray[np.uint8]:
+        """Assign documents to splits by the hashes of their words, which ignore spaces and case."""
         if source == "val":
-            return np.full(len(keys), _VAL, np.uint8)
+            return np.full(len(hashes), _VAL, np.uint8)
         config = self._config
-        places = keys.astype(np.float64) / 2.0**64
+        places = hashes.astype(np.float64) / 2.0**64
         val_share = 0.0 if config.val else config.val_share
-        splits = np.full(len(keys), _TRAIN, np.uint8)
+        splits = np.full(len(hashes), _TRAIN, np.uint8)
         splits[places < val_share + config.adapt_share] = _ADAPT
         splits[places < val_share] = _VAL
         return splits
 
     def _encode(self, tokenizer: Tokenizer) -> list[Path]:
-        """Make the chunks that are not there; gives all."""
+        """Encode the chunks that do not exist yet; return the paths of all."""
         seen = {"val": SeenDocuments(), "train": SeenDocuments()}
         paths: list[Path] = []
         for source in ("val", "train"):
-            for part in batches(self._documents(source, "encode"), _CHUNK_CHARS):
+            for part in batches(self._read(source, "encode"), _CHUNK_CHARS):
                 paths.append(self._work / f"chunk_{len(paths):06d}.safetensors")
-                fresh, digest = self._fresh(part, source, seen)
+                fresh, digest = self._without_duplicates(part, source, seen)
                 if paths[-1].exists():
                     chunk = Chunk.load(paths[-1])
                     if chunk.digest != digest:
                         raise UserError(
-                            f"the text has changed since {self._out} was begun (near "
+                            f"the text has changed since the build of {self._out} began (near "
                             f"{part[0].name}): remove {self._work} and build again"
                         )
                 else:
                     encoded = encode_documents(fresh, tokenizer)
-                    splits = self._split(encoded.prints.documents, source)
+                    splits = self._assign_splits(encoded.prints.documents, source)
                     names = [
                         name if split == _VAL else ""
                         for (name, _), split in zip(fresh, splits, strict=True)
@@ -256,21 +258,21 @@ class _Build:
                     self._bytes[split] += len(content)
         return paths
 
-    def _fresh(
+    def _without_duplicates(
         self, part: list[Document], source: str, seen: dict[str, SeenDocuments]
     ) -> tuple[list[Document], str]:
-        """The documents that are neither empty nor met before, and the hash of all."""
+        """Return the documents that are neither empty nor seen before, and a hash of all."""
         whole = hashlib.sha256()
         fresh: list[Document] = []
         counts = self._counts
         for document in part:
             key, digest = exact_key(document)
             whole.update(digest)
-            counts.read += 1
+            counts["read"] += 1
             if not document.text:
-                counts.empty += 1
+                counts["empty"] += 1
             elif key in seen[source]:
-                counts.duplicates += 1
+                counts["duplicates"] += 1
             else:
                 if source == "train" and key in seen["val"]:
                     self._in_both.append(document.name)
@@ -278,16 +280,14 @@ class _Build:
                 fresh.append(document)
         return fresh, whole.hexdigest()
 
-    # The splits.
-
-    def _compared(self, chunks: list[Path]) -> tuple[dict[str, Text], _Overlap]:
-        """What the splits are recognised by, and how far validation overlaps with the others.
+    def _gather(self, chunks: list[Path]) -> dict[str, Text]:
+        """Collect the hashes of every split.
 
         Raises:
-            UserError: if it overlaps more than the settings allow.
+            UserError: if there is no training or no validation text.
         """
         gathered = [Gathering() for _ in SPLITS]
-        progress = self._reporter.progress("compare", 2 * len(chunks), "chunks")
+        progress = self._reporter.progress("hash", len(chunks), "chunks")
         for number, path in enumerate(chunks, start=1):
             chunk = Chunk.load(path)
             for split, gathering in enumerate(gathered):
@@ -300,46 +300,34 @@ class _Build:
         for name in ("train", "val"):
             if not len(texts[name].documents):
                 raise UserError(
-                    f"of {self._counts.read:,} documents none is in the split {name!r} (splits go "
-                    "by hash): change --val-share, or name validation files with --val"
+                    f"of {self._counts['read']:,} documents, none is in the {name!r} split (splits "
+                    "are by hash): change --val-share, or name validation files with --val"
                 )
+        return texts
+
+    def _measure_overlap(self, chunks: list[Path], texts: dict[str, Text]) -> Overlap:
+        """Return how much the validation text overlaps with the other splits.
+
+        Raises:
+            UserError: if it overlaps more than the settings allow.
+        """
         known = Provenance({name: texts[name] for name in ("train", "adapt")})
-        edited: list[str] = []
+        finder = CopyFinder(known)
+        copies: list[str] = []
+        progress = self._reporter.progress("compare", len(chunks), "chunks")
         for number, (names, prints) in enumerate(_validation(chunks), start=1):
-            edited += [names[i] for i in known.seen_of(prints)]
-            progress.update(len(chunks) + number)
-        overlap = _Overlap(known.share(texts["val"].shingles) or 0.0, len(edited))
+            copies += [names[i] for i in finder.find(prints)]
+            progress.update(number)
+        overlap = Overlap(known.share(texts["val"].shingles) or 0.0, len(copies))
         touched = (
             name
             for names, prints in _validation(chunks)
             for number, name in enumerate(names)
             if known.share(prints.shingles[prints.document_of == number])
         )
-        self._require_disjoint(overlap, chain(self._in_both, edited, touched))
-        return texts, overlap
-
-    def _require_disjoint(self, overlap: _Overlap, candidates: Iterable[str]) -> None:
-        """Raise if the overlap is too much, with the first of the documents that have some."""
-        both, most = self._in_both, self._config.max_overlap
-        if not both and overlap.shingle_share <= most:
-            return
-        examples: dict[str, None] = {}  # a name may come twice
-        for name in candidates:
-            examples[name] = None
-            if len(examples) == _EXAMPLES:
-                break
-        raise UserError(
-            f"the validation text overlaps with the training text: {len(both):,} documents are in "
-            f"both, {overlap.documents:,} have half of their 13-word shingles there, and "
-            f"{overlap.shingle_share:.2%} of all its shingles (at most {most:.2%}): "
-            f"{' and '.join(examples)}; "
-            + (
-                "take them out of the sources"
-                if both
-                else "take them out of the sources, or allow it with --max-overlap (its scores "
-                "are then in-sample)"
-            )
-        )
+        candidates = chain(self._in_both, copies, touched)
+        require_disjoint(overlap, self._config.max_overlap, len(self._in_both), candidates)
+        return overlap
 
     def _write(
         self,
@@ -347,20 +335,13 @@ class _Build:
         texts: dict[str, Text],
         tokenizer: Tokenizer,
         settings: dict[str, Any],
-        overlap: _Overlap,
+        overlap: Overlap,
     ) -> dict[str, Any]:
-        """Write the shards and what goes with them; gives the manifest."""
-        out, config, counts = self._out, self._config, self._counts
-        names = [name for name in SPLITS if len(texts[name].documents)]
-        writers = {name: ShardWriter(out, name, config.shard_tokens) for name in names}
-        progress = self._reporter.progress("write", len(chunks), "chunks")
-        for number, path in enumerate(chunks, start=1):
-            chunk = Chunk.load(path)
-            for name, writer in writers.items():
-                writer.add(chunk.encoded.of(chunk.splits == SPLITS.index(name)))
-            progress.update(number)
+        """Write shards, tokenizer and provenance; return the manifest."""
+        out, config = self._out, self._config
+        texts = {name: text for name, text in texts.items() if len(text.documents)}
         splits: dict[str, Any] = {}
-        for name, writer in writers.items():
+        for name, writer in self._write_shards(chunks, list(texts)).items():
             shards = {shard: sha256_of_file(out / shard) for shard in writer.finish()}
             texts[name] = replace(texts[name], shards=tuple(shards.values()))
             splits[name] = {
@@ -374,18 +355,14 @@ class _Build:
                 sidecars = write_sidecars([out / shard for shard in shards], tokenizer)
                 splits[name]["sidecars"] = {path.name: sha256_of_file(path) for path in sidecars}
         write_bytes(out / "tokenizer.model", tokenizer.model)
-        made_of = "not known: the tokenizer was given" if config.tokenizer else "train"
+        trained_on = "not known: the tokenizer was given" if config.tokenizer else "train"
         provenance = out / "provenance.safetensors"
-        Provenance({name: texts[name] for name in names}, {"tokenizer": made_of}).save(provenance)
+        Provenance(texts, {"tokenizer": trained_on}).save(provenance)
         return {
             "version": VERSION,
             "paramgolf": __version__,
             "settings": settings,
-            "documents": {
-                "read": counts.read,
-                "empty": counts.empty,
-                "duplicates": counts.duplicates,
-            },
+            "documents": self._counts,
             "tokenizer": {
                 "sha256": tokenizer.sha256,
                 "vocab_size": tokenizer.vocab_size,
@@ -396,9 +373,20 @@ class _Build:
             "provenance_sha256": sha256_of_file(provenance),
         }
 
+    def _write_shards(self, chunks: list[Path], splits: list[str]) -> dict[str, ShardWriter]:
+        """Pass all tokens to the writers of their splits; the last shards remain to be written."""
+        writers = {name: ShardWriter(self._out, name, self._config.shard_tokens) for name in splits}
+        progress = self._reporter.progress("write", len(chunks), "chunks")
+        for number, path in enumerate(chunks, start=1):
+            chunk = Chunk.load(path)
+            for name, writer in writers.items():
+                writer.add(chunk.encoded.of(chunk.splits == SPLITS.index(name)))
+            progress.update(number)
+        return writers
+
 
 def _validation(chunks: list[Path]) -> Iterator[tuple[list[str], Fingerprints]]:
-    """Names and fingerprints of the validation documents of every chunk."""
+    """Yield names and fingerprints of the validation documents of every chunk."""
     for path in chunks:
         chunk = Chunk.load(path)
         wanted = chunk.splits == _VAL
@@ -406,18 +394,11 @@ def _validation(chunks: list[Path]) -> Iterator[tuple[list[str], Fingerprints]]:
         yield names, chunk.encoded.prints.of(wanted)
 
 
-class _Overlap(NamedTuple):
-    """Of the validation text with the others."""
-
-    shingle_share: float
-    documents: int
-    """With half of their shingles in the others."""
-
-
-def _require_equal(out: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _require_equal(out: Path, built: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise a ConfigError if a folder was built with other settings."""
     for key, value in wanted.items():
-        if made.get(key, False) != value:  # an older one did not have every key
+        if built.get(key, False) != value:  # older folders lack the newest keys
             what = "other files, or files of other sizes" if key == "files" else f"another {key}"
             raise ConfigError(
-                f"{out} was begun with {what}: choose another --out, or remove that folder"
+                f"{out} was built with {what}: choose another --out, or remove that folder"
             )

@@ -1,8 +1,7 @@
-"""Which texts shaped an artifact, and whether a scored text overlaps with them."""
+"""Provenance: which texts shaped an artifact, and whether a scored text overlaps with them."""
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,25 +24,22 @@ from paramgolf.errors import UserError
 from paramgolf.runtime.files import write_bytes
 
 VERSION = 2
-"""Of the file, and of how words are hashed."""
+"""Version of the file format and of how words are hashed."""
 MAX_SHINGLES = 1 << 21
-"""Fewer are sampled of a corpus that would pass this."""
+"""If a corpus has more sampled shingles than this, the sampling rate is halved until it fits."""
 IN_SAMPLE_SHARE = 0.01
-"""A text that shares more of its sampled shingles with the artifact's own is in-sample. Disjoint
-documents of one corpus share 0.1 to 0.3 % (quotations, boilerplate)."""
-SEEN_SHARE = 0.5
-"""A document that shares more with what shaped the artifact is one of its documents, edited."""
-_ENOUGH_SHINGLES = 4
+"""A text that shares more than this of its sampled shingles with the texts that shaped the artifact
+is in-sample. Disjoint documents of one corpus share 0.1 to 0.3 % (quotations, boilerplate)."""
 
 
 def union(parts: Iterable[Hashes]) -> Hashes:
-    """All hashes of the parts, sorted, each once."""
+    """Return all hashes of the parts, sorted and without repetition."""
     arrays = list(parts)
     return np.unique(np.concatenate(arrays)) if arrays else np.zeros(0, dtype=np.uint64)
 
 
-def _are_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
-    """Which hashes are among the known ones, which are sorted."""
+def are_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
+    """Return which hashes are among the known ones, which must be sorted."""
     places = np.searchsorted(known, hashes)
     found = places < len(known)
     found[found] = known[places[found]] == hashes[found]
@@ -52,43 +48,44 @@ def _are_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Label:
-    """What a score says of the scored text; it stands beside every number."""
+    """The label of a score, shown beside every number."""
 
     name: str
-    """"held-out", "score-first" where the predictor learned from what it had scored, "in-sample",
-    or "unverified" where nothing could be compared."""
+    """"held-out"; "score-first" if the predictor learned from the text after scoring it;
+    "in-sample"; or "unverified" if there was nothing to compare."""
     overlap_share: float | None
-    """Share of the text's sampled shingles that shaped the artifact."""
+    """Share of the text's sampled shingles that also occur in the texts that shaped the artifact.
+    """
 
     def adaptive(self) -> Label:
-        """The label of the same text under an adaptive predictor: in-sample wins."""
+        """Return the label of the same text under an adaptive predictor; in-sample stays so."""
         return replace(self, name="score-first") if self.name == "held-out" else self
 
 
 @dataclass(frozen=True)
 class Text:
-    """What is kept of one text: enough to recognise it, not to read it."""
+    """Hashes of one text: enough to recognise it, not to read it."""
 
     shingles: Hashes
-    """Sampled hashes of its shingles, sorted, each once."""
+    """Hashes of its sampled shingles, sorted and without repetition."""
     documents: Hashes
-    """(D,) a hash of every document's words, in order."""
+    """(D,) a hash of each document's words, in order."""
     sha256: str = ""
-    """Of its documents; of its tokens, where it came as shards."""
+    """Of its documents; of its tokens if it was given as shards."""
     shards: tuple[str, ...] = ()
-    """SHA-256 of every shard file."""
+    """SHA-256 of each shard file."""
     sampled_bits: int = SAMPLED_BITS
     """One shingle in 2^bits is sampled."""
 
     @classmethod
     def of(cls, documents: Sequence[str], sha256: str = "") -> Text:
-        """What is kept of these documents."""
+        """Return the hashes of these documents."""
         gathering = Gathering()
         gathering.add(fingerprints(documents))
         return gathering.text(sha256)
 
     def thinned(self, bits: int) -> Text:
-        """The same with fewer shingles, one in 2^bits."""
+        """Return the text with fewer sampled shingles, one in 2^bits."""
         if bits == self.sampled_bits:
             return self
         kept = self.shingles[is_sampled(self.shingles, bits)]
@@ -96,7 +93,7 @@ class Text:
 
 
 class Gathering:
-    """Gathers what is kept of one text, some documents at a time, in bounded memory."""
+    """Collects the hashes of one text, a batch of documents at a time, in bounded memory."""
 
     def __init__(self) -> None:
         self._bits = SAMPLED_BITS
@@ -117,21 +114,21 @@ class Gathering:
             self._shingles, self._size = [everything], len(everything)
 
     def text(self, sha256: str = "", shards: Sequence[str] = ()) -> Text:
-        """What was gathered."""
+        """Return the text of all documents added so far."""
         documents = np.concatenate([np.zeros(0, np.uint64), *self._documents])
         return Text(union(self._shingles), documents, sha256, tuple(shards), self._bits)
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Every text that shaped an artifact, by its name ("train", "adapt", ...).
+    """All texts that shaped an artifact, by name ("train", "adapt", ...).
 
-    It is the maker's word: only a rerun can verify it.
+    Self-reported: only rerunning the job can verify it.
     """
 
     texts: dict[str, Text]
     uses: dict[str, str] = field(default_factory=dict)
-    """What shaped the artifact ("training", "tokenizer", ...), and with which text."""
+    """Purpose ("training", "tokenizer", ...) -> name of the text that was used for it."""
 
     @property
     def sampled_bits(self) -> int:
@@ -139,48 +136,30 @@ class Provenance:
         return max((text.sampled_bits for text in self.texts.values()), default=SAMPLED_BITS)
 
     def of(self, *names: str) -> Provenance:
-        """The part of it that concerns these texts."""
+        """Return the provenance restricted to these texts."""
         return replace(self, texts={name: self.texts[name] for name in names})
 
     def label(self, texts: Iterable[str]) -> Label:
-        """Label the score of a text, given as its documents."""
+        """Return the label for a score of a text, given as its documents."""
         share = self.share(sampled_shingles(*texts))
         if share is None:
             return Label("unverified", None)
         return Label("in-sample" if share > IN_SAMPLE_SHARE else "held-out", share)
 
     def share(self, sampled: Hashes) -> float | None:
-        """Share of a text's sampled shingles that are known; None: it has none."""
+        """Return the share of a text's sampled shingles that are known; None: it has none."""
         scored = sampled[is_sampled(sampled, self.sampled_bits)]
-        return float(self._known(scored).mean()) if len(scored) else None
+        return float(self.are_known(scored).mean()) if len(scored) else None
 
-    def seen(self, texts: Sequence[str]) -> list[int]:
-        """Which documents are among these texts: word for word, or half of their shingles."""
-        return self.seen_of(fingerprints(texts))
-
-    def seen_of(self, prints: Fingerprints) -> list[int]:
-        """The same, of documents that are given by their fingerprints."""
-        sampled = is_sampled(prints.shingles, self.sampled_bits)
-        of, size = prints.document_of[sampled], len(prints.documents)
-        count = np.bincount(of, minlength=size)
-        common = np.bincount(of, self._known(prints.shingles[sampled]), minlength=size)
-        edited = (count >= _ENOUGH_SHINGLES) & (common >= SEEN_SHARE * count)
-        has_words = prints.documents != 0
-        same = has_words & _are_among(prints.documents, self._documents)
-        return np.flatnonzero(edited | same).tolist()
-
-    @functools.cached_property
-    def _documents(self) -> Hashes:
-        return union(text.documents for text in self.texts.values())
-
-    def _known(self, hashes: Hashes) -> NDArray[np.bool_]:
-        known = np.zeros(len(hashes), dtype=bool)
+    def are_known(self, shingles: Hashes) -> NDArray[np.bool_]:
+        """Return which of these sampled shingles occur in at least one of the texts."""
+        known = np.zeros(len(shingles), dtype=bool)
         for text in self.texts.values():
-            known |= _are_among(hashes, text.shingles)
+            known |= are_among(shingles, text.shingles)
         return known
 
     def save(self, path: Path) -> None:
-        """Write the provenance; equal provenance gives equal bytes. Thinned out where too large."""
+        """Write the provenance, thinned out if too large; equal provenance gives equal bytes."""
         bits = self.sampled_bits
         texts = {name: text.thinned(bits) for name, text in self.texts.items()}
         while sum(len(text.shingles) for text in texts.values()) > MAX_SHINGLES:
@@ -205,17 +184,17 @@ class Provenance:
         """Read what `save` wrote.
 
         Raises:
-            UserError: if the file is damaged or foreign.
+            UserError: if the file is damaged or not a provenance.
         """
         try:
             with safe_open(path, framework="np") as file:
                 notes = json.loads(file.metadata()["notes"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if notes.get("version") != VERSION:
-                raise ValueError(f"it is not of version {VERSION}; make it again")
+                raise ValueError(f"expected version {VERSION}; build it again")
             bits = notes["sampled_bits"]
             if type(bits) is not int or any(a.dtype != np.uint64 for a in arrays.values()):
-                raise ValueError("its fields have other types")
+                raise ValueError("a field has the wrong type")
             texts = {
                 name: Text(
                     arrays[f"shingles.{name}"],
