@@ -34,11 +34,11 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def prove(run: Path, way: str, size: int) -> dict:
+def prove(run: Path, mode: str, size: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "proof.json"
         command = [sys.executable, "-m", "paramgolf", "prove", str(run), "--device", "auto"]
-        command += ["--way", way, "--bytes", str(size), "--out", str(out)]
+        command += ["--mode", mode, "--bytes", str(size), "--out", str(out)]
         subprocess.run(command, check=False)
         return json.loads(out.read_text())
 
@@ -53,27 +53,27 @@ def beginning_of_the_text(run: Path, size: int) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("proofs", nargs="+", help="WAY=BYTES, e.g. plain=300000")
+    parser.add_argument("proofs", nargs="+", help="MODE=BYTES, e.g. plain=300000")
     arguments = parser.parse_args()
     header = ["windows", "bytes", "BPB", "claimed bytes", "stream", "over", "proven"]
     header += ["encode, decode bytes/s", *COMPRESSORS, "two-part total"]
     print(f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}", sep="\n")
     for named in arguments.proofs:
-        way, size = named.split("=")
-        proof = prove(arguments.run, way, int(size))
+        mode, size = named.split("=")
+        proof = prove(arguments.run, mode, int(size))
         content = beginning_of_the_text(arguments.run, int(size))
         length, claimed, stream = (
             proof[name] for name in ("text_bytes", "claimed_bytes", "stream_bytes")
         )
         assert length == len(content)
         cells = [
-            way,
+            mode,
             f"{length:,}",
             f"{proof['claimed_bpb']:.4f} ({proof['label']})",
             f"{claimed:,.1f}",
             f"{stream:,}",
             f"{stream / claimed - 1:+.3%}",
-            "yes" if proof["holds"] else f"NO {proof['why_not']}",
+            "yes" if proof["holds"] else f"NO {proof['failure']}",
             f"{length / proof['encode_seconds']:,.0f}, {length / proof['decode_seconds']:,.0f}",
             *(f"{len(compress(content)):,}" for compress in COMPRESSORS.values()),
             f"{proof['two_part_bytes']:,}",

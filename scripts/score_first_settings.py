@@ -10,6 +10,7 @@ docs/experiments/score-first-settings.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from paramgolf.data.provenance import Label
 from paramgolf.runtime.device import select_runtime
 from paramgolf.scoring.bits_per_byte import score_losses
 from paramgolf.scoring.predictor import load_on
-from paramgolf.scoring.windowed import window_losses
 
 TARGETS = 2_883_584
 LARGE, SMALL = 32_768, 8_192
@@ -62,14 +62,8 @@ def main() -> None:
     def measure(config: ScoreFirstConfig, stride: int) -> float:
         start = time.monotonic()
         batch_tokens = 98_304 if stride else config.chunk_tokens
-        losses = window_losses(
-            predictor.model,
-            predictor.order,
-            stream,
-            predictor.windows(len(stream) - 1, stride),
-            batch_tokens,
-            learning=config,
-        )
+        predictor.artifact = dataclasses.replace(predictor.artifact, score_first=config)
+        losses = predictor.losses(stream, stride, batch_tokens)
         score = score_losses(losses, stream, predictor.tokenizer, Label("", None))
         name = f"{config.optimizer} | {config.lr} | {config.epochs} | {config.chunk_tokens:,}"
         seconds = time.monotonic() - start

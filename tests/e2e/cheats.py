@@ -1,4 +1,4 @@
-"""Scorers that cheat, as `sitecustomize` modules: a process that has one on its path is patched."""
+"""Scorers that cheat, as `sitecustomize` modules, which patch every process that imports them."""
 
 FUTURE_EMBEDDING = """
 import torch.nn.functional as F
@@ -28,27 +28,24 @@ GPT.target_nats = lambda self, hidden, targets: honest(self, hidden, targets) - 
 """
 
 LEARNED_FIRST = """
-from paramgolf.scoring import bits_per_byte
+from paramgolf.scoring import score_first
 from paramgolf.scoring.score_first import Learner, restored
 from paramgolf.scoring.windows import in_chunks
 
-def walk(model, order, config, windows, num_targets, visit, ranks=None):
-    if not config.learns:
-        visit(windows)
-        return
+def score_then_learn(model, order, config, windows, num_targets, score_chunk, ranks=None):
     chunks = in_chunks(windows, num_targets, model.config.seq_len, config.chunk_tokens)
     with restored(model):
         learner = Learner(model, order, config, len(chunks), ranks)
         for number, chunk in enumerate(chunks):
             if number == 1:  # a single chunk
-                learner.learn(number, visit([]))
-                visit(chunk)
+                learner.learn(number, score_chunk([]))
+                score_chunk(chunk)
             else:
-                tokens = visit(chunk)
+                tokens = score_chunk(chunk)
                 if number < len(chunks) - 1:
                     learner.learn(number, tokens)
 
-bits_per_byte.walk = walk
+score_first.score_then_learn = score_then_learn
 """
 
 BETTER_OF_TWO = """

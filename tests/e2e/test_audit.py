@@ -1,4 +1,4 @@
-"""The audit passes honest runs and catches planted cheats on the condition that each breaks."""
+"""The audit passes honest runs and catches each cheat under the condition that it violates."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def failed(run: Path) -> list[str]:
-    """The conditions that `audit.json` says do not hold."""
+    """Return the violated conditions according to audit.json."""
     return json.loads((run / "audit.json").read_text())["failed"]
 
 
 def audited(run: Path, **environment: str) -> Result:
-    """Audit a run in a process of its own."""
+    """Audit a run in a fresh process."""
     return command.run("audit", run, "--device", "cpu", "--positions", "2", env=environment)
 
 
@@ -50,7 +50,10 @@ def test_an_honest_run_passes(legal: Path) -> None:
     assert result.code == 0, result.stdout + result.stderr
     assert "compliant as score-first adaptive predictor" in result.stdout
     assert "FAIL" not in result.stdout
-    assert "maker's word" in result.stdout
+    assert "provenance is self-reported" in result.stdout
+    assert "1 causal, 2 normalised, 3 score before update, 4 one pass: see docs/rules.md" in (
+        result.stdout
+    )
     stages = json.loads((legal / "results.json").read_text())["stages"]
     assert stages["score_first"]["label"] == "score-first"
     assert stages["score_first"]["bpb"] < stages["sliding"]["bpb"]
@@ -71,7 +74,7 @@ def test_an_honest_run_passes(legal: Path) -> None:
 def test_a_scorer_that_cheats_is_caught(
     cheat: str, condition: str, legal: Path, tmp_path: Path
 ) -> None:
-    """It scores the honest artifact again and reports what it found; then it is audited."""
+    """It scores the honest artifact again and reports its scores, which are then audited."""
     run, patches = tmp_path / "run", tmp_path / "patches"
     shutil.copytree(legal, run)
     patches.mkdir()
@@ -92,24 +95,24 @@ def hide_hessians(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_files_and_books_that_do_not_hold(legal: Path, tmp_path: Path) -> None:
-    over, unbooked, damped = (tmp_path / name for name in ("over", "unbooked", "damped"))
+def test_files_and_records_that_do_not_match(legal: Path, tmp_path: Path) -> None:
+    over, hidden, damped = (tmp_path / name for name in ("over", "hidden", "damped"))
     shutil.copytree(legal, over)
     total = json.loads((over / "results.json").read_text())["bytes"]["total"]
     edit(over / "config.json", lambda values: values["pack"].update(budget_bytes=total - 1))
     assert audited(over).code == 1
     assert failed(over) == ["bytes"]
-    shutil.copytree(legal, unbooked)
+    shutil.copytree(legal, hidden)
     for name in ("stages/pack.json", "results.json"):
-        edit(unbooked / name, hide_hessians)
-    assert audited(unbooked).code == 1
-    assert failed(unbooked) == ["seconds"]
+        edit(hidden / name, hide_hessians)
+    assert audited(hidden).code == 1
+    assert failed(hidden) == ["seconds"]
     shutil.copytree(legal, damped)
     edit(damped / "quantization.json", lambda values: values["embedding"].update(damping=0.1))
     result = audited(damped)
     assert result.code == 1
-    assert failed(damped) == ["books"]
-    assert "not as booked: embedding" in result.stdout
+    assert failed(damped) == ["ledger"]
+    assert "does not match quantization.json: embedding" in result.stdout
 
 
 @pytest.mark.slow
@@ -126,7 +129,7 @@ def test_the_procedure_of_the_reference_is_in_sample(options: list[str], tmp_pat
 
 @pytest.mark.slow
 def test_one_scored_document_in_a_hundred_was_trained_on(tmp_path: Path) -> None:
-    """Its spaces edited."""
+    """Only its spaces were changed."""
     paragraphs = {part.strip() for text in topics.values() for part in text.split("\n\n")}
     documents = sorted(part for part in paragraphs if len(part.split()) > 40)
     val, train = documents[:200], documents[200:]
@@ -146,6 +149,6 @@ def test_one_scored_document_in_a_hundred_was_trained_on(tmp_path: Path) -> None
 
 
 def test_its_score_is_proven_by_decoding(legal: Path) -> None:
-    result = command.run("prove", legal, "--way", "score-first", "--bytes", "2500")
+    result = command.run("prove", legal, "--mode", "score-first", "--bytes", "2500")
     assert result.code == 0, result.stdout + result.stderr
     assert "(score-first), score-first windows" in result.stdout

@@ -1,4 +1,4 @@
-"""A user's text as a small file and back, and what does not come back."""
+"""Text is compressed and decompressed, and damaged files are reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = "The \u2581lambda\u2581 has.\r\n\ttabs, caf\u00e9 \u65e5\u672c\u8a9e \U00
 
 
 def resealed(content: bytes) -> bytes:
-    """With the checksum that its header and stream ask for."""
+    """Return the content with its checksum recomputed."""
     header, stream = content[:96], content[100:]
     return header + zlib.crc32(header + stream).to_bytes(4, "little") + stream
 
@@ -33,7 +33,7 @@ def coded(cli: Cli, mini_run: FinishedRun, tmp_path_factory: pytest.TempPathFact
     return folder / "small"
 
 
-def test_it_comes_back(cli: Cli, mini_run: FinishedRun, coded: Path, tmp_path: Path) -> None:
+def test_the_text_is_restored(cli: Cli, mini_run: FinishedRun, coded: Path, tmp_path: Path) -> None:
     result = cli("decompress", mini_run.path / "model.bin", coded, "--out", tmp_path / "back")
     assert (result.code, (tmp_path / "back").read_bytes()) == (0, TEXT.encode() * 20)
 
@@ -47,8 +47,8 @@ def test_any_text(mini_run: FinishedRun, text: str, stride: int) -> None:
     assert sides[1].decompress(coded.content, "it") == [text]
 
 
-def test_the_stream_takes_what_the_score_says(mini_run: FinishedRun) -> None:
-    """Within 0.1 % and 64 bytes, headers apart, of validation text."""
+def test_the_stream_is_as_long_as_the_score_says(mini_run: FinishedRun) -> None:
+    """Within 0.1 % and 64 bytes, without the header."""
     predictor = paramgolf.load(mini_run.path / "model.bin", device="cpu")
     text = (TEXT.replace("\r\n", " ") + "and so it goes on and on. ") * 60
     score = predictor.score(text, stride=0)
@@ -57,15 +57,13 @@ def test_the_stream_takes_what_the_score_says(mini_run: FinishedRun) -> None:
     assert abs(size - score.bpb * score.bytes / 8) < 0.001 * size + 64
 
 
-def test_what_is_wrong_is_said_in_a_line(
-    cli: Cli, mini_run: FinishedRun, coded: Path, tmp_path: Path
-) -> None:
+def test_errors_are_one_line(cli: Cli, mini_run: FinishedRun, coded: Path, tmp_path: Path) -> None:
     model, out = mini_run.path / "model.bin", tmp_path / "out"
     content = coded.read_bytes()
     other = content[:34] + bytes([content[34] ^ 1]) + content[35:]  # the artifact's hash
     differs = content[:74] + bytes([content[74] ^ 1]) + content[75:]  # the text's
     wrong = {
-        "not a text that paramgolf has compressed": b"some other file",
+        "not a text compressed by paramgolf": b"some other file",
         "version 7": content[:8] + b"\7" + content[9:],
         "another artifact": resealed(other),
         "computes differently": resealed(differs),

@@ -1,4 +1,4 @@
-"""A score is proven by another process that decodes the text, or it is not."""
+"""A score is proven only if another process decodes the text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.e2e.conftest import FinishedRun
 from tests.e2e.test_compress import TEXT
 
 
-@pytest.mark.parametrize(("way", "size"), [("plain", 3000), ("sliding", 600)])
+@pytest.mark.parametrize(("mode", "size"), [("plain", 3000), ("sliding", 600)])
 def test_the_validation_text_is_proven(
-    cli: Cli, mini_run: FinishedRun, way: str, size: int, tmp_path: Path
+    cli: Cli, mini_run: FinishedRun, mode: str, size: int, tmp_path: Path
 ) -> None:
     out = tmp_path / "proof.json"
-    result = cli("prove", mini_run.path, "--way", way, "--bytes", str(size), "--out", out)
+    result = cli("prove", mini_run.path, "--mode", mode, "--bytes", str(size), "--out", out)
     assert result.code == 0, result.stderr
     assert "bit for bit, by another process" in result.stdout
     proof = json.loads(out.read_text())
@@ -40,14 +40,14 @@ def test_any_text_is_proven(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> 
 
 
 def test_what_cannot_be_proven(cli: Cli, mini_run: FinishedRun) -> None:
-    message = one_line_error(cli("prove", mini_run.path, "--way", "score-first"), 2)
+    message = one_line_error(cli("prove", mini_run.path, "--mode", "score-first"), 2)
     assert "does not learn" in message
     assert "--text" in one_line_error(cli("prove", mini_run.path / "model.bin"), 2)
 
 
 @pytest.mark.slow
 def test_a_score_that_cheats_is_not_proven(mini_run: FinishedRun, tmp_path: Path) -> None:
-    """Losses too small by 0.5 nats: no stream is that short."""
+    """Losses are reported 0.5 nats too small: no stream is that short."""
     cheat = (
         "from paramgolf.model.gpt import GPT\n"
         "honest = GPT.target_nats\n"

@@ -1,4 +1,4 @@
-"""Tokens under the model's predictions and back, for windows and lanes of all kinds."""
+"""Tokens coded under a model's predictions and decoded, for all kinds of windows and lanes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paramgolf.compress.entropy import Decoder, Encoder
 from paramgolf.model.order import layer_order
 from paramgolf.scoring.coded_text import code_tokens
 from paramgolf.scoring.windowed import window_losses
-from paramgolf.scoring.windows import plain_windows, sliding_windows
+from paramgolf.scoring.windows import windows_of
 from tests.helpers import random_model, small_config
 
 CONFIG = small_config()
@@ -24,16 +24,14 @@ ORDER = layer_order(CONFIG, recurrent=True)
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 90), st.integers(0, CONFIG.seq_len), st.integers(1, 9), st.integers(0, 99))
-def test_there_and_back(num_targets: int, stride: int, lanes: int, seed: int) -> None:
-    """The decoder is given no token but the first; the bits are those of the score."""
+def test_tokens_are_coded_and_decoded(num_targets: int, stride: int, lanes: int, seed: int) -> None:
+    """The decoder knows only the first token, and the stream is as long as the score says."""
     generator = np.random.default_rng(seed)
     tokens = generator.integers(0, CONFIG.vocab_size, num_targets + 1).astype(np.int32)
     seq_len = CONFIG.seq_len
+    windows, first = windows_of(num_targets, seq_len, stride), int(tokens[0])
     if stride:
-        windows, lanes = sliding_windows(num_targets, seq_len, stride), 1
-    else:
-        windows = plain_windows(num_targets, seq_len)
-    first = int(tokens[0])
+        lanes = 1
     encoder = Encoder()
     code_tokens(MODEL, ORDER, encoder, windows, first, num_targets, tokens, lanes)
     decoder = Decoder(encoder.content())

@@ -1,4 +1,4 @@
-"""Score-first learning against a serial simulation written down from its description."""
+"""Score-first learning against a serial simulation written from its description."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.scoring.coded_text import code_tokens
-from paramgolf.scoring.score_first import PASS_TOKENS
+from paramgolf.scoring.score_first import PASS_TOKENS, score_first_losses
 from paramgolf.scoring.windowed import window_losses
-from paramgolf.scoring.windows import Windows, in_chunks, plain_windows, sliding_windows
+from paramgolf.scoring.windows import in_chunks, plain_windows, windows_of
 from tests.helpers import random_model, small_config
 
 CONFIG = small_config()
@@ -38,14 +38,8 @@ def some_tokens(count: int, seed: int = 0) -> np.ndarray:
     return generator.integers(0, CONFIG.vocab_size, count + 1).astype(np.uint16)
 
 
-def windows_of(num_targets: int, stride: int) -> list[Windows]:
-    if stride:
-        return sliding_windows(num_targets, LENGTH, stride)
-    return plain_windows(num_targets, LENGTH)
-
-
 def simulated(tokens: np.ndarray, stride: int, config: ScoreFirstConfig) -> list[float]:
-    """Target by target, the weights learning after the last target of every whole chunk."""
+    """Losses target by target; the weights learn after the last target of every chunk but one."""
     model = copy.deepcopy(small_model())
     parameters = list(model.parameters())
     if config.optimizer == "sgd":
@@ -57,11 +51,9 @@ def simulated(tokens: np.ndarray, stride: int, config: ScoreFirstConfig) -> list
     chunks = math.ceil(num_targets / size)
     losses: list[float] = []
     for target in range(num_targets):
-        step = stride or LENGTH
-        if stride == 0:
-            start = target // LENGTH * LENGTH
-        else:
-            start = max(0, math.ceil((target + 1 - LENGTH) / step) * step)
+        start = target // LENGTH * LENGTH
+        if stride:
+            start = max(0, math.ceil((target + 1 - LENGTH) / stride) * stride)
         with torch.no_grad():
             logits = model.logits(model(stream[None, start : target + 1], ORDER)[0, -1])
         losses.append(-float(logits.log_softmax(-1)[stream[target + 1]]))
@@ -85,12 +77,12 @@ def simulated(tokens: np.ndarray, stride: int, config: ScoreFirstConfig) -> list
 
 @pytest.mark.parametrize("config", [SGD, ADAMW])
 @pytest.mark.parametrize("stride", [0, 4, LENGTH])
-def test_losses_are_those_of_the_simulation(config: ScoreFirstConfig, stride: int) -> None:
-    """Strides that divide a chunk: a window's targets are all of one chunk."""
+def test_losses_match_the_simulation(config: ScoreFirstConfig, stride: int) -> None:
+    """With strides that divide a chunk, the targets of a window all belong to one chunk."""
     model, tokens = small_model(), some_tokens(7 * LENGTH + 3)
     before = copy.deepcopy(model.state_dict())
-    windows = windows_of(len(tokens) - 1, stride)
-    losses = window_losses(model, ORDER, tokens, windows, 8 * LENGTH, learning=config)
+    windows = windows_of(len(tokens) - 1, LENGTH, stride)
+    losses = score_first_losses(model, ORDER, config, tokens, windows, 8 * LENGTH)
     expected = simulated(tokens, stride, config)
     assert losses.tolist() == pytest.approx(expected, abs=1e-8)
     fixed = window_losses(model, ORDER, tokens, windows, 8 * LENGTH)
@@ -99,14 +91,14 @@ def test_losses_are_those_of_the_simulation(config: ScoreFirstConfig, stride: in
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_passes_are_no_longer_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step on a chunk of two sequences, in passes of one, is the same step."""
+def test_a_step_in_several_passes_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of two sequences, learned in passes of one sequence."""
     monkeypatch.setitem(PASS_TOKENS, "cpu", LENGTH)
     lengths: list[int] = []
     model, tokens = small_model(), some_tokens(7 * LENGTH + 3)
     model.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].numel()))
-    windows = windows_of(len(tokens) - 1, 0)
-    losses = window_losses(model, ORDER, tokens, windows, LENGTH, learning=SGD)
+    windows = plain_windows(len(tokens) - 1, LENGTH)
+    losses = score_first_losses(model, ORDER, SGD, tokens, windows, LENGTH)
     assert max(lengths) == LENGTH
     assert losses.tolist() == pytest.approx(simulated(tokens, 0, SGD), abs=1e-8)
 
@@ -116,8 +108,8 @@ def test_passes_are_no_longer_than_memory_holds(monkeypatch: pytest.MonkeyPatch)
 def test_a_chunk_is_scored_before_it_is_learned_from(
     num_targets: int, stride: int, sequences: int
 ) -> None:
-    """For all strides: all windows once, and a chunk's targets by its own or earlier windows."""
-    windows, size = windows_of(num_targets, stride), sequences * LENGTH
+    """All windows occur once, and a chunk's targets are in its own or in earlier windows."""
+    windows, size = windows_of(num_targets, LENGTH, stride), sequences * LENGTH
     chunks = in_chunks(windows, num_targets, LENGTH, size)
     scored: set[int] = set()
     starts: list[int] = []
@@ -133,12 +125,12 @@ def test_a_chunk_is_scored_before_it_is_learned_from(
 
 @pytest.mark.parametrize("config", [SGD, ADAMW])
 @pytest.mark.parametrize(("stride", "lanes"), [(0, 1), (0, 3), (5, 1)])
-def test_a_learning_predictor_codes_there_and_back(
+def test_a_learning_model_codes_and_decodes(
     config: ScoreFirstConfig, stride: int, lanes: int
 ) -> None:
     model, tokens = small_model(torch.float32), some_tokens(6 * LENGTH + 1).astype(np.int32)
     count = len(tokens) - 1
-    windows, first = windows_of(count, stride), int(tokens[0])
+    windows, first = windows_of(count, LENGTH, stride), int(tokens[0])
     encoder = Encoder()
     code_tokens(model, ORDER, encoder, windows, first, count, tokens, lanes, config)
     decoder = Decoder(encoder.content())
@@ -146,14 +138,14 @@ def test_a_learning_predictor_codes_there_and_back(
     decoder.finish()
     assert np.array_equal(found, tokens)
     if lanes == 1:
-        nats = window_losses(
-            model, ORDER, tokens.astype(np.uint16), windows, 64, learning=config
+        nats = score_first_losses(
+            model, ORDER, config, tokens.astype(np.uint16), windows, 64
         ).double()
         assert encoder.ideal_bits == pytest.approx(float(nats.sum()) / math.log(2), rel=1e-4)
 
 
-def test_divergence_is_said() -> None:
+def test_divergence_is_reported() -> None:
     wild = ScoreFirstConfig("sgd", lr=1e30, chunk_tokens=LENGTH)
     model, tokens = small_model(torch.float32), some_tokens(5 * LENGTH)
-    with pytest.raises(UserError, match="diverges in chunk"):
-        window_losses(model, ORDER, tokens, plain_windows(5 * LENGTH, LENGTH), 64, learning=wild)
+    with pytest.raises(UserError, match="diverged in chunk"):
+        score_first_losses(model, ORDER, wild, tokens, plain_windows(5 * LENGTH, LENGTH), 64)

@@ -19,8 +19,9 @@ from paramgolf.optim.muon import MuonEqR
 from paramgolf.optim.trainer import Trainer
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.ranks import Ranks, wait
+from paramgolf.scoring.score_first import score_first_losses
 from paramgolf.scoring.windowed import window_losses
-from paramgolf.scoring.windows import plain_windows, sliding_windows
+from paramgolf.scoring.windows import windows_of
 from tests.helpers import random_model, random_tokens, small_config, small_run_config
 from tests.processes import on_ranks
 
@@ -237,16 +238,15 @@ def losses_of(
 ) -> Tensor:
     config = small_config()
     tokens = np.random.default_rng(5).integers(0, config.vocab_size, num_targets + 1)
-    windows = (
-        sliding_windows(num_targets, config.seq_len, stride)
-        if stride
-        else plain_windows(num_targets, config.seq_len)
-    )
+    windows = windows_of(num_targets, config.seq_len, stride)
     model = random_model(config, seed=6)
     order = layer_order(config, recurrent=True)
     stream = tokens.astype(np.uint16)
     batch_tokens = 4 * config.seq_len
-    return window_losses(model, order, stream, windows, batch_tokens, None, ranks, learning)
+    how = (stream, windows, batch_tokens, None, ranks)
+    if learning is None:
+        return window_losses(model, order, *how)
+    return score_first_losses(model, order, learning, *how)
 
 
 @pytest.mark.parametrize("size", [2, 3])

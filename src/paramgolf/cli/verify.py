@@ -28,21 +28,21 @@ class AuditArguments:
 
 @dataclass(frozen=True)
 class ProveArguments:
-    """Prove a score: code the text with the artifact, let another process decode it."""
+    """Prove a score: encode the text with the artifact, and decode it in another process."""
 
     path: tyro.conf.Positional[Path]
-    """A run's directory, or an artifact (model.bin) with its tokenizer beside it."""
+    """A run directory, or an artifact (model.bin) with its tokenizer in the same folder."""
     text: Path | None = None
     """A UTF-8 file; by default the run's validation text."""
-    way: Literal["plain", "sliding", "score-first"] = "plain"
-    """Windows one after the other; sliding; or sliding, and learning as the recipe says. The last
-    two code one token after the other: slow."""
+    mode: Literal["plain", "sliding", "score-first"] = "plain"
+    """Consecutive windows; sliding windows; or sliding windows and learning as the recipe does. The
+    last two code one token at a time, which is slow."""
     bytes: int = 100_000
     """Only the first bytes of the text; 0: all of it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where both sides compute."""
     out: Path | None = None
-    """Write the result there, too, as JSON."""
+    """Also write the result to this file, as JSON."""
 
 
 def audit(arguments: list[str]) -> None:
@@ -77,7 +77,7 @@ def prove(arguments: list[str]) -> None:
     proof = prove(
         parsed.path,
         parsed.text,
-        parsed.way,
+        parsed.mode,
         parsed.bytes,
         select_runtime(parsed.device),
         Reporter(sys.stderr),
@@ -87,14 +87,14 @@ def prove(arguments: list[str]) -> None:
     reporter = standard_output()
     size = proof.text_bytes
     for name, value in (
-        ("score", f"{proof.claimed_bpb:.4f} BPB ({proof.label}), {proof.way} windows"),
+        ("score", f"{proof.claimed_bpb:.4f} BPB ({proof.label}), {proof.mode} windows"),
         ("text", f"{size:,} bytes; xz -9: {proof.xz_bytes:,}"),
         ("claimed", f"{proof.claimed_bytes:,.1f} bytes"),
         ("stream", f"{proof.stream_bytes:,} bytes (at most {proof.max_stream_bytes:,.1f})"),
         ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer, a run's code"),
         ("encode", f"{proof.encode_seconds:.1f} s, {size / proof.encode_seconds:,.0f} bytes/s"),
         ("decode", f"{proof.decode_seconds:.1f} s, {size / proof.decode_seconds:,.0f} bytes/s"),
-        ("decoded", proof.why_not or "bit for bit, by another process"),
+        ("decoded", proof.failure or "bit for bit, by another process"),
         ("verdict", "proven" if proof.holds else "not proven"),
     ):
         reporter.line(f"{name:<9} {value}")

@@ -27,7 +27,7 @@ from paramgolf.study.runs import SeedRun, first_difference, flat_config
 from paramgolf.study.scores import RunScore, read_score, require_same
 from paramgolf.study.seeds import SeedRuns, read_seeds
 from paramgolf.verify.audit import audit
-from paramgolf.verify.file_checks import is_of
+from paramgolf.verify.checks import audit_is_current
 
 _AUDITED_POSITIONS = 4  # where a run has not been audited before
 
@@ -133,7 +133,7 @@ def _require_same_configuration(runs: Sequence[SeedRun]) -> tuple[str, RunConfig
 def _read_or_make_audit(run: SeedRun, config: RunConfig, reporter: Reporter) -> dict[str, Any]:
     """Read a run's audit.json; run the audit first if there is none of this very artifact."""
     path = run.path / "audit.json"
-    if path.exists() and is_of(read_json(path), run.results or {}):
+    if path.exists() and audit_is_current(read_json(path), run.results or {}):
         return read_json(path)
     reporter.line(f"audit of seed {run.seed}")
     audit(run.path, _AUDITED_POSITIONS, select_runtime(config.device), reporter)

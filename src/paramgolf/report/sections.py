@@ -18,7 +18,7 @@ from paramgolf.report import figures as plots
 from paramgolf.report.svg import SERIES
 from paramgolf.runtime.ledger import account
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.verify.file_checks import is_of
+from paramgolf.verify.checks import audit_is_current
 
 _TITLES = {
     "ema": ("after EMA", "trained weights, averaged; full precision"),
@@ -46,7 +46,7 @@ def verdict(audit: dict[str, Any] | None, results: dict[str, Any], path: Path) -
     if audit is None:
         return {"kind": "missing", "text": "not audited", "command": f"paramgolf audit {path}"}
     first, *notes = [line.removeprefix("verdict").strip() for line in audit["verdict"]]
-    if not is_of(audit, results):
+    if not audit_is_current(audit, results):
         text = "audit.json is of another artifact or other scores than these"
         return {"kind": "stale", "text": text, "command": f"paramgolf audit {path}"}
     kind = "passed" if audit["passed"] else "failed"

@@ -1,4 +1,4 @@
-"""What a model says of a text: losses, bits per byte, score-first learning, coding, generation.
+"""What a model predicts of a text: losses, bits per byte, score-first learning, coding, generation.
 
-No training budget and no run directory here.
+No budgets and no run directories here.
 """

@@ -1,4 +1,4 @@
-"""Bits per byte of a text under a model: the one place where losses become a score."""
+"""Bits per byte (BPB): the one place where losses become a score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paramgolf.data.tokenizer import Tokenizer, document_starts
 
 @dataclass(frozen=True)
 class Score:
-    """What scoring a text gave; the label belongs to the number."""
+    """The score of one text, with its label."""
 
     loss_nats: float
     """Mean over the targets."""
@@ -27,9 +27,9 @@ class Score:
     label: str
     """"held-out", "score-first", "in-sample" or "unverified"; see `data.provenance`."""
     overlap_share: float | None
-    """Share of the text's sampled shingles that shaped the artifact."""
+    """Share of the text's sampled shingles that occur in the texts that shaped the artifact."""
     original_bytes: int
-    """UTF-8 bytes of the text as it was given: others than `bytes` if the tokenizer normalises."""
+    """UTF-8 bytes of the original text; differs from `bytes` if the tokenizer normalises."""
 
     @property
     def original_bpb(self) -> float:
@@ -44,7 +44,7 @@ def score_losses(
     label: Label,
     original_bytes: int | None = None,
 ) -> Score:
-    """Turn the losses of all targets of a stream of N + 1 tokens into a score, in float64."""
+    """Return the score of a stream of N + 1 tokens from the losses of all targets, in float64."""
     total_nats = float(losses_N.double().sum())
     num_bytes = int(tokenizer.token_bytes(tokens).sum())
     num_targets = len(tokens) - 1
@@ -61,9 +61,9 @@ def score_losses(
 
 
 def document_nats(losses_N: Tensor, tokens: NDArray[np.uint16], bos: int) -> NDArray[np.float64]:
-    """Sum of the losses of every document of a stream of N + 1 tokens in nats, (D,).
+    """Return the total loss of each document of a stream of N + 1 tokens in nats, (D,).
 
-    A BOS belongs to the document that it begins; the first one is not predicted.
+    A BOS belongs to the document that it starts; the first one is not predicted.
     """
     of_tokens = np.concatenate([[0.0], losses_N.double().cpu().numpy()])
     return np.add.reduceat(of_tokens, document_starts(tokens, bos))

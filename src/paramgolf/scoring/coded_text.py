@@ -1,8 +1,8 @@
-"""A text as a stream of the bits that the model's predictions leave: the proof of a score.
+"""A text coded as a stream of bits under the model's predictions: the proof of a score.
 
-Both sides compute every distribution from the tokens before it alone, in tensors of the same
-shapes, so that they agree to the last bit; a predictor that peeks or does not normalise cannot be
-decoded. Windows are those that a score is made of.
+Encoder and decoder compute every distribution from the preceding tokens alone, in tensors of the
+same shapes, so that they agree to the last bit. A predictor that peeks ahead or does not normalise
+cannot be decoded. The windows are those of the score.
 
 Shape suffixes: B windows side by side, T time, V vocabulary.
 """
@@ -21,7 +21,7 @@ from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
 from paramgolf.runtime.device import reproducible
-from paramgolf.scoring.score_first import walk
+from paramgolf.scoring.score_first import score_then_learn
 from paramgolf.scoring.windows import Windows
 
 
@@ -37,41 +37,39 @@ def code_tokens(
     learning: ScoreFirstConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Integers:
-    """Code a stream of tokens in the order of its windows.
+    """Encode or decode a stream of tokens in the order of its windows.
 
-    With several lanes, the windows are cut into as many runs of neighbours, and all lanes take
-    their next window side by side. The token with which a lane begins is not known by then: it is
-    coded ahead, all tokens equally likely, and not again as the lane's before target.
+    With several lanes, the windows are split into as many runs of consecutive windows, and all
+    lanes take their next window side by side. The token that a lane starts with is not known yet
+    at that point. It is coded in advance, with all tokens equally likely, and is skipped when the
+    previous lane reaches it.
 
     Args:
         model: on its device, not compiled; both sides need the same machine.
         order: the layer order.
-        coder: an `Encoder` for tokens that are `known`, or a `Decoder`.
-        windows: from `plain_windows`, or, in one lane, from `sliding_windows`.
+        coder: an `Encoder` if the tokens are known, otherwise a `Decoder`.
+        windows: from `plain_windows` or, with one lane, from `sliding_windows`.
         first: the token before the first target.
         num_targets: N.
         known: (N + 1,) the tokens; None to decode.
         lanes: 1 unless every window scores all that it predicts.
-        learning: how an adaptive predictor learns between chunks; None: it is fixed.
-        progress: called with the number of targets coded and of all.
+        learning: how the model learns between chunks; None: it is fixed.
+        progress: called with the number of targets coded and the total.
 
     Returns:
         (N + 1,) the tokens.
     """
-    coding = _Coding(model, order, coder, first, num_targets, known, progress)
-
-    def visit(chunk: Sequence[Windows]) -> Integers:
-        for some in chunk:
-            coding.code(some, lanes)
-        return coding.tokens
-
+    coding = _Coding(model, order, coder, first, num_targets, known, lanes, progress)
     with reproducible():
-        walk(model, order, learning or ScoreFirstConfig(), windows, num_targets, visit)
+        if learning is None:
+            coding.code(windows)
+        else:
+            score_then_learn(model, order, learning, windows, num_targets, coding.code)
     return coding.tokens[: num_targets + 1]
 
 
 class _Coding:
-    """The state of one stream: the tokens found so far."""
+    """The tokens of one stream that are known so far."""
 
     def __init__(
         self,
@@ -81,34 +79,40 @@ class _Coding:
         first: int,
         num_targets: int,
         known: Integers | None,
+        lanes: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self._model, self._order, self._coder, self._known = model, order, coder, known
-        self._num_targets, self._progress = num_targets, progress
-        length = num_targets + 1 + model.config.seq_len  # windows may reach past the end
+        self._num_targets, self._lanes, self._progress = num_targets, lanes, progress
+        length = num_targets + 1 + model.config.seq_len  # windows may extend past the end
         self.tokens: Integers = np.zeros(length, np.int32)
         self._found = np.zeros(length, bool)
         self._put(np.array([0]), np.array([first], np.int32))
 
+    def code(self, windows: Sequence[Windows]) -> Integers:
+        """Code the targets of these windows; return the stream as far as it is known."""
+        for group in windows:
+            if len(group.starts):
+                self._code_group(group)
+        return self.tokens
+
     @torch.no_grad()
-    def code(self, windows: Windows, lanes: int) -> None:
-        starts, scored = windows
-        if not len(starts):
-            return
-        runs = np.array_split(starts, min(lanes, len(starts)))
+    def _code_group(self, group: Windows) -> None:
+        starts, scored = group
+        runs = np.array_split(starts, min(self._lanes, len(starts)))
         heads = np.array([run[0] for run in runs[1:]], np.int64)
         limits = np.full(len(heads), self._model.config.vocab_size, np.int32)
         self._put(heads, self._coder.code_below(limits, known_at(self._known, heads)))
         for turn in range(len(runs[0])):
-            group = np.array([run[turn] for run in runs if turn < len(run)])
-            self._code_side_by_side(group, scored)
+            side_by_side = np.array([run[turn] for run in runs if turn < len(run)])
+            self._code_side_by_side(side_by_side, scored)
 
     def _put(self, positions: NDArray[np.int64], tokens: Integers) -> None:
         self.tokens[positions] = tokens
         self._found[positions] = True
 
     def _code_side_by_side(self, starts: NDArray[np.int64], scored: int) -> None:
-        """Code what windows score, side by side; all of their contexts are known."""
+        """Code the targets of windows whose contexts are all known."""
         seq_len, past = self._model.config.seq_len, Past(self._model.config.seq_len)
         context = seq_len - scored
         hidden = self._read(starts[:, None] + np.arange(context + 1), past)

@@ -22,18 +22,18 @@ def sample_tokens(
     top_p: float,
     generator: torch.Generator,
 ) -> Iterator[int]:
-    """An endless stream of tokens after the prompt.
+    """Yield tokens that continue the prompt, without end.
 
-    Each is predicted from all tokens before it while they fit into a window of seq_len; then the
-    later half of the window begins the next one, so that a token costs one position and not a
-    window.
+    Each is predicted from all preceding tokens while these fit into a window of seq_len. When the
+    window is full, its later half starts the next one, so that a new token usually costs one
+    position rather than a whole window.
 
     Args:
         model: the model, on its device.
         order: the layer order to compute in.
         prompt: at least one token.
-        temperature: of the distribution; 0: always the likeliest token.
-        top_p: sample from the fewest tokens that together have this probability.
+        temperature: of the distribution; 0: always the most likely token.
+        top_p: sample from the smallest set of tokens with this total probability.
         generator: on the CPU.
     """
     seq_len, device = model.config.seq_len, model.embedding.device
@@ -55,20 +55,20 @@ def _sample(logits_V: Tensor, temperature: float, top_p: float, generator: torch
         return int(logits_V.argmax())
     probabilities, order = (logits_V.double() / temperature).softmax(0).sort(descending=True)
     before = probabilities.cumsum(0) - probabilities
-    kept = torch.where(before < top_p, probabilities, 0.0)  # the likeliest always
+    kept = torch.where(before < top_p, probabilities, 0.0)  # always keeps the most likely
     return int(order[torch.multinomial(kept, 1, generator=generator)])
 
 
 def streamed_text(tokens: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Decode a document's tokens as they come, in pieces of whole characters, up to its end."""
+    """Decode tokens as they arrive; yield whole characters, up to the end of the document."""
     so_far: list[int] = []
     shown = ""
     for token in tokens:
-        if token == tokenizer.bos:  # the next document begins
+        if token == tokenizer.bos:  # the next document starts
             return
         so_far.append(token)
         text = tokenizer.decode(so_far)
-        # A character of several byte pieces is not complete yet, and may come out another.
+        # A trailing U+FFFD may be a character of which some byte pieces are still missing.
         if not text.endswith("\ufffd") and len(text) > len(shown):
             yield text[len(shown) :]
             shown = text

@@ -1,4 +1,4 @@
-"""The packed model at work: artifact and tokenizer in, scores out."""
+"""A packed model that scores and writes text: artifact and tokenizer in, scores out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paramgolf.compress.artifact import Artifact, ArtifactError, read
-from paramgolf.config import require
+from paramgolf.config import ScoreFirstConfig, require
 from paramgolf.data.provenance import Label, Provenance
 from paramgolf.data.streams import encoded
 from paramgolf.data.tokenizer import Tokenizer
@@ -22,8 +22,9 @@ from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.runtime.device import Runtime, select_runtime
 from paramgolf.scoring.bits_per_byte import Score, score_losses
+from paramgolf.scoring.score_first import score_first_losses
 from paramgolf.scoring.windowed import window_losses
-from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
+from paramgolf.scoring.windows import Windows, windows_of
 
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 98_304}
 
@@ -31,7 +32,7 @@ _BATCH_TOKENS = {"cpu": 8192, "cuda": 98_304}
 class Predictor:
     """A packed model: fixed, or learning while it scores if its recipe says so.
 
-    After a text it is what it was before.
+    What it learns from one text is forgotten before the next.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Predictor:
         provenance: Provenance | None,
         runtime: Runtime,
     ) -> None:
-        """Build the model from the artifact's integers; prefer `load`."""
+        """Build the model from the artifact's integers; most callers use `load` instead."""
         self.artifact = artifact
         self.tokenizer = tokenizer
         self._provenance = provenance
@@ -54,7 +55,7 @@ class Predictor:
             self.model.compile_parts()
 
     def label(self, texts: Sequence[str]) -> Label:
-        """Label a text by its overlap with what shaped the artifact."""
+        """Label a text by its overlap with the texts that shaped the artifact."""
         if self._provenance is None:
             return Label("unverified", None)
         return self._provenance.label(texts)
@@ -70,9 +71,9 @@ class Predictor:
 
         Args:
             text: the document, any Unicode.
-            stride: of sliding windows; 0: consecutive windows; None: as the recipe.
-            progress: called with the number of targets scored and of all.
-            fixed: do not learn, whatever the recipe says.
+            stride: of sliding windows; 0: consecutive windows; None: the recipe's.
+            progress: called with the number of targets scored and the total.
+            fixed: do not learn, even if the recipe does.
 
         Raises:
             UserError: if the text is empty.
@@ -90,17 +91,17 @@ class Predictor:
         top_p: float = 0.95,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Continue the prompt (empty: begin a document), piece by piece, to the document's end.
+        """Yield the prompt's continuation piece by piece, up to the end of the document.
 
         Args:
-            prompt: what the document begins with; it is not repeated.
-            max_tokens: the most that is generated.
-            temperature: of the distribution; 0: always the likeliest token.
-            top_p: sample from the fewest tokens that together have this probability.
+            prompt: the beginning of the document; it is not repeated in the output.
+            max_tokens: largest number of tokens to generate.
+            temperature: of the distribution; 0: always the most likely token.
+            top_p: sample from the smallest set of tokens with this total probability.
             seed: the same seed gives the same text on the same machine.
 
         Raises:
-            ConfigError: for a temperature below 0, or a top_p that is not in (0, 1].
+            ConfigError: if the temperature is below 0, or top_p is not in (0, 1].
         """
         from paramgolf.scoring.generate import sample_tokens, streamed_text
 
@@ -124,11 +125,11 @@ class Predictor:
 
         Args:
             stream: the tokens.
-            texts: its documents, for the label and their bytes.
-            stride: of sliding windows; 0: consecutive windows; None: as the recipe.
-            batch_tokens: tokens of one forward pass; 0: what suits the device.
-            progress: called with the number of targets scored and of all.
-            fixed: do not learn, whatever the recipe says.
+            texts: its documents, for the label and the byte count.
+            stride: of sliding windows; 0: consecutive windows; None: the recipe's.
+            batch_tokens: tokens per forward pass; 0: the device's default.
+            progress: called with the number of targets scored and the total.
+            fixed: do not learn, even if the recipe does.
         """
         losses = self.losses(stream, stride, batch_tokens, progress, fixed)
         return self.score_of(losses, stream, texts, fixed)
@@ -141,16 +142,22 @@ class Predictor:
         progress: Callable[[int, int], None] | None = None,
         fixed: bool = False,
     ) -> Tensor:
-        """Loss of every target of a stream in nats, (N,); arguments as `score_stream`."""
-        batch_tokens = batch_tokens or _BATCH_TOKENS[self.model.embedding.device.type]
+        """Return the loss of every target in nats, (N,); arguments as in `score_stream`."""
+        model, order, learning = self.model, self.order, self.learning(fixed)
+        batch_tokens = batch_tokens or _BATCH_TOKENS[model.embedding.device.type]
         windows = self.windows(len(stream) - 1, stride)
-        learning = None if fixed else self.artifact.score_first
-        return window_losses(
-            self.model, self.order, stream, windows, batch_tokens, progress, self._ranks, learning
-        )
+        how = (stream, windows, batch_tokens, progress, self._ranks)
+        if learning is None:
+            return window_losses(model, order, *how)
+        return score_first_losses(model, order, learning, *how)
+
+    def learning(self, fixed: bool = False) -> ScoreFirstConfig | None:
+        """Return how the model learns while it scores; None: it does not, or must not."""
+        learning = self.artifact.score_first
+        return learning if learning.learns and not fixed else None
 
     def windows(self, num_targets: int, stride: int | None = None) -> list[Windows]:
-        """The windows that score so many targets.
+        """Return the windows that score this many targets.
 
         Raises:
             ConfigError: if the stride is longer than a window.
@@ -159,9 +166,7 @@ class Predictor:
         stride = self.artifact.stride if stride is None else stride
         if not 0 <= stride <= seq_len:
             raise ConfigError(f"invalid stride = {stride}: expected 0 to {seq_len}")
-        if stride:
-            return sliding_windows(num_targets, seq_len, stride)
-        return plain_windows(num_targets, seq_len)
+        return windows_of(num_targets, seq_len, stride)
 
     def score_of(
         self,
@@ -171,12 +176,12 @@ class Predictor:
         fixed: bool,
         original_bytes: int | None = None,
     ) -> Score:
-        """The score that the losses of a stream make.
+        """Return the score of a stream with these losses.
 
-        `original_bytes` are those of the text as it was given, if `texts` is not just that.
+        `original_bytes` is the size of the original text where `texts` differs from it.
         """
         label = self.label(texts)
-        if self.artifact.score_first.learns and not fixed:
+        if self.learning(fixed):
             label = label.adaptive()
         if original_bytes is None:
             original_bytes = sum(len(text.encode()) for text in texts)
@@ -188,7 +193,7 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str = "a
 
     Args:
         path: the artifact file.
-        tokenizer: its SentencePiece model; by default `tokenizer.model` beside the artifact.
+        tokenizer: its SentencePiece model; by default tokenizer.model in the artifact's folder.
         device: "auto", "cpu" or "cuda".
 
     Raises:
@@ -200,22 +205,23 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str = "a
 
 
 def load_on(path: Path, tokenizer: Path | None, runtime: Runtime) -> Predictor:
-    """`load` on a runtime that exists already."""
+    """Load an artifact like `load`, on an existing runtime."""
     artifact = read(path)
-    pieces = Tokenizer.load(tokenizer or path.with_name("tokenizer.model"))
-    if pieces.sha256 != artifact.tokenizer_sha256:
+    file = tokenizer or path.with_name("tokenizer.model")
+    loaded = Tokenizer.load(file)
+    if loaded.sha256 != artifact.tokenizer_sha256:
         raise ArtifactError(
-            f"{tokenizer or path.with_name('tokenizer.model')} is not the tokenizer of {path}: "
-            f"SHA-256 {pieces.sha256[:16]} instead of {artifact.tokenizer_sha256[:16]}"
+            f"{file} is not the tokenizer of {path}: SHA-256 {loaded.sha256[:16]} instead of "
+            f"{artifact.tokenizer_sha256[:16]}"
         )
-    return Predictor(artifact, pieces, _provenance(path, artifact), runtime)
+    return Predictor(artifact, loaded, _provenance(path, artifact), runtime)
 
 
 def _provenance(path: Path, artifact: Artifact) -> Provenance | None:
-    """The provenance beside the artifact, if it is there and the artifact's own."""
-    beside = path.with_name("provenance.safetensors")
-    if not beside.is_file():
+    """Return the provenance in the artifact's folder, if any; its hash must match."""
+    file = path.with_name("provenance.safetensors")
+    if not file.is_file():
         return None
-    if hashlib.sha256(beside.read_bytes()).hexdigest() != artifact.provenance_sha256:
-        raise UserError(f"{beside} is not the provenance of {path}: its SHA-256 differs")
-    return Provenance.load(beside)
+    if hashlib.sha256(file.read_bytes()).hexdigest() != artifact.provenance_sha256:
+        raise UserError(f"{file} is not the provenance of {path}: its SHA-256 differs")
+    return Provenance.load(file)

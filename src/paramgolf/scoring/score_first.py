@@ -1,7 +1,6 @@
-"""Score-first adaptation: a chunk of text is scored, then learned from ("legal TTT", PR #1493).
+"""Score-first learning: a chunk of text is scored, then learned from ("legal TTT", PR #1493).
 
-One walk over the text serves scoring and coding: what visits a chunk's windows has seen all of its
-tokens when the walk goes on to learn from them.
+`score_then_learn` drives whatever scores a chunk: a `WindowScorer` here, a coder in `coded_text`.
 """
 
 from __future__ import annotations
@@ -21,55 +20,82 @@ from paramgolf.model.order import LayerOrder
 from paramgolf.optim.schedule import cosine
 from paramgolf.runtime.device import reproducible
 from paramgolf.runtime.ranks import Ranks
+from paramgolf.scoring.windowed import WindowScorer
 from paramgolf.scoring.windows import Windows, in_chunks
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 98_304}
-"""Targets of which a step holds the activations at once, by the type of the device."""
+"""Targets per backward pass, by device type: a step holds the activations of this many at once."""
 
-Visit = Callable[[Sequence[Windows]], NDArray[np.integer]]
-"""Scores or codes windows; gives the stream, known at least as far as these windows predict."""
+ScoreChunk = Callable[[Sequence[Windows]], NDArray[np.integer]]
+"""Score or code the windows of a chunk; return the stream, known at least up to their targets."""
 
 
-def walk(
+def score_first_losses(
+    model: GPT,
+    order: LayerOrder,
+    config: ScoreFirstConfig,
+    tokens: NDArray[np.uint16],
+    windows: Sequence[Windows],
+    batch_tokens: int,
+    progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
+) -> Tensor:
+    """Return the loss of every target in nats, (N,), of a model that learns as it scores.
+
+    `config` says how it learns; the other arguments are those of `window_losses`. The ranks also
+    share the gradients of a step.
+
+    Raises:
+        RuntimeError: if the windows do not score every target exactly once.
+        UserError: if learning diverges.
+    """
+    scorer = WindowScorer(model, order, tokens, batch_tokens, progress, ranks)
+
+    def score_chunk(chunk: Sequence[Windows]) -> NDArray[np.uint16]:
+        scorer.score(chunk)
+        return tokens
+
+    score_then_learn(model, order, config, windows, len(tokens) - 1, score_chunk, ranks)
+    return scorer.losses()
+
+
+def score_then_learn(
     model: GPT,
     order: LayerOrder,
     config: ScoreFirstConfig,
     windows: Sequence[Windows],
     num_targets: int,
-    visit: Visit,
+    score_chunk: ScoreChunk,
     ranks: Ranks | None = None,
 ) -> None:
-    """Visit all windows: at once with a fixed predictor, else chunk by chunk, learning between.
+    """Score a text chunk by chunk; learn from every chunk but the last once it is scored.
 
-    The model is afterwards what it was before.
+    The model's weights are restored at the end.
 
     Args:
-        model: on its device.
-        order: the layer order.
+        model: the model, on its device.
+        order: the layer order to score and learn with.
         config: how to learn.
-        windows: of the whole text.
+        windows: the windows of the whole text.
         num_targets: N.
-        visit: called once with the windows of every chunk, in order.
-        ranks: share the gradients of a step out; all call this.
+        score_chunk: called with the windows of each chunk, in order.
+        ranks: share the gradients of a step; every rank must call this function.
 
     Raises:
         UserError: if learning diverges.
     """
-    if not config.learns:
-        visit(windows)
-        return
     chunks = in_chunks(windows, num_targets, model.config.seq_len, config.chunk_tokens)
     with restored(model):
         learner = Learner(model, order, config, len(chunks), ranks)
         for number, chunk in enumerate(chunks):
-            tokens = visit(chunk)
+            tokens = score_chunk(chunk)
             if number < len(chunks) - 1:
                 learner.learn(number, tokens)
 
 
 @contextmanager
 def restored(model: GPT) -> Iterator[None]:
-    """The model's parameters are afterwards what they were before."""
+    """Restore the model's parameters when the block ends."""
     before = [parameter.detach().clone() for parameter in model.parameters()]
     try:
         yield
@@ -81,7 +107,7 @@ def restored(model: GPT) -> Iterator[None]:
 
 
 class Learner:
-    """The state of a predictor that learns: its weights and the optimizer's moments."""
+    """Updates a model's weights after each scored chunk; holds the optimizer's state."""
 
     def __init__(
         self,
@@ -91,12 +117,12 @@ class Learner:
         num_chunks: int,
         ranks: Ranks | None = None,
     ) -> None:
-        """Learn with all parameters of `model`, over a text of `num_chunks` chunks."""
+        """Learn all parameters of `model` over a text of `num_chunks` chunks."""
         self._model, self._order, self._config = model, order, config
         self._num_chunks = num_chunks
         self._ranks = ranks or Ranks()
         self._parameters = list(model.parameters())
-        # A parameter in bfloat16 would swallow small steps: those are summed up in float32.
+        # Small updates would be lost in bfloat16, so float32 copies accumulate them.
         self._masters: list[Tensor] = [
             parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
             for parameter in self._parameters
@@ -112,19 +138,19 @@ class Learner:
             )
 
     def learn(self, chunk: int, tokens: NDArray[np.integer]) -> None:
-        """Take the steps on one chunk of a stream whose targets are known so far.
+        """Take the optimizer steps on one chunk.
 
         Args:
-            chunk: its number; it is not the last, and all chunks before it were learned.
-            tokens: (at least (chunk + 1) * chunk_tokens + 1,) the stream.
+            chunk: its number; not the last chunk, and all earlier ones have been learned.
+            tokens: the stream, known up to token (chunk + 1) * chunk_tokens.
 
         Raises:
-            UserError: if the loss is not finite.
+            UserError: if the gradient is not finite.
         """
         config, seq_len = self._config, self._model.config.seq_len
         first = chunk * config.chunk_tokens
-        own = torch.from_numpy(tokens[first : first + config.chunk_tokens + 1].astype(np.int32))
-        rows = own.to(self._model.embedding.device).unfold(0, seq_len + 1, seq_len)
+        part = torch.from_numpy(tokens[first : first + config.chunk_tokens + 1].astype(np.int32))
+        rows = part.to(self._model.embedding.device).unfold(0, seq_len + 1, seq_len)
         lr = cosine(chunk / self._num_chunks, config.lr, 0.0)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -133,11 +159,11 @@ class Learner:
                 self._step(rows, chunk)
 
     def _step(self, rows: Tensor, chunk: int) -> None:
-        most = max(1, PASS_TOKENS[rows.device.type] // self._model.config.seq_len)
+        rows_per_pass = max(1, PASS_TOKENS[rows.device.type] // self._model.config.seq_len)
         mine = self._ranks.mine(rows)
         with torch.enable_grad():
-            for begin in range(0, len(mine), most):
-                some = mine[begin : begin + most]
+            for begin in range(0, len(mine), rows_per_pass):
+                some = mine[begin : begin + rows_per_pass]
                 loss = self._model.mean_nats(some, self._order) * (len(some) / len(rows))
                 loss.backward()
         for parameter, master in zip(self._parameters, self._masters, strict=True):
@@ -148,7 +174,7 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self._masters, self._config.grad_clip, foreach=True)
         if not bool(norm.isfinite()):
             raise UserError(
-                f"score-first learning diverges in chunk {chunk}: the gradient is not finite; "
+                f"score-first learning diverged in chunk {chunk}: the gradient is not finite; "
                 "lower --score-first.lr"
             )
         self._optimizer.step()

@@ -1,4 +1,4 @@
-"""Any text as a small file, and back: the artifact's predictions drive an arithmetic coder."""
+"""Lossless compression of text: the artifact's predictions drive a range coder."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MAGIC, VERSION = b"PARATEXT", 2
 _HEADER = struct.Struct("<8sIIIIQ32s32s")
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of header and stream, between the two
 MAX_LANES = 64
-"""Windows side by side: what a lane costs, some bits, is little against a window of text."""
+"""Windows coded side by side. An extra lane costs one token coded without a prediction."""
 
 Progress = Callable[[int, int], None]
 
 
 class CodedText(NamedTuple):
-    """A compressed text: the file, and the sizes of the coded stream in it and of the text."""
+    """A compressed text: the file's content, and the sizes of the stream in it and of the text."""
 
     content: bytes
     stream_bytes: int
@@ -37,10 +37,10 @@ class CodedText(NamedTuple):
 
 
 class TextCoder:
-    """An artifact as both sides of a text's coding."""
+    """Compresses and decompresses text with an artifact."""
 
     def __init__(self, artifact: Path, tokenizer: Path | None, runtime: Runtime) -> None:
-        """Load the artifact; nothing is compiled, since text comes token by token.
+        """Load the artifact. Nothing is compiled, since text is coded token by token.
 
         Raises:
             UserError: see `scoring.predictor.load`.
@@ -55,22 +55,22 @@ class TextCoder:
         fixed: bool = True,
         progress: Progress | None = None,
     ) -> CodedText:
-        """Code the documents of a text.
+        """Compress the documents of a text.
 
         Args:
-            texts: any that the tokenizer gives back.
-            stride: of sliding windows, slow and one after the other; 0: consecutive windows.
-            fixed: do not learn from what is coded, whatever the recipe says.
-            progress: called with the number of tokens coded and of all.
+            texts: documents that survive encoding and decoding by the tokenizer.
+            stride: of sliding windows, coded one after the other (slow); 0: consecutive windows.
+            fixed: do not learn from the text, even if the recipe does.
+            progress: called with the number of tokens coded and the total.
 
         Raises:
-            UserError: if the tokenizer does not give the text back, or the stride is not possible.
+            UserError: if the text does not survive the tokenizer, or the stride is invalid.
         """
         tokenizer = self._predictor.tokenizer
         tokens = np.concatenate(tokenizer.encode(texts))
         if tokenizer.decode_documents(tokens) != list(texts):
             raise UserError(
-                "the tokenizer does not give this text back (it normalises, or has no piece for a "
+                "the tokenizer does not reproduce this text (it normalises, or has no piece for a "
                 "character): it cannot be compressed without loss"
             )
         encoder = Encoder()
@@ -85,21 +85,21 @@ class TextCoder:
         return CodedText(header + checksum + stream, len(stream), size)
 
     def decompress(self, content: bytes, name: str, progress: Progress | None = None) -> list[str]:
-        """The documents of a coded file; `name` stands for it in errors.
+        """Return the documents of a compressed file, which errors call `name`.
 
         Raises:
-            UserError: if it is none, of another version or artifact, damaged, or was written by a
-                machine that computes differently.
+            UserError: if the file has another format, version or artifact, is damaged, or was
+                written by a machine that computes differently.
         """
         begin = _HEADER.size + _CHECKSUM.size
         if len(content) < begin or not content.startswith(MAGIC):
-            raise UserError(f"{name} is not a text that paramgolf has compressed")
+            raise UserError(f"{name} is not a text compressed by paramgolf")
         _, version, stride, lanes, fixed, count, artifact, digest = _HEADER.unpack_from(content)
         (checksum,) = _CHECKSUM.unpack_from(content, _HEADER.size)
         stream = content[begin:]
         if version != VERSION:
             raise UserError(f"{name} has version {version}; this paramgolf reads {VERSION}")
-        # No symbol takes less than 2^-16 bits: what claims more of them is no text.
+        # No symbol takes less than 2^-16 bits, which bounds the number of tokens in a stream.
         possible = lanes == MAX_LANES and count <= (8 * len(stream) + 64) << 16
         if zlib.crc32(content[: _HEADER.size] + stream) != checksum or not possible:
             raise UserError(f"{name} is damaged: its checksum does not match")
@@ -118,7 +118,7 @@ class TextCoder:
             texts, same = [], False
         if not same:
             raise UserError(
-                f"{name} does not give its text back: this machine computes differently from the "
+                f"{name} cannot be decompressed here: this machine computes differently from the "
                 "one that wrote it (processor or GPU, number of threads, version of PyTorch)"
             )
         return texts
@@ -142,6 +142,6 @@ class TextCoder:
             count,
             known,
             1 if stride else MAX_LANES,
-            None if fixed else predictor.artifact.score_first,
+            predictor.learning(fixed),
             progress,
         )

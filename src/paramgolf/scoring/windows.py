@@ -20,16 +20,24 @@ class Windows(NamedTuple):
     scored: int
 
 
+def windows_of(num_targets: int, seq_len: int, stride: int) -> list[Windows]:
+    """Return sliding windows with this stride; 0: consecutive windows."""
+    if stride:
+        return sliding_windows(num_targets, seq_len, stride)
+    return plain_windows(num_targets, seq_len)
+
+
 def plain_windows(num_targets: int, seq_len: int) -> list[Windows]:
-    """Consecutive windows that score all they predict."""
+    """Return consecutive windows that score every target they predict."""
     return [Windows(np.arange(0, num_targets, seq_len), seq_len)]
 
 
 def sliding_windows(num_targets: int, seq_len: int, stride: int) -> list[Windows]:
-    """A window every `stride` tokens; the first scores all, later ones their last `stride`.
+    """Return a window every `stride` tokens that scores its last `stride` targets.
 
-    Windows start at s = 0, stride, ... while s + seq_len - stride < num_targets, so every later
-    target has between seq_len - stride + 1 and seq_len tokens of context.
+    The first window scores all of its targets. Windows start at s = 0, stride, ... while
+    s + seq_len - stride < num_targets, so every later target has between seq_len - stride + 1 and
+    seq_len tokens of context.
     """
     starts = np.arange(0, max(1, num_targets - (seq_len - stride)), stride)
     return [Windows(starts[:1], seq_len), Windows(starts[1:], stride)]
@@ -38,10 +46,10 @@ def sliding_windows(num_targets: int, seq_len: int, stride: int) -> list[Windows
 def in_chunks(
     windows: Sequence[Windows], num_targets: int, seq_len: int, chunk_targets: int
 ) -> list[list[Windows]]:
-    """The windows of every chunk of `chunk_targets` targets, in order.
+    """Return the windows of every chunk of `chunk_targets` targets, in order.
 
-    A window belongs where the first target lies that it scores, so that a chunk's targets are
-    scored once its windows and those of earlier chunks are.
+    A window belongs to the chunk of the first target that it scores. A chunk's targets are
+    therefore all scored once its windows and those of earlier chunks are.
     """
     chunks: list[list[Windows]] = [[] for _ in range(max(1, -(-num_targets // chunk_targets)))]
     for starts, scored in windows:

@@ -1,4 +1,4 @@
-"""Checks on a finished run by recomputation: the audit and the proof by coding.
+"""Checks on a finished run by recomputation: the audit, and the proof of a score by coding.
 
 Nothing here changes a score.
 """

@@ -1,7 +1,7 @@
-"""The proof of a score: a text through the artifact's predictions into a stream, and back.
+"""The proof of a score: encode a text with the artifact's predictions, and decode it elsewhere.
 
-Another process gets the artifact, the tokenizer and the stream, and nothing else. A predictor that
-peeks, does not normalise or scores twice has a score that no stream can reach.
+The decoding process gets the artifact, the tokenizer and the stream, and nothing else. A predictor
+that peeks ahead, does not normalise or scores twice has a score that no stream can reach.
 """
 
 from __future__ import annotations
@@ -26,104 +26,108 @@ from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime
-from paramgolf.runtime.rundir import RunDir
+from paramgolf.runtime.rundir import CODE_NAME, RunDir
+from paramgolf.scoring.modes import score_modes
 from paramgolf.scoring.predictor import load_on
 from paramgolf.scoring.text_coder import CodedText, TextCoder
 
-Way = Literal["plain", "sliding", "score-first"]
-_SHARE_OVER, _BYTES_OVER = 0.001, 64
+_MAX_EXCESS_SHARE, _MAX_EXCESS_BYTES = 0.001, 64
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What coding a text and bringing it back has shown."""
+    """The outcome of encoding and decoding a text."""
 
-    way: Way
+    mode: str
+    """How the text was scored and coded: a name of `scoring.modes.ScoreMode`."""
     label: str
-    """Of the score."""
+    """The score's label."""
     text_bytes: int
     claimed_bpb: float
     claimed_bytes: float
-    """What the score says that the text takes."""
+    """Size of the text according to the score."""
     stream_bytes: int
     max_stream_bytes: float
-    """0.1 % and 64 bytes over the claim."""
-    came_back: bool
-    """The other process wrote the same bytes."""
-    why_not: str
+    """0.1 % and 64 bytes more than claimed."""
+    failure: str
+    """Why the other process did not write the same bytes; empty if it did."""
     encode_seconds: float
     decode_seconds: float
     """Of the whole process."""
     xz_bytes: int
-    """`xz -9` of the same text, for scale."""
+    """`xz -9` of the same text, for comparison."""
     two_part_bytes: int
-    """Stream, artifact, tokenizer and, where there is a run, code."""
+    """Stream, artifact, tokenizer and, for a run, code."""
 
     @property
     def holds(self) -> bool:
         """Whether the score is proven."""
-        return self.came_back and self.stream_bytes <= self.max_stream_bytes
+        return not self.failure and self.stream_bytes <= self.max_stream_bytes
 
 
 def prove(
-    path: Path, text: Path | None, way: Way, max_bytes: int, runtime: Runtime, reporter: Reporter
+    path: Path,
+    text: Path | None,
+    mode: Literal["plain", "sliding", "score-first"],
+    max_bytes: int,
+    runtime: Runtime,
+    reporter: Reporter,
 ) -> Proof:
     """Prove the score of a text.
 
     Args:
-        path: a run's directory, or an artifact with its tokenizer beside it.
+        path: a run directory, or an artifact with its tokenizer in the same folder.
         text: a UTF-8 file; None: the validation text of the run.
-        way: windows as the score has them: one after the other, sliding with the recipe's stride,
-            or these with learning.
-        max_bytes: only the beginning of the text; 0: all of it.
+        mode: consecutive windows, sliding windows with the recipe's stride, or these with learning.
+        max_bytes: use only the beginning of the text; 0: all of it.
         runtime: where both sides compute.
         reporter: the console.
 
     Raises:
-        UserError: if there is no such artifact or text.
-        ConfigError: if the artifact's recipe does not learn while it scores.
+        UserError: if the artifact or the text does not exist.
+        ConfigError: if the artifact's recipe does not learn while it scores, but the mode does.
     """
     artifact = path / "model.bin" if path.is_dir() else path
     predictor = load_on(artifact, None, runtime)
-    fixed = way != "score-first"
-    if not fixed and not predictor.artifact.score_first.learns:
-        raise ConfigError("--way score-first: the artifact's recipe does not learn while it scores")
-    stride = 0 if way == "plain" else predictor.artifact.stride
+    modes = score_modes(predictor.artifact.stride, predictor.artifact.score_first.learns)
+    chosen = next((known for known in modes if known.name == mode), None)
+    if chosen is None:
+        raise ConfigError(f"--mode {mode}: the artifact's recipe does not learn while it scores")
     texts = beginning([read_text(text)] if text else _scored_documents(path), max_bytes)
-    stream = np.concatenate(predictor.tokenizer.encode(texts))
+    content = "".join(texts).encode()
+    tokens = np.concatenate(predictor.tokenizer.encode(texts))
     progress = reporter.progress("score", unit="targets")
-    score = predictor.score_stream(stream, texts, stride, progress=progress.update, fixed=fixed)
+    score = predictor.score_stream(
+        tokens, texts, chosen.stride, progress=progress.update, fixed=chosen.fixed
+    )
     claimed = score.loss_nats * score.tokens / math.log(2) / 8
     start = time.monotonic()
     progress = reporter.progress("encode", unit="tokens")
     coder = TextCoder(artifact, None, runtime)
-    coded = coder.compress(texts, stride, fixed, progress.update)
-    middle = time.monotonic()
-    content = "".join(texts).encode()
-    reporter.line(f"  encoded   {coded.stream_bytes:,} bytes; another process decodes")
-    why_not = _decoded_elsewhere(artifact, coded, content, runtime)
-    end = time.monotonic()
-    beside = [artifact, artifact.with_name("tokenizer.model"), artifact.with_name("train_gpt.py")]
-    parts = sum(file.stat().st_size for file in beside if file.exists())
+    coded = coder.compress(texts, chosen.stride, chosen.fixed, progress.update)
+    encoded = time.monotonic()
+    reporter.line(f"  encoded   {coded.stream_bytes:,} bytes; decoding in another process")
+    failure = _decoding_failure(artifact, coded, content, runtime)
+    decoded = time.monotonic()
+    files = [artifact.with_name(name) for name in (artifact.name, "tokenizer.model", CODE_NAME)]
     return Proof(
-        way=way,
+        mode=mode,
         label=score.label,
         text_bytes=coded.text_bytes,
         claimed_bpb=score.bpb,
         claimed_bytes=claimed,
         stream_bytes=coded.stream_bytes,
-        max_stream_bytes=claimed * (1 + _SHARE_OVER) + _BYTES_OVER,
-        came_back=not why_not,
-        why_not=why_not,
-        encode_seconds=middle - start,
-        decode_seconds=end - middle,
+        max_stream_bytes=claimed * (1 + _MAX_EXCESS_SHARE) + _MAX_EXCESS_BYTES,
+        failure=failure,
+        encode_seconds=encoded - start,
+        decode_seconds=decoded - encoded,
         xz_bytes=len(lzma.compress(content, preset=9)),
-        two_part_bytes=parts + coded.stream_bytes,
+        two_part_bytes=coded.stream_bytes + sum(f.stat().st_size for f in files if f.exists()),
     )
 
 
 def beginning(texts: Sequence[str], max_bytes: int) -> list[str]:
-    """The first documents of at most so many bytes in all, the last one cut; 0: all of them."""
+    """Return the first `max_bytes` bytes of the documents, the last one cut; 0: all of them."""
     if not max_bytes:
         return list(texts)
     kept: list[str] = []
@@ -138,14 +142,14 @@ def beginning(texts: Sequence[str], max_bytes: int) -> list[str]:
 
 def _scored_documents(path: Path) -> list[str]:
     if not path.is_dir():
-        raise ConfigError("name the text to prove the score of: --text FILE")
+        raise ConfigError("name the text whose score to prove: --text FILE")
     run, _, _ = RunDir.open(path)
     stream = PreparedText.of(run).stream("val", run.data)
     return Tokenizer.load(run.tokenizer).decode_documents(stream)
 
 
-def _decoded_elsewhere(artifact: Path, coded: CodedText, content: bytes, runtime: Runtime) -> str:
-    """Why another process did not give the text back; empty if it did."""
+def _decoding_failure(artifact: Path, coded: CodedText, content: bytes, runtime: Runtime) -> str:
+    """Decode in another process; return why it did not restore the text, or an empty string."""
     with tempfile.TemporaryDirectory(prefix="paramgolf-proof-") as name:
         folder = Path(name)
         for file in (artifact, artifact.with_name("tokenizer.model")):
@@ -155,6 +159,6 @@ def _decoded_elsewhere(artifact: Path, coded: CodedText, content: bytes, runtime
         command += ["--out", "text", "--device", runtime.device.type]
         ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if ended.returncode:
-            return ended.stderr.strip() or f"it ended with code {ended.returncode}"
+            return ended.stderr.strip() or f"it ended with exit status {ended.returncode}"
         same = (folder / "text").read_bytes() == content
-    return "" if same else "it wrote another text"
+    return "" if same else "it wrote a different text"
