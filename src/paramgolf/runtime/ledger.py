@@ -35,6 +35,7 @@ _PHASES: dict[str, Account | str] = {
     "data: check shards": _DATA,
     "train: build model": _SETUP,
     "train: compile, warm up": _SETUP,
+    "train: read checkpoint": Account("none", "reading weights: nothing is learned"),
     "train: steps": _TRAINING,
     "train: write": _TRAINING,
     "train: score": _FOR_THE_REPORT,

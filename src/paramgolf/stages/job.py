@@ -1,4 +1,4 @@
-"""What every stage is given."""
+"""The argument of every stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paramgolf.runtime.rundir import RunDir
 
 @dataclass(frozen=True)
 class Job:
-    """One stage's view of a run: configuration, directory, device, console, books."""
+    """What a stage knows of its run: configuration, directory, device, console, time ledger."""
 
     config: RunConfig
     run: RunDir
@@ -34,5 +34,5 @@ class Job:
 
     @property
     def adapted_on(self) -> list[str]:
-        """The split that the weights are adapted on, as a list of one or none."""
+        """The split that the weights are adapted on, as a list of one name or none."""
         return {"none": [], "adapt": ["adapt"], "scored": ["val"]}[self.config.adapt.text]

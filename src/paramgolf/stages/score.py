@@ -1,4 +1,4 @@
-"""Scoring from the packed file and the tokenizer alone, in plain and in sliding windows."""
+"""Score the packed file: nothing but model.bin, the tokenizer and the text is read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paramgolf.runtime.files import write_tensors
 from paramgolf.scoring.bits_per_byte import Score, document_nats
+from paramgolf.scoring.modes import score_modes
 from paramgolf.scoring.predictor import load_on
 from paramgolf.stages.job import Job
 
@@ -20,8 +21,8 @@ _XZ_PRESET = 9
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Score the artifact on the validation text; returns the stage's record."""
-    ledger, stride = job.ledger, job.config.score.stride
+    """Score the artifact on the validation text in every mode; return the stage result."""
+    config, ledger = job.config, job.ledger
     with ledger.phase("score: load artifact"):
         predictor = load_on(job.run.artifact, job.run.tokenizer, job.runtime)
         stream = job.text.stream("val", job.run.data)
@@ -29,20 +30,18 @@ def run(job: Job) -> dict[str, Any]:
         content = "".join(texts).encode()
     scores: dict[str, Score] = {}
     losses: dict[str, Tensor] = {}
-    xz = _Compression(content)
+    xz = _XzCompression(content)
     if job.runtime.ranks.main:
         xz.start()
-    ways = {"quantized": (0, True), "sliding": (stride, True)}
-    if job.config.score_first.learns:
-        ways["score_first"] = stride, False
-    for name, (window_stride, fixed) in ways.items():
+    for mode in score_modes(config.score.stride, config.score_first.learns):
+        name = mode.stage
         progress = job.reporter.progress(name, unit="targets")
         with ledger.phase(f"score: {name}"):
             losses[name] = predictor.losses(
-                stream, window_stride, job.config.score.batch_tokens, progress.update, fixed
+                stream, mode.stride, config.score.batch_tokens, progress.update, mode.fixed
             )
             scores[name] = predictor.score_of(
-                losses[name], stream, texts, fixed, job.text.splits["val"].original_bytes
+                losses[name], stream, texts, mode.fixed, job.text.splits["val"].original_bytes
             )
     if not job.runtime.ranks.main:
         return {}
@@ -70,8 +69,8 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-class _Compression(threading.Thread):
-    """For scale, on another core: what a general compressor makes of the same text."""
+class _XzCompression(threading.Thread):
+    """Compresses the same text with `xz -9`, for comparison, on another core."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(daemon=True)  # an error elsewhere does not wait for it

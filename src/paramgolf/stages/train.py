@@ -1,4 +1,4 @@
-"""Training under a budget of seconds or steps; what is kept is the average of the weights."""
+"""Train for a budget of seconds or steps; the result is the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from paramgolf.data.batches import SequenceSampler
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import num_parameters
 from paramgolf.optim.trainer import Trainer
-from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.files import read_tensors, write_tensors
-from paramgolf.runtime.rundir import RunDir
+from paramgolf.runtime.ranks import Ranks
 from paramgolf.runtime.signals import Preempted, deferred_termination
 from paramgolf.stages.job import Job
 from paramgolf.stages.validation import Validation
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train, write the averaged weights, score them; returns the stage's record."""
+    """Train, write the averaged weights and score them; return the stage result."""
     config, ranks = job.config, job.runtime.ranks
     with job.ledger.phase("train: build model"):
         trainer = Trainer(config, job.runtime)
     job.reporter.line(
         f"  model     {num_parameters(trainer.model):,} parameters on {job.runtime.device}"
     )
-    # They exist if the run was stopped while they were scored.
-    now = 0.0
+    new_seconds = 0.0
+    # A run that was stopped while it scored the trained weights does not train again.
     if not ranks.from_main(job.run.trained.exists()):
-        now = _train(job, trainer)
-    weights, measured = read_tensors(job.run.trained)
-    trainer.model.load_state_dict(weights)
-    job.ledger.add("train: steps", measured["seconds"], earlier=measured["seconds"] - now)
+        new_seconds = _train(job, trainer)
+    with job.ledger.phase("train: read checkpoint"):
+        weights, measured = read_tensors(job.run.trained)
+        trainer.model.load_state_dict(weights)
+    seconds = measured["seconds"]
+    job.ledger.add("train: steps", seconds, earlier=seconds - new_seconds)
     with job.ledger.phase("train: score"):
         score = Validation(job).score(trainer.model, [])
     return {
@@ -50,10 +51,10 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _train(job: Job, trainer: Trainer) -> float:
-    """Train to the end; write the averaged weights and what was measured.
+    """Train to the end; write the averaged weights and the measurements.
 
     Returns:
-        The seconds of the steps that this process took.
+        The seconds of this process's steps.
     """
     config, runtime, ledger = job.config, job.runtime, job.ledger
     if runtime.compiled:
@@ -64,17 +65,16 @@ def _train(job: Job, trainer: Trainer) -> float:
             job.run.event("micro_batch_reduced", micro_batch_tokens=tokens)
             job.reporter.line(f"  memory    micro-batch reduced to {tokens:,} tokens")
         torch.cuda.reset_peak_memory_stats()
-    shards = job.text.shards("train", job.run.data)
-    sampler = SequenceSampler(shards, config.model.seq_len, config.seed, "train")
-    loop = _Loop(trainer, sampler, job.run, job.reporter)
-    loop.resume()
+    with ledger.phase("train: read checkpoint"):
+        loop = _Loop(job, trainer)
+        loop.resume()
     with deferred_termination() as preempted:
         with ledger.shown("train: steps"):
             loop.run_to_the_end(preempted)
-        loop.require_finite_weights()
-        _require_equal_weights(trainer)
-        if runtime.ranks.main:
-            with ledger.phase("train: write"):
+        with ledger.phase("train: write"):
+            loop.require_finite_weights()
+            _require_equal_weights(trainer)
+            if runtime.ranks.main:
                 write_tensors(
                     job.run.trained,
                     trainer.average.average,
@@ -85,33 +85,37 @@ def _train(job: Job, trainer: Trainer) -> float:
                     tokens_per_second=loop.clock.rates(),
                     peak_gpu_bytes=torch.cuda.max_memory_allocated() if runtime.on_gpu else None,
                 )
-            loop.checkpoint_file.unlink(missing_ok=True)
+                loop.checkpoint_file.unlink(missing_ok=True)
         if sum(runtime.ranks.agree(preempted())):
             raise Preempted(
-                "stopped by SIGTERM after the last step of training; "
-                f"`paramgolf run --resume {job.run.path}` goes on"
+                "stopped by SIGTERM after the last step of training; resume it with "
+                f"`paramgolf run --resume {job.run.path}`"
             )
     return loop.clock.elapsed - loop.start_elapsed
 
 
 def _require_equal_weights(trainer: Trainer) -> None:
-    """Ranks that have drifted apart have trained different models: raise a UserError."""
+    """Raise a UserError if the ranks have trained different weights."""
     ranks = trainer.runtime.ranks
     if ranks.size == 1:
         return
     averages = trainer.average.average.values()
     checksum = sum(float(tensor.double().abs().sum()) for tensor in averages)
-    if sum(ranks.agree(checksum != ranks.from_main(checksum))):
+    if _differs_between(ranks, checksum):
         raise UserError(
-            "the ranks hold different weights after training: one of their machines computes wrong"
+            "the ranks have different weights after training: one of their machines miscomputes"
         )
 
 
-class _Clock:
-    """Seconds of training, read from steps that are finished on the device.
+def _differs_between(ranks: Ranks, value: float) -> bool:
+    return bool(sum(ranks.agree(value != ranks.from_main(value))))
 
-    The host runs one step ahead of the device, so that the device never waits: at the start of a
-    step the clock shows when the last but one was finished.
+
+class _Clock:
+    """Seconds of training, measured at steps that the device has finished.
+
+    The host runs one step ahead of the device, so that the device never waits. At the start of a
+    step the clock therefore shows when the step before the previous one finished.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -123,13 +127,13 @@ class _Clock:
         self._tokens = {False: 0, True: 0}
 
     def start(self, elapsed: float) -> None:
-        """Start at what an interrupted run had used already."""
+        """Start at the seconds that an interrupted run has used already."""
         self._runtime.synchronize()
         self.elapsed = elapsed
         self._last = time.monotonic()
 
     def tick(self, tokens: int, recurrent: bool) -> None:
-        """A step of `tokens` tokens is finished now."""
+        """Record that a step of `tokens` tokens has just finished."""
         now = time.monotonic()
         self.step_seconds = now - self._last
         self.elapsed += self.step_seconds
@@ -138,12 +142,12 @@ class _Clock:
         self._last = now
 
     def pause(self) -> None:
-        """What came between the last tick and now (a checkpoint) is none of the step's time."""
+        """Count the time since the last tick (a checkpoint), but not as part of a step."""
         self.elapsed += time.monotonic() - self._last
         self._last = time.monotonic()
 
     def rates(self) -> dict[str, float | None]:
-        """Tokens a second with recurrence off, on, and of all steps of this process."""
+        """Return tokens per second with recurrence off, on, and over all steps of this process."""
 
         def rate(*states: bool) -> float | None:
             seconds = sum(self._seconds[state] for state in states)
@@ -158,11 +162,11 @@ class _Clock:
 
 
 @dataclasses.dataclass
-class _InFlight:
-    """A step that the device may still be working on."""
+class _PendingStep:
+    """A step that the device may not have finished yet."""
 
     loss: Tensor
-    """On the host; valid once `finished`."""
+    """On the host; valid after `finished`."""
     finished: torch.cuda.Event | None
     recurrent: bool
     lr_factor: float
@@ -171,91 +175,85 @@ class _InFlight:
 class _Loop:
     """Runs steps until the budget is spent."""
 
-    def __init__(
-        self, trainer: Trainer, sampler: SequenceSampler, run: RunDir, reporter: Reporter
-    ) -> None:
+    def __init__(self, job: Job, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.clock = _Clock(trainer.runtime)
-        self.last_loss = math.nan
-        self.checkpoint_file = run.path / "checkpoints" / "training.safetensors"
-        self._config = trainer.config.train
-        self._sampler = sampler
-        self._run = run
-        config = self._config
-        self._budget = config.max_seconds - config.reserve_seconds
-        self._progress = (
-            reporter.progress("train", config.max_steps, "steps")
-            if config.max_steps
-            else reporter.progress("train", self._budget, "s")
-        )
-        self._last_checkpoint = time.monotonic()
+        self.clock = _Clock(job.runtime)
         self.start_elapsed = 0.0
-        self._ranks = trainer.runtime.ranks
+        """Seconds of training before this process."""
+        self.last_loss = math.nan
+        self.checkpoint_file = job.run.path / "checkpoints" / "training.safetensors"
+        self._run, self._ranks = job.run, job.runtime.ranks
+        self._config = config = job.config.train
+        shards = job.text.shards("train", job.run.data)
+        self._sampler = SequenceSampler(shards, job.config.model.seq_len, job.config.seed, "train")
+        self._budget = config.max_seconds - config.reserve_seconds
+        total, unit = (config.max_steps, "steps") if config.max_steps else (self._budget, "s")
+        self._progress = job.reporter.progress("train", total, unit)
+        self._last_checkpoint = time.monotonic()
 
     def resume(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
-        if self._ranks.from_main(self.checkpoint_file.exists()):
-            tensors, notes = read_tensors(self.checkpoint_file)
-            try:
-                self.trainer.load_state_tensors(tensors, notes["step"])
-                self.start_elapsed = notes["elapsed_seconds"]
-                self.last_loss = notes["loss_nats"]
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise UserError(
-                    f"{self.checkpoint_file} is no training checkpoint of this run; delete it to "
-                    "train from the start"
-                ) from error
-            if sum(
-                self._ranks.agree(self.trainer.step != self._ranks.from_main(self.trainer.step))
-            ):
-                raise UserError(
-                    f"{self.checkpoint_file} is not the same on all machines: the ranks need one "
-                    "folder that all share"
-                )
-            self._run.event("training_resumed", **notes)
+        """Continue from the last checkpoint, if one exists."""
+        if not self._ranks.from_main(self.checkpoint_file.exists()):
+            return
+        tensors, notes = read_tensors(self.checkpoint_file)
+        try:
+            self.trainer.load_state_tensors(tensors, notes["step"])
+            self.start_elapsed = notes["elapsed_seconds"]
+            self.last_loss = notes["loss_nats"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{self.checkpoint_file} is not a training checkpoint of this run; delete it to "
+                "train from the start"
+            ) from error
+        if _differs_between(self._ranks, self.trainer.step):
+            raise UserError(
+                f"{self.checkpoint_file} is not the same on all machines: the ranks need a shared "
+                "folder"
+            )
+        self._run.event("training_resumed", **notes)
 
     def run_to_the_end(self, preempted: Callable[[], bool]) -> None:
         """Run the remaining steps.
 
         Raises:
-            Preempted: if a rank was asked to stop; there is a checkpoint then.
+            Preempted: if a rank was asked to stop, after writing a checkpoint.
         """
         self._run.event("clock_started", elapsed_seconds=self.start_elapsed)
         self.clock.start(self.start_elapsed)
-        in_flight: _InFlight | None = None
+        pending: _PendingStep | None = None
         sequences = self._next_sequences()
         while True:
-            share, spent, stop = self._decide(in_flight is not None, preempted())
+            share, spent, stop = self._decide(pending is not None, preempted())
             if spent or stop:
                 break
             step = self._launch(sequences, share)
             sequences = self._next_sequences()  # while the device works
-            if in_flight is not None:
-                self._complete(in_flight, self.trainer.step - 1)
-            in_flight = step
+            if pending is not None:
+                self._complete(pending, self.trainer.step - 1)
+            pending = step
             if self._checkpoint_due():
-                self._complete(in_flight, self.trainer.step)
-                in_flight = None
+                self._complete(pending, self.trainer.step)
+                pending = None
                 self._checkpoint()
-        if in_flight is not None:
-            self._complete(in_flight, self.trainer.step)
+        if pending is not None:
+            self._complete(pending, self.trainer.step)
         if not spent:
             if self._ranks.main:
                 self._checkpoint()
             self._ranks.barrier()
             raise Preempted(
-                f"stopped by SIGTERM after step {self.trainer.step}, with a checkpoint; "
-                f"`paramgolf run --resume {self._run.path}` goes on"
+                f"stopped by SIGTERM after step {self.trainer.step}, with a checkpoint; resume it "
+                f"with `paramgolf run --resume {self._run.path}`"
             )
 
-    def _decide(self, one_in_flight: bool, preempted: bool) -> tuple[float, bool, bool]:
-        """What holds for all ranks before a step.
+    def _decide(self, one_pending: bool, preempted: bool) -> tuple[float, bool, bool]:
+        """Agree with the other ranks on the next step.
 
         Returns:
-            The elapsed share and whether the budget is spent, both by rank 0's clock, and whether
-            any rank was asked to stop.
+            The elapsed share of the budget and whether it is spent, both by rank 0's clock, and
+            whether any rank was asked to stop.
         """
-        share, spent = self._share(), self._spent(one_in_flight)
+        share, spent = self._share(), self._spent(one_pending)
         if not self._ranks.main:
             share, spent = 0.0, False
         share, spent, stop = self._ranks.agree(share, spent, preempted)
@@ -266,10 +264,10 @@ class _Loop:
             return self.trainer.step / self._config.max_steps
         return self.clock.elapsed / self._budget
 
-    def _spent(self, one_in_flight: bool) -> bool:
+    def _spent(self, one_pending: bool) -> bool:
         if self._config.max_steps:
             return self.trainer.step >= self._config.max_steps
-        coming = (1 + one_in_flight) * self.clock.step_seconds
+        coming = (1 + one_pending) * self.clock.step_seconds
         return self.clock.elapsed + coming > self._budget
 
     def _next_sequences(self) -> Tensor:
@@ -279,19 +277,19 @@ class _Loop:
             return sequences.pin_memory().to(self.trainer.runtime.device, non_blocking=True)
         return sequences
 
-    def _launch(self, sequences: Tensor, share: float) -> _InFlight:
+    def _launch(self, sequences: Tensor, share: float) -> _PendingStep:
         plan = self.trainer.plan(min(1.0, share))
         loss = self.trainer.train_step(sequences, plan)
         if not self.trainer.runtime.on_gpu:
-            return _InFlight(loss, None, plan.recurrent, plan.lr_factor)
+            return _PendingStep(loss, None, plan.recurrent, plan.lr_factor)
         on_host = torch.empty((), dtype=loss.dtype, pin_memory=True)
         on_host.copy_(loss, non_blocking=True)
         finished = torch.cuda.Event()
         finished.record()
-        return _InFlight(on_host, finished, plan.recurrent, plan.lr_factor)
+        return _PendingStep(on_host, finished, plan.recurrent, plan.lr_factor)
 
-    def _complete(self, step: _InFlight, number: int) -> None:
-        """Wait for a step, look at its loss, report."""
+    def _complete(self, step: _PendingStep, number: int) -> None:
+        """Wait for a step, check its loss and report it."""
         if step.finished is not None:
             step.finished.synchronize()
         self.clock.tick(self._config.batch_tokens, step.recurrent)
@@ -331,7 +329,7 @@ class _Loop:
         )
 
     def require_finite_weights(self) -> None:
-        """Raise a UserError if the last step, whose loss was finite, broke the weights."""
+        """Raise a UserError if the last step, despite a finite loss, left weights that are not."""
         step = self.trainer.step
         if not all(bool(t.isfinite().all()) for t in self.trainer.state_tensors().values()):
             self._run.event("weights_not_finite", step=step)
@@ -343,7 +341,7 @@ class _Loop:
         return self._ranks.main and 0 < seconds <= passed
 
     def _checkpoint(self) -> None:
-        """Write what a resumed run needs; every rank has it, rank 0 calls this."""
+        """Write the training state, which is the same on every rank; only rank 0 calls this."""
         self.require_finite_weights()
         write_tensors(
             self.checkpoint_file,

@@ -1,4 +1,4 @@
-"""The validation text of a run, scored in full precision after training and adaptation."""
+"""Score a run's validation text in full precision, after training and after adaptation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paramgolf.stages.job import Job
 
 
 class Validation:
-    """Scores models that are still in memory, in consecutive windows."""
+    """Scores models in memory, in consecutive windows."""
 
     def __init__(self, job: Job) -> None:
         """Read the validation split."""
@@ -31,7 +31,7 @@ class Validation:
         self._order = layer_order(job.config.model, recurrent=True)
 
     def score(self, model: GPT, adapted_on: Iterable[str]) -> Score:
-        """Score the model, which was trained on "train" and adapted on the named splits."""
+        """Score a model that was trained on the split "train" and adapted on the named splits."""
         shaped_by = self._known.of("train", *adapted_on)
         progress = self._reporter.progress("score", unit="targets")
         windows = plain_windows(len(self._stream) - 1, self._config.model.seq_len)
