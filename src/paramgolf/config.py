@@ -258,22 +258,23 @@ class PackConfig:
 
     split: Literal["measured", "uniform"] = "measured"
     """"measured": more bits for columns and matrices whose error costs more; "uniform": the same
-    step for all columns and all block matrices (SDClip, PR #1394)."""
+    bin width for all columns and all block matrices (SDClip, PR #1394)."""
     matrix_bin_width: float = 0.4145
-    """Step of block matrices in standard deviations of a row, where the search for the budget
-    begins: SDClip's k / (2^(b-1) - 1), k = 12.85 at b = 6 bits. A larger step takes fewer bytes."""
+    """Quantization bins of block matrices, in standard deviations of a row, where the search for
+    the budget begins: SDClip's k / (2^(b-1) - 1), k = 12.85 at b = 6 bits. Wider bins take fewer
+    bytes."""
     embedding_bin_width: float = 0.1575
-    """The embedding's: k = 20 at b = 8 bits."""
+    """The same for the embedding: k = 20 at b = 8 bits."""
     calibration_batches: int = 256
     """Batches of training text from which the Hessians are built."""
     calibration_batch_tokens: int = 98_304
     """Tokens of one calibration batch."""
     damping: float = 0.01
-    """Share of the mean diagonal that is added to every Hessian's diagonal."""
+    """Added to the diagonal of every Hessian, as a share of its mean."""
     budget_bytes: int = 16_000_000
-    """Bytes that model.bin and train_gpt.py may take together."""
+    """Largest size of model.bin and train_gpt.py together, in bytes."""
     fill_budget: bool = True
-    """Choose steps that fill the budget; false: take no more bytes than with the steps given."""
+    """Choose bin widths that fill the budget; false: take no more bytes than with those given."""
 
     def __post_init__(self) -> None:
         require_positive(

@@ -1,14 +1,14 @@
-"""How the bytes are split over the matrices, and steps that fill a byte budget.
+"""Bin widths that fill a byte budget, and how the bytes are divided among the matrices.
 
-A matrix's bits come from how far its columns spread over their steps; the divergence that a matrix
-causes grows with the square of its step. Bits are well spent where one more would gain the same
-everywhere: when all matrices cause the same divergence a weight.
+The bits of a matrix follow from how far its columns spread, counted in bins; the divergence that
+quantizing it causes grows with the square of its bin width. Bits are well spent where one more
+would gain the same in every matrix: when all matrices cause the same divergence per weight.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,16 +16,21 @@ from torch import Tensor
 
 from paramgolf.compress.scales import nearest_scales
 
-MAX_SOLVES = 3
-SLACK_BYTES = 1700
+_FIRST_SOLVES, _FIRST_SLACK_BYTES = 2, 1700
+SLACK_BYTES = 2000
+"""A target is filled by less than this, after the first solves: another would cost more than the
+bytes are worth."""
 AIM_BYTES = 800
-"""Below the limit, for the error that the last solve may make."""
-MIN_STEP, MAX_STEP = 0.02, 2.0
-"""In standard deviations of a row. Below, integers are cut off at their largest; above, hardly
-anything is left."""
-_MAX_FACTOR = 8.0  # of a step over what it would be if all matrices had the same
+"""Solves aim this far below the target, for the error of the predicted size."""
+MAX_SOLVES = 10
+"""After which any size within the target is accepted; two or three nearly always fill it."""
+MIN_BIN_WIDTH, MAX_BIN_WIDTH = 0.02, 2.0
+"""In standard deviations of a row. Narrower bins clip integers, wider ones leave hardly any."""
+_MAX_BALANCE = 8.0  # of a bin width over the one that all matrices would have in common
+_MAX_LOG_FACTOR = 8.0  # every bin width is then at its minimum or maximum
 
-Steps = Mapping[str, float]
+BinWidths = Mapping[str, float]
+"""By name of the matrix, in standard deviations of a row."""
 
 
 class Spread(NamedTuple):
@@ -34,83 +39,149 @@ class Spread(NamedTuple):
     rows: Tensor
     """Standard deviations of the rows that are not all zero, (R,) float64."""
     columns: Tensor
-    """Root mean squares of the columns, counted in the rows' deviations, (C,) float64."""
+    """Root mean squares of the columns, in units of the rows' deviations, (C,) float64."""
 
 
-def balanced(steps: Steps, divergences: Steps, sizes: Mapping[str, int]) -> dict[str, float]:
-    """Steps with which all matrices cause the same divergence a weight.
+def balanced(
+    bin_widths: BinWidths, divergences: Mapping[str, float], sizes: Mapping[str, int]
+) -> dict[str, float]:
+    """Return bin widths with which all matrices cause the same divergence per weight.
 
     Args:
-        steps: those with which the divergences were measured, by name.
-        divergences: nats a token that quantizing each matrix causes.
-        sizes: weights of each matrix.
+        bin_widths: those with which the divergences were measured.
+        divergences: nats per token that quantizing each matrix costs, by name.
+        sizes: weights of each matrix, by name.
     """
     mean = sum(divergences.values()) / sum(sizes.values())
     factors = {}
     for name, size in sizes.items():
         factor = math.sqrt(mean * size / max(divergences[name], 1e-12))
-        factors[name] = min(max(factor, 1 / _MAX_FACTOR), _MAX_FACTOR)
-    return {name: step * factors[name] for name, step in steps.items()}
+        factors[name] = min(max(factor, 1 / _MAX_BALANCE), _MAX_BALANCE)
+    return {name: width * factors[name] for name, width in bin_widths.items()}
+
+
+def scaled(bin_widths: BinWidths, log_factor: float) -> dict[str, float]:
+    """Return all bin widths times exp(log_factor), each between its minimum and maximum."""
+    factor = math.exp(log_factor)
+    return {
+        name: min(max(width * factor, MIN_BIN_WIDTH), MAX_BIN_WIDTH)
+        for name, width in bin_widths.items()
+    }
 
 
 class RateModel:
-    """Bytes that matrices take with steps not tried yet, learned from those tried last."""
+    """Predicts the size of an artifact from its bin widths, calibrated on the latest solve.
+
+    Attributes:
+        solves: number learned.
+    """
 
     def __init__(self, spreads: Mapping[str, Spread]) -> None:
-        """Know how every matrix spreads."""
+        """Take the spread of every matrix."""
+        self.solves = 0
         self._spreads = spreads
         self._offset = 0.0
 
-    def learn(self, steps: Steps, measured: float) -> None:
-        """Take in the bytes of all matrices with some steps."""
-        self._offset = measured - self._theory(steps)
+    def learn(self, bin_widths: BinWidths, size: int) -> None:
+        """Calibrate on the bytes that a solve with these bin widths took."""
+        self.solves += 1
+        self._offset = size - self._theory(bin_widths)
 
-    def of(self, steps: Steps) -> float:
-        """Expected bytes, right for the steps learned last."""
-        return self._offset + self._theory(steps)
+    def size(self, bin_widths: BinWidths) -> float:
+        """Return the predicted bytes, exact for the bin widths learned last."""
+        return self._offset + self._theory(bin_widths)
 
-    def _theory(self, steps: Steps) -> float:
-        """Bytes of independent normal numbers, each column coded by itself.
+    def log_factor(self, bin_widths: BinWidths, limit: float) -> float:
+        """Return the least logarithm of a factor on the bin widths that keeps below `limit`.
 
-        With the rows' scales as they are on their grid: a change of a step within a notch moves
-        some rows and not others, which is a tenth of what the last solve corrects.
+        It is close to the end of its range where no factor comes close to the limit.
+        """
+        low, high = -_MAX_LOG_FACTOR, _MAX_LOG_FACTOR
+        for _ in range(30):
+            middle = (low + high) / 2
+            if self.size(scaled(bin_widths, middle)) > limit:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def _theory(self, bin_widths: BinWidths) -> float:
+        """Return the bytes of independent normal variables, each column coded by itself.
+
+        Takes the rows' scales on their grid: a small change of a bin width moves some rows and
+        not others, an effect of a tenth of what a correction has to make up for.
         """
         bits = 0.0
         for name, (rows, columns) in self._spreads.items():
             if not len(rows):
                 continue
-            scales = nearest_scales(rows * steps[name]).double()
-            step = torch.exp((scales / rows).log().mean())
-            # Rounding adds a twelfth (Sheppard). The entropy is right for fine steps.
-            variances = (columns / step).square() + 1 / 12
+            scales = nearest_scales(rows * bin_widths[name]).double()
+            width = torch.exp((scales / rows).log().mean())
+            # Rounding adds a twelfth (Sheppard). The entropy is right for narrow bins.
+            variances = (columns / width).square() + 1 / 12
             column_bits = (2 * math.pi * math.e * variances).log1p() / (2 * math.log(2))
             bits += len(rows) * float(column_bits.sum())
         return bits / 8
 
 
-def scaled(steps: Steps, factor: float) -> dict[str, float]:
-    """All steps times a factor, within their limits."""
-    return {name: min(max(step * factor, MIN_STEP), MAX_STEP) for name, step in steps.items()}
+class Search:
+    """Searches the factor on given bin widths with which the artifact fills a target.
 
+    Each correction is predicted by the rate model. Where the prediction contradicts a known size,
+    the search bisects between the widest bins known to be over the target and the narrowest known
+    to be under it.
 
-def fill(steps: Steps, bytes_of: Callable[[Steps], float], limit: float) -> dict[str, float]:
-    """The steps in the proportion given, or as near to it as limits allow, that fill `limit`.
-
-    Args:
-        steps: the proportion.
-        bytes_of: falls as steps grow.
-        limit: bytes to come close to from below; far off, the widest or finest steps.
+    Attributes:
+        target: bytes.
+        best: the largest size so far within the target; None if there is none.
     """
-    low, high = -8.0, 8.0  # of the factor's logarithm
-    for _ in range(30):
-        middle = (low + high) / 2
-        if bytes_of(scaled(steps, math.exp(middle))) > limit:
-            low = middle
+
+    def __init__(self, bin_widths: BinWidths, rate: RateModel, target: int) -> None:
+        """Start from bin widths whose proportion is kept.
+
+        Either `rate` has learned a solve with others, or the first `add` is of these.
+        """
+        self.target = target
+        self.best: int | None = None
+        self._proportion, self._rate = bin_widths, rate
+        self._tried: list[BinWidths] = []
+        self._log_factor = 0.0  # of the latest solve
+        self._over, self._under = -math.inf, math.inf
+
+    def add(self, bin_widths: BinWidths, size: int) -> None:
+        """Take in the size that a solve with `next_widths` took."""
+        self._rate.learn(bin_widths, size)
+        self._tried.append(bin_widths)
+        if size > self.target:
+            self._over = max(self._over, self._log_factor)
         else:
-            high = middle
-    return scaled(steps, math.exp(high))
+            self._under = min(self._under, self._log_factor)
+            self.best = max(size, self.best or 0)
 
+    def next_widths(self) -> dict[str, float] | None:
+        """Return the bin widths to try next, or None at the end of the search.
 
-def fills(size: int, limit: int) -> bool:
-    """Whether a size is under the limit, by less than `SLACK_BYTES`."""
-    return 0 <= limit - size < SLACK_BYTES
+        At the end a solve was within the target, or the widest bins were tried and were not.
+        """
+        log_factors = []
+        if not self._filled() and self._rate.solves < MAX_SOLVES:
+            log_factors.append(self._predicted())
+        if self.best is None:
+            log_factors.append(_MAX_LOG_FACTOR)
+        for log_factor in log_factors:
+            bin_widths = scaled(self._proportion, log_factor)
+            if bin_widths not in self._tried:
+                self._log_factor = log_factor
+                return bin_widths
+        return None
+
+    def _filled(self) -> bool:
+        slack = _FIRST_SLACK_BYTES if self._rate.solves <= _FIRST_SOLVES else SLACK_BYTES
+        return self.best is not None and self.target - self.best < slack
+
+    def _predicted(self) -> float:
+        predicted = self._rate.log_factor(self._proportion, self.target - AIM_BYTES)
+        nothing_better = predicted == self._log_factor
+        if nothing_better or self._over < predicted < self._under:
+            return predicted
+        return (max(self._over, -_MAX_LOG_FACTOR) + min(self._under, _MAX_LOG_FACTOR)) / 2

@@ -74,19 +74,22 @@ class Quantizer:
             own_units = (stacked / columns.float()[:, None, :]).double()
             self.spreads |= dict(zip(names, map(_spread, own_units), strict=True))
 
-    def solve(self, steps: Mapping[str, float]) -> dict[str, Quantized]:
+    def solve(self, bin_widths: Mapping[str, float]) -> dict[str, Quantized]:
         """Quantize this rank's matrices.
 
         Args:
-            steps: of every matrix, in standard deviations of a row.
+            bin_widths: by name of the matrix, in standard deviations of a row.
 
         Returns:
-            Integers and scales on the CPU.
+            Integers and scales by name, on the CPU.
+
+        Raises:
+            ValueError: if the weights are not finite.
         """
         quantized = {}
         for names, matrices, factor, columns in self._batches:
-            wanted = torch.tensor([steps[name] for name in names], device=matrices.device)
-            rows = row_scales(matrices / columns.float()[:, None, :], wanted)
+            widths = torch.tensor([bin_widths[name] for name in names], device=matrices.device)
+            rows = row_scales(matrices / columns.float()[:, None, :], widths)
             integers = solve(matrices, factor, rows, columns)
             for name, *tensors in zip(names, integers, rows, columns, strict=True):
                 quantized[name] = Quantized(*(tensor.cpu() for tensor in tensors))

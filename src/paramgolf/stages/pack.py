@@ -1,4 +1,4 @@
-"""Quantization and packing: Hessians, GPTQ, code and model that fill the byte budget."""
+"""Quantization and packing: a code file and a model that fill the byte budget together."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.model.layout import layout
 from paramgolf.model.order import layer_order
-from paramgolf.model.roles import EMBEDDING, input_of, role
+from paramgolf.model.roles import EMBEDDING, input_of
 from paramgolf.runtime.files import read_tensors, sha256_of_file, write_bytes, write_json
 from paramgolf.runtime.ranks import wait
 from paramgolf.stages.job import Job
 
 _T = TypeVar("_T")
 _CODE_UNIT = 256
-_MAX_BYTES_LEFT = 2000  # of a budget that counts as filled
 _DIVERGENCE_TOKENS = 16_384
 
 
@@ -52,12 +51,12 @@ def run(job: Job) -> dict[str, Any]:
             adaptation = ", ".join(job.adapted_on) or "none"
             uses = known.uses | {"adaptation": adaptation}
             replace(known.of("train", *job.adapted_on), uses=uses).save(run.provenance)
+    # In whole units, so that one digit more in the configuration does not change the weights.
+    limit = pack.budget_bytes - -(-len(code) // _CODE_UNIT) * _CODE_UNIT
     with ledger.phase("pack: GPTQ"):
-        packer = _Packer(job, weights, hessians)
+        packer = _Packer(job, weights, hessians, limit)
         job.runtime.synchronize()
-    # In whole units, so that a digit more in the configuration does not change the weights.
-    code_bytes = -(-len(code) // _CODE_UNIT) * _CODE_UNIT
-    packed = _fill(job, packer, calibration, pack.budget_bytes - code_bytes)
+    packed = _fill(job, packer, calibration, limit)
     if packed is None:
         return {}
     raised = {name: d for name, d in packer.dampings.items() if d > pack.damping}
@@ -84,30 +83,33 @@ def run(job: Job) -> dict[str, Any]:
 
 
 class _Packed(NamedTuple):
-    """What one solve gave."""
+    """The model as one solve quantized it."""
 
-    steps: dict[str, float]
+    bin_widths: dict[str, float]
     quantized: dict[str, Quantized]
     content: bytes
     by_part: dict[str, int]
 
-    def matrix_bytes(self) -> int:
-        """Bytes of all integers; what else there is does not depend on the steps."""
-        return sum(self.by_part[name] for name in {role(name) for name in self.quantized})
+    @property
+    def size(self) -> int:
+        """Bytes of the artifact."""
+        return len(self.content)
 
 
 class _Packer:
-    """Solves and codes with any steps; its ranks share the solves, rank 0 codes.
+    """Quantizes and codes the weights with any bin widths: all ranks solve, rank 0 codes.
 
     Attributes:
-        own: what this rank solved last.
+        own: the matrices that this rank quantized last.
         sizes: weights of every matrix.
         spreads, dampings: see `Quantizer`; of all matrices on rank 0.
     """
 
-    def __init__(self, job: Job, weights: dict[str, Tensor], hessians: dict[str, Tensor]) -> None:
-        self._job = job
-        self._ranks = job.runtime.ranks
+    def __init__(
+        self, job: Job, weights: dict[str, Tensor], hessians: dict[str, Tensor], limit: int
+    ) -> None:
+        self._job, self._ranks = job, job.runtime.ranks
+        self._limit, self._solves = limit, 0
         shapes, vectors = layout(job.config.model)
         self._vectors = {name: _short(name, weights[name]) for name in vectors}
         matrices = {name: weights[name].to(job.runtime.device) for name in shapes}
@@ -123,18 +125,18 @@ class _Packer:
         self.spreads = self._gathered(self._quantizer.spreads)
         self.dampings = self._gathered(self._quantizer.dampings)
 
-    def first_steps(self) -> dict[str, float]:
-        """The configuration's."""
+    def first_bin_widths(self) -> dict[str, float]:
+        """Return those of the configuration."""
         pack = self._job.config.pack
-        steps = dict.fromkeys(self.sizes, pack.matrix_bin_width)
-        return steps | {EMBEDDING: pack.embedding_bin_width}
+        bin_widths = dict.fromkeys(self.sizes, pack.matrix_bin_width)
+        return bin_widths | {EMBEDDING: pack.embedding_bin_width}
 
-    def pack(self, steps: dict[str, float]) -> _Packed | None:
-        """Solve and code; gives nothing on ranks other than 0."""
+    def pack(self, bin_widths: dict[str, float]) -> _Packed | None:
+        """Quantize and code; None on ranks other than 0."""
         job = self._job
         with job.ledger.phase("pack: GPTQ"):
             try:
-                self.own = self._quantizer.solve(steps)
+                self.own = self._quantizer.solve(bin_widths)
             except ValueError as error:
                 raise UserError(f"cannot quantize: {error}; see the training loss") from error
             quantized = self._gathered(self.own)
@@ -154,75 +156,83 @@ class _Packer:
                 ),
                 job.reporter.progress("pack", unit="weights").update,
             )
-        return _Packed(steps, quantized, content, by_part)
+        packed = _Packed(bin_widths, quantized, content, by_part)
+        self._solves += 1
+        job.run.event(
+            "packed", model_bytes=packed.size, limit_bytes=self._limit, bin_widths=bin_widths
+        )
+        job.reporter.line(
+            f"  pack      solve {self._solves}  {packed.size:,} of {self._limit:,} bytes"
+        )
+        return packed
 
     def _gathered(self, own: dict[str, _T]) -> dict[str, _T]:
-        """What all ranks have, in the order of the matrices; nothing on ranks other than 0."""
+        """Collect the matrices of all ranks in the model's order; empty on ranks other than 0."""
         parts = self._ranks.gather_to_main(own)
         everything = {name: value for part in parts for name, value in part.items()}
         return {name: everything[name] for name in self.sizes} if self._ranks.main else {}
 
 
 def _fill(job: Job, packer: _Packer, calibration: _Calibration, limit: int) -> _Packed | None:
-    """Quantize with the steps that fill `limit` bytes; gives nothing on ranks other than 0.
+    """Quantize with the bin widths that fill `limit` bytes; None on ranks other than 0.
+
+    Measures with the configured bin widths, balances these by what quantizing each matrix costs,
+    and corrects the factor that they have in common until the size fits.
 
     Raises:
-        UserError: if not even the widest steps come under the limit.
+        UserError: if not even the widest bins fit.
     """
-    ranks, config = job.runtime.ranks, job.config.pack
-    steps = proportion = packer.first_steps()
-    rate = fit.RateModel(packer.spreads)
-    target = limit
-    best: _Packed | None = None
-    smallest = 0
-    for attempt in range(fit.MAX_SOLVES):
-        packed = packer.pack(steps)
-        balance = attempt == 0 and config.split == "measured"
-        divergences = calibration.divergences(packer.own) if balance else {}
-        again = False
-        if packed is not None:
-            size = len(packed.content)
-            job.run.event("packed", model_bytes=size, limit_bytes=limit, steps=steps)
-            job.reporter.line(f"  pack      solve {attempt + 1}  {size:,} of {limit:,} bytes")
-            smallest = min(smallest or size, size)
-            if not config.fill_budget and attempt == 0:
-                target = min(limit, size)
-            first_balanced = attempt == 1 and config.split == "measured"
-            if size <= limit and (best is None or first_balanced or size > len(best.content)):
-                best = packed
-            if balance:
-                job.run.event("divergences", nats=divergences)
-                proportion = fit.balanced(steps, divergences, packer.sizes)
-            with job.ledger.phase("pack: fill the budget"):
-                integers = packed.matrix_bytes()
-                rate.learn(steps, integers)
-                rest = size - integers
-                following = fit.fill(proportion, rate.of, target - fit.AIM_BYTES - rest)
-            again = balance or (not fit.fills(size, target) and following != steps)
-            steps = following
-        again, steps = ranks.from_main((again, steps))
-        if not again:
-            break
-    if ranks.main:
-        _check(job, best, smallest, limit)
-    return best
+    first = packer.pack(packer.first_bin_widths())
+    balance = job.config.pack.split == "measured"
+    divergences = calibration.divergences(packer.own) if balance else {}
+    search, solves = None, []
+    if first is not None:
+        target = limit if job.config.pack.fill_budget else min(limit, first.size)
+        rate = fit.RateModel(packer.spreads)
+        if balance:
+            rate.learn(first.bin_widths, first.size)
+            job.run.event("divergences", nats=divergences)
+            bin_widths = fit.balanced(first.bin_widths, divergences, packer.sizes)
+            search = fit.Search(bin_widths, rate, target)
+        else:
+            search = fit.Search(first.bin_widths, rate, target)
+            search.add(first.bin_widths, first.size)
+            solves.append(first)
+    while True:
+        with job.ledger.phase("pack: fill the budget"):
+            following = search.next_widths() if search else None
+            following = job.runtime.ranks.from_main(following)
+        if following is None:
+            return _best(job, solves, search.target, limit) if search else None
+        packed = packer.pack(following)
+        if packed and search:
+            search.add(packed.bin_widths, packed.size)
+            solves.append(packed)
 
 
-def _check(job: Job, best: _Packed | None, smallest: int, limit: int) -> None:
-    """Say what cannot be met, or cannot be used."""
-    budget = job.config.pack.budget_bytes
-    if best is None:
+def _best(job: Job, solves: list[_Packed], target: int, limit: int) -> _Packed:
+    """Choose the largest solve within the target; report a budget that is not filled.
+
+    Raises:
+        UserError: if none is.
+    """
+    fitting = [packed for packed in solves if packed.size <= target]
+    if not fitting:
+        budget = job.config.pack.budget_bytes
+        least = budget - limit + min(packed.size for packed in solves)
         raise UserError(
-            f"pack.budget_bytes = {budget:,} cannot be met: the nearest size possible is "
-            f"{budget - limit + smallest:,} bytes; go on from the trained weights with "
-            f"--from {job.run.path} --pack.budget-bytes"
+            f"pack.budget_bytes = {budget:,} cannot be met: with the widest bins the files take "
+            f"{least:,} bytes; start from the trained weights with "
+            f"--from {job.run.path} --pack.budget-bytes {least}"
         )
-    left = limit - len(best.content)
-    if job.config.pack.fill_budget and left >= _MAX_BYTES_LEFT:
-        finest = max(best.steps.values()) <= fit.MIN_STEP
-        reason = "all steps are at their finest" if finest else "the other solves were over it"
-        job.run.event("budget_not_filled", model_bytes=len(best.content), limit_bytes=limit)
+    best = max(fitting, key=lambda packed: packed.size)
+    left = limit - best.size
+    if job.config.pack.fill_budget and left >= fit.SLACK_BYTES:
+        finest = max(best.bin_widths.values()) <= fit.MIN_BIN_WIDTH
+        reason = "all bins are at their narrowest" if finest else "no other solve came closer"
+        job.run.event("budget_not_filled", model_bytes=best.size, limit_bytes=limit)
         job.reporter.line(f"  pack      {left:,} bytes of the budget are left: {reason}")
+    return best
 
 
 def _write_reports(
@@ -240,7 +250,7 @@ def _write_reports(
             for tensor in (weights[name], quantized.integers, quantized.scales())
         )
         measured = report(matrix, hessian, integers, scales, dampings[name])
-        reports[name] = {"step": packed.steps[name], **measured._asdict()}
+        reports[name] = {"bin_width": packed.bin_widths[name], **measured._asdict()}
     write_json(job.run.quantization_file, reports)
 
 
