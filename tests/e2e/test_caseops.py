@@ -190,7 +190,9 @@ def test_a_wrong_sidecar_is_said(cli: Cli, built: Path, tmp_path: Path) -> None:
     refused = cli("run", "tiny", *mini_options(tmp_path), "--out", tmp_path / "run")
     message = one_line_error(refused, 1)
     assert wrong.name in message
-    assert f"token 7 has {counts[7]} bytes; by the tokenizer it has {counts[7] - 9}" in message
+    assert (
+        f"states {counts[7]} bytes for token 7, but the tokenizer counts {counts[7] - 9}" in message
+    )
     info = cli("data", "info", tmp_path)
     assert info.code == 0
     assert "WRONG" in info.stdout

@@ -105,15 +105,15 @@ def test_one_wrong_count_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
             read()
         message = str(error.value)
         assert "\n" not in message
-        assert f"{wrong} says that token 41 has {counts[41]} bytes" in message
-        assert f"it has {counts[41] - 2}:" in message
+        assert f"{wrong} states {counts[41]} bytes for token 41, but the tokenizer" in message
+        assert f"counts {counts[41] - 2}:" in message
 
 
 def test_one_of_another_length_or_no_sidecar(tokenizer: Tokenizer, tmp_path: Path) -> None:
     shards = val_shards(tmp_path, tokenizer)
     (wrong, *_) = write_sidecars(shards, tokenizer)
     write_shard(wrong, open_shard(wrong)[:-1].copy())
-    with pytest.raises(UserError, match=r"96 tokens.*holds 97"):
+    with pytest.raises(UserError, match=r"96 tokens.*contains 97"):
         check_sidecars(shards, tokenizer)
     wrong.write_bytes(b"something else")
     with pytest.raises(UserError, match="is not a token shard"):

@@ -1,4 +1,4 @@
-"""Text to tokens: sources, tokenizer, shards, batches, and the record of what shaped a model.
+"""Text to tokens: sources, tokenizer, shards, batches, and the provenance of a model's texts.
 
-No model and no training here.
+Nothing here knows a model or trains one.
 """

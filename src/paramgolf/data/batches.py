@@ -1,4 +1,4 @@
-"""Training sequences, drawn without replacement, the same for any number of ranks."""
+"""Training sequences, sampled without replacement, the same for any number of ranks."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from paramgolf.runtime.device import named_seed
 class SequenceSampler:
     """An endless list of sequences of seq_len + 1 tokens, as a pure function of the seed.
 
-    In every epoch each shard is cut into sequences at a fresh random phase and all sequences are
-    shuffled. Number i of the list is the same whoever asks: rank r of W takes its share of every
-    batch by index, and a resumed run goes on at its index. (The reference gives each rank every
-    W-th shard; memory-mapped shards make that ownership pointless.)
+    In every epoch, each shard is cut into sequences at a new random offset, and all sequences are
+    shuffled. Sequence i is the same for every caller: rank r of W takes its share of each batch by
+    index, and a resumed run continues at its index. (The reference gives each rank every W-th
+    shard, which memory-mapped shards make unnecessary.)
     """
 
     def __init__(self, shards: Sequence[Path], seq_len: int, seed: int, name: str) -> None:
-        """Open the shards; `name` keeps the orders of different purposes apart.
+        """Open the shards; `name` makes the orders of different purposes independent.
 
         Raises:
-            UserError: if the shards do not hold one sequence.
+            UserError: if no shard contains a whole sequence.
         """
         self._tokens = [open_shard(path) for path in shards]
         self._seq_len, self._seed, self._name = seq_len, seed, name
-        # One sequence less than would fit, where there are several, leaves room for the phase.
+        # If several fit, one sequence less leaves room for the random offset.
         fitting = [(len(tokens) - 1) // seq_len for tokens in self._tokens]
         self._counts = np.array([max(count - 1, min(count, 1)) for count in fitting])
         self.sequences_per_epoch = int(self._counts.sum())
@@ -46,7 +46,7 @@ class SequenceSampler:
         self._phases: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     def sequences(self, first: int, count: int) -> Tensor:
-        """Sequences number first .. first + count - 1 of the list, (count, seq_len + 1) int32."""
+        """Return sequences first .. first + count - 1, (count, seq_len + 1) int32."""
         rows = [self._sequence(number) for number in range(first, first + count)]
         return torch.from_numpy(np.stack(rows).astype(np.int32))
 

@@ -1,17 +1,21 @@
-"""CaseOps: letters in lower case behind operators that say which were capitals; lossless.
+"""CaseOps: text in lower case with operators that mark capitals; lossless.
 
-A word and its capitalised form then share their pieces. (The record's data of the challenge, PR
+A word and its capitalised form then share their pieces. (The data of the challenge's record, PR
 #1729, has the same operators.) Only ASCII letters change, so no letter changes its size in UTF-8.
 
-* U+E001 (Title) and U+E003 (next): the letter behind it is a capital.
-* U+E002 (CAPS): all letters behind it, up to the next operator or the end of the run of letters.
-* U+E004 (escape): the operator behind it is a character of the text.
+* U+E001 (Title) and U+E003 (next): the following letter is a capital.
+* U+E002 (CAPS): all following letters, up to the next operator or the end of the run of letters,
+  are capitals.
+* U+E004 (escape): the following operator is a character of the text.
 
-Capitals that stand together are written with as few operators as can be: one by itself behind
-U+E001 where a run of letters begins ("The", "I"), else behind U+E003 ("iPhone"); two or more that
-end their run behind one U+E002 ("NASA", "iOS"); of others the last begins what follows and has a
-U+E003 of its own ("HTMLParser" is CAPS "html", next "parser"), and what is before it is written as
-if it ended the run, one capital by the rule for one.
+Adjacent capitals are written with as few operators as possible:
+
+* A single capital follows U+E001 where a run of letters begins ("The", "I"), else U+E003
+  ("iPhone").
+* Two or more capitals at the end of a run of letters follow one U+E002 ("NASA", "iOS").
+* If lower-case letters follow, the last capital belongs to them and has its own U+E003
+  ("HTMLParser" is CAPS "html", next "parser"); the capitals before it are written as if they ended
+  the run, by the rule for one or for several.
 """
 
 from __future__ import annotations
@@ -23,20 +27,20 @@ TITLE, CAPS, NEXT, ESCAPE = OPERATORS = "\ue001\ue002\ue003\ue004"
 _CAPITALS = re.compile("[A-Z\ue001-\ue004](?:(?<=[A-Z])[A-Z]+)?")
 _OPERATED = re.compile(
     "\ue001[A-Za-z]?|\ue002[A-Za-z]*|\ue003[A-Za-z]?|\ue004[\ue001-\ue004]?"
-)  # each begins with one character, so that the search for them is fast
+)  # each alternative begins with one character, which makes the search fast
 
 
 def to_caseops(text: str) -> str:
-    """Any text, with operators for its capitals; the module says how."""
+    """Return any text with operators for its capitals, by the rules of this module."""
     return _CAPITALS.sub(_with_operators, text)
 
 
 def from_caseops(text: str) -> str:
-    """The text that `to_caseops` was given; it never fails.
+    """Invert `to_caseops`; never fail.
 
-    What `to_caseops` does not write: operators with nothing to act on (at the end, before another
-    operator or no letter) are dropped, and capitals stay what they are. What a beginning gives is
-    the beginning of what the whole gives.
+    In text that `to_caseops` does not write, operators with nothing to act on (at the end, or
+    before something that is not a letter) are dropped, and capitals stay as they are. The result of
+    a prefix is a prefix of the result.
     """
     return _OPERATED.sub(_without_operator, text)
 

@@ -1,4 +1,4 @@
-"""A text of any size, encoded piece by piece: each chunk is a file, so that work can go on."""
+"""Chunks of an encoded text of any size; each is a file, so that a build can resume."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Stream = NDArray[np.uint16]
 
 
 class Chunk(NamedTuple):
-    """The documents that were kept of one part of the input."""
+    """One part of the input, encoded, without empty documents and duplicates."""
 
     digest: str
-    """Of all texts that were read for it, dropped ones included."""
+    """SHA-256 of the texts read, dropped ones included."""
     encoded: Encoded
     splits: NDArray[np.uint8]
     """(D,) index into `SPLITS`."""
     names: list[str]
-    """(D,) of documents in the validation split; else empty."""
+    """(D,) names of the documents in the validation split; empty for others."""
 
     def save(self, path: Path) -> None:
         """Write the chunk."""
@@ -57,12 +57,13 @@ class Chunk(NamedTuple):
             return cls(notes["digest"], encoded, arrays["splits"], notes["names"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path}, left by an interrupted build, is damaged: {error}; remove it and go on"
+                f"{path}, left by an interrupted build, is damaged: {error}; remove it and build "
+                "again"
             ) from error
 
 
 class SeenDocuments:
-    """Exact texts met before, by 64 bits of their SHA-256."""
+    """A set of texts, by 64 bits of their SHA-256."""
 
     def __init__(self) -> None:
         self._recent: set[int] = set()
@@ -78,7 +79,7 @@ class SeenDocuments:
         return False
 
     def add(self, key: int) -> None:
-        """Remember a text; 8 bytes each in the long run."""
+        """Add a text; takes 8 bytes per text in the long run."""
         self._recent.add(key)
         if len(self._recent) < _RECENT_KEYS:
             return
@@ -90,6 +91,6 @@ class SeenDocuments:
 
 
 def exact_key(document: Document) -> tuple[int, bytes]:
-    """64 bits of a text's SHA-256, and the whole of it."""
+    """Return 64 bits of the SHA-256 of a document's text, and the whole SHA-256."""
     digest = hashlib.sha256(document.text.encode()).digest()
     return int.from_bytes(digest[:8], "little"), digest

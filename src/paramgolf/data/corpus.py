@@ -1,4 +1,4 @@
-"""The embedded corpus: the documentation of Python's standard library."""
+"""The built-in corpus: the documentation of Python's standard library."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _MIN_STDLIB_BYTES = 200_000
 
 
 def stdlib_documents(progress: Callable[[int, int], None] | None = None) -> list[Document]:
-    """The documentation of Python's standard library, one document a topic or module.
+    """Return the documentation of Python's standard library, one document per topic or module.
 
     Sources are parsed, never imported. A paragraph that shares more than a fifth of its shingles
-    with earlier documents is left out, so that a split by document has next to nothing to share.
+    with earlier documents is left out, so that splits by document hardly overlap.
 
     Args:
-        progress: called with the number of source files read and of all.
+        progress: called with the number of source files read and their total.
 
     Raises:
         UserError: if this Python was installed without the sources of its library.
@@ -43,14 +43,14 @@ def stdlib_documents(progress: Callable[[int, int], None] | None = None) -> list
     documents = list(_without_repeated_paragraphs(documents))
     if sum(len(document.text) for document in documents) < _MIN_STDLIB_BYTES:
         raise UserError(
-            f"{root} holds too little documentation for a corpus (this Python may be a stripped "
+            f"{root} contains too little documentation for a corpus (this Python may be a stripped "
             "build); use a complete Python, or your own text with --data.source FOLDER"
         )
     return documents
 
 
 def _topics(path: Path) -> Iterator[Document]:
-    """The help topics of `pydoc`: one dictionary literal, assigned to `topics`."""
+    """Yield the help topics of `pydoc`: one dictionary literal, assigned to `topics`."""
     if not path.is_file():
         return
     for node in ast.parse(path.read_bytes()).body:
@@ -61,7 +61,7 @@ def _topics(path: Path) -> Iterator[Document]:
 
 
 def _module_docstrings(path: Path, name: str) -> Iterator[Document]:
-    """The docstrings of one module, if it has any, as one document."""
+    """Yield the docstrings of one module, if it has any, as one document."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # templates and deliberately broken samples
@@ -97,9 +97,9 @@ def split_by_hash(
     """Split documents by the hash of their text, so that equal texts stay together.
 
     Args:
-        documents: the documents; order is kept within a split.
+        documents: the documents, whose order is preserved within a split.
         shares: share of the documents for each named split.
-        rest: the split for all others.
+        rest: the split of all others.
     """
     splits: dict[str, list[Document]] = {rest: [], **{name: [] for name in shares}}
     for document in documents:

@@ -1,4 +1,4 @@
-"""Files of documents: plain text, and JSON Lines, compressed or not."""
+"""Files of documents: plain text and JSON Lines, compressed or not."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _open_zst(stored: IO[bytes]) -> AbstractContextManager[Iterable[bytes]]:
                 yield frame.decompress(stored_block)
             except zstandard.ZstdError as error:
                 raise OSError(str(error)) from error
-        if not frame.eof:  # the library's own reader takes such a file for a complete one
+        if not frame.eof:  # which the library's own reader would not report
             raise EOFError("the file ends in the middle of a frame")
 
     return nullcontext(_lines(blocks()))
@@ -60,14 +60,14 @@ _JSONL = tuple(".jsonl" + suffix for suffix in ("", ".gz", ".xz", ".zst"))
 
 
 class Document(NamedTuple):
-    """One text that is kept apart from the others."""
+    """One text, separate from all others."""
 
     name: str
     text: str
 
 
 def batches(documents: Iterable[Document], chars: int) -> Iterator[list[Document]]:
-    """Documents in their order, as many together as make so many characters."""
+    """Group documents, in order, into lists of at least `chars` characters but for the last."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -81,12 +81,12 @@ def batches(documents: Iterable[Document], chars: int) -> Iterator[list[Document
 
 
 def is_jsonl(path: Path) -> bool:
-    """Whether the name is that of a JSON Lines file."""
+    """Return whether a path is named like a JSON Lines file."""
     return path.name.endswith(_JSONL)
 
 
 def find_jsonl(folder: Path, split: str) -> list[Path]:
-    """The JSON Lines files of a split, `SPLIT*.jsonl[.gz|.xz|.zst]`, in order of their names."""
+    """Return the JSON Lines files of a split, `SPLIT*.jsonl[.gz|.xz|.zst]`, in order of name."""
     return sorted(path for kind in _JSONL for path in folder.glob(f"{split}*{kind}"))
 
 
@@ -95,15 +95,15 @@ def read_jsonl(
     progress: Callable[[int, int], None] | None = None,
     text_keys: Sequence[str] = ("text",),
 ) -> Iterator[Document]:
-    """Documents of a JSON Lines file with a text and, if given, an "id" in every line.
+    """Yield the documents of a JSON Lines file: an object per line, with a text and maybe an "id".
 
     Args:
         path: the file, plain or compressed.
-        progress: called with the bytes of the file read and its size.
-        text_keys: the text is under the first of these that an object has.
+        progress: called with the number of bytes read and the size of the file.
+        text_keys: the text is the value of the first of these keys that an object has.
 
     Raises:
-        UserError: naming the line that is no such object, or a broken file.
+        UserError: naming the line that is not such an object, or a damaged file.
     """
     number = 0
     try:
@@ -131,15 +131,15 @@ def _json_document(line: bytes, name: str, text_keys: Sequence[str]) -> Document
     text = value[next((key for key in text_keys if key in value), text_keys[0])]
     if not isinstance(text, str):
         raise TypeError
-    text.encode()  # half of a surrogate pair is valid JSON, but no text
+    text.encode()  # fails for half of a surrogate pair, which is valid JSON
     return Document(str(value.get("id", name)), text)
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file.
+    """Return the text of a UTF-8 file.
 
     Raises:
-        UserError: if it cannot be read or is not UTF-8, with the offending byte's position.
+        UserError: if it cannot be read or is not UTF-8, with the position of the invalid byte.
     """
     try:
         return path.read_bytes().decode("utf-8")
@@ -150,7 +150,7 @@ def read_text(path: Path) -> str:
 
 
 def text_digest(texts: Iterable[str]) -> bytes:
-    """SHA-256 over texts, each followed by a zero byte."""
+    """Return the SHA-256 of texts, each followed by a zero byte."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode() + b"\0")

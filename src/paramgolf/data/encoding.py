@@ -1,4 +1,4 @@
-"""Documents as tokens, encoded on all cores and hashed beside it."""
+"""Documents as tokens and fingerprints, computed on all cores at the same time."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from paramgolf.data.fingerprints import SAMPLED_BITS, Fingerprints, fingerprints
 from paramgolf.data.tokenizer import Tokenizer
 
 _BATCH_CHARS = 4 << 20
-_HASHING_THREADS = 2  # some 50 MB/s each; encoding makes 6 MB/s a core
+_HASHING_THREADS = 2  # about 50 MB/s each; encoding reaches 6 MB/s per core
 
 Stream = NDArray[np.uint16]
 
 
 class Encoded(NamedTuple):
-    """Documents as tokens, and what they are recognised by."""
+    """Documents as tokens and fingerprints."""
 
     tokens: Stream
-    """(N,), every document behind its BOS."""
+    """(N,); each document begins with BOS."""
     lengths: NDArray[np.int64]
-    """(D,) tokens of each document."""
+    """(D,) number of tokens of each document, BOS included."""
     prints: Fingerprints
     """With sampled shingles only."""
 
     def of(self, wanted: NDArray[np.bool_]) -> Stream:
-        """The tokens of the wanted documents (D,)."""
+        """Return the tokens of the documents marked in `wanted`, (D,)."""
         return self.tokens[np.repeat(wanted, self.lengths)]
 
 
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Encoded:
-    """Encode documents on all cores, and hash them beside it.
+    """Encode documents on all cores, and compute their fingerprints meanwhile.
 
     Raises:
         UserError: see `Tokenizer.encode`.

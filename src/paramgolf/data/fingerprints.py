@@ -1,7 +1,7 @@
-"""Hashes by which texts are recognised, whatever happened to their spaces, case and punctuation.
+"""Fingerprints: hashes that recognise texts regardless of spaces, case and punctuation.
 
-Words are runs of letters and digits in lower case. A shingle is 13 words in a row; of all shingles
-one in 2^k is kept, chosen by its hash: the same shingle is kept or dropped in every text.
+Words are runs of letters and digits in lower case. A shingle is 13 words in a row. One shingle in
+2^k is sampled, chosen by its hash: the same shingle is sampled in every text, or in none.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ SAMPLED_BITS = 4
 """One shingle in 2^4 is sampled."""
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_LONGEST_WORD = 1 << 12  # characters; longer ones count as several words
-_GROUP_CHARS = 1 << 17  # hashed at once: what fits the processor's caches
+_LONGEST_WORD = 1 << 12  # characters; a longer word counts as several
+_GROUP_CHARS = 1 << 17  # hashed at once; fits the processor's caches
 
 Hashes = NDArray[np.uint64]
 
 
 class Fingerprints(NamedTuple):
-    """What documents are recognised by."""
+    """Hashes of documents and their shingles."""
 
     documents: Hashes
-    """(D,) a hash of every document's words."""
+    """(D,) a hash of each document's words; 0 without words."""
     shingles: Hashes
-    """(S,) hashes of all shingles, in their order."""
+    """(S,) hashes of all shingles, in order."""
     document_of: NDArray[np.int64]
-    """(S,) the document that each shingle is of."""
+    """(S,) the document of each shingle."""
 
     def of(self, wanted: NDArray[np.bool_]) -> Fingerprints:
-        """Those of the wanted documents (D,), numbered anew."""
+        """Return the fingerprints of the documents marked in `wanted`, (D,), renumbered."""
         kept = wanted[self.document_of]
         numbers = (np.cumsum(wanted) - 1)[self.document_of[kept]]
         return Fingerprints(self.documents[wanted], self.shingles[kept], numbers)
 
     @classmethod
     def joined(cls, parts: Iterable[Fingerprints]) -> Fingerprints:
-        """Those of documents that follow one another, numbered through."""
+        """Concatenate the fingerprints of consecutive documents, renumbered."""
         columns: list[Fingerprints] = [_NONE]
         count = 0
         for part in parts:
@@ -57,7 +57,7 @@ _NONE = Fingerprints(np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0,
 
 @functools.cache
 def _in_words() -> NDArray[np.bool_]:
-    """Which code points are letters or digits."""
+    """Return which code points are letters or digits."""
     return np.array([chr(point).isalnum() for point in range(sys.maxunicode + 1)])
 
 
@@ -68,29 +68,29 @@ def _mixed(values: Hashes) -> Hashes:
 
 @functools.cache
 def _of_letters() -> Hashes:
-    """A hash of every code point."""
+    """Return a hash of each code point."""
     return _mixed(np.arange(1, sys.maxunicode + 2, dtype=np.uint64) * _MULTIPLIER)
 
 
 def _sums(values: Hashes, begins: NDArray[np.int64]) -> Hashes:
-    """Sums modulo 2^64 of the runs of values that begin there; the last goes to the end."""
+    """Return sums modulo 2^64 of the runs of values that begin at `begins`."""
     return np.add.reduceat(values, begins) if len(begins) else np.zeros(0, np.uint64)
 
 
 def _powers(count: int) -> Hashes:
-    """Odd multipliers for the places in a word or document, (count,)."""
+    """Return odd multipliers for the positions in a word or document, (count,)."""
     return _mixed(np.arange(1, count + 1, dtype=np.uint64) * _MULTIPLIER) | np.uint64(1)
 
 
 def _words(lowered: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hashes of all words, and the document of each."""
+    """Return the hashes of all words, and the document of each."""
     sizes = np.array([len(text) + 1 for text in lowered], np.int64)
     joined = "\n".join([*lowered, ""]).encode("utf-32-le", "surrogatepass")
     points = np.frombuffer(joined, "<u4")
     inside = _in_words()[points]
-    edges = np.flatnonzero(np.diff(inside, prepend=False))  # the text ends with no letter
+    edges = np.flatnonzero(np.diff(inside, prepend=False))  # `joined` ends without a letter
     lengths = edges[1::2] - edges[::2]
-    first = np.cumsum(lengths) - lengths  # of every word, among the characters of words
+    first = np.cumsum(lengths) - lengths  # of each word, among the characters of words
     places = np.flatnonzero(inside)
     in_word = np.arange(len(places)) - np.repeat(first, lengths)
     starts = first
@@ -104,7 +104,7 @@ def _words(lowered: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
 
 
 def fingerprints(texts: Sequence[str]) -> Fingerprints:
-    """What documents are recognised by; some 50 MB a second on one core."""
+    """Return the fingerprints of documents; about 50 MB per second on one core."""
     parts: list[Fingerprints] = []
     begin, size = 0, 0
     for number, text in enumerate(texts, start=1):
@@ -133,16 +133,16 @@ def _of_group(texts: Sequence[str]) -> Fingerprints:
 
 
 def shingles(text: str) -> Hashes:
-    """Hashes of all shingles of a text, in its order; (words - 12,), empty for shorter texts."""
+    """Return the hashes of all shingles of a text, in order, (words - 12,); empty if shorter."""
     return fingerprints([text]).shingles
 
 
 def is_sampled(hashes: Hashes, bits: int) -> NDArray[np.bool_]:
-    """Which of the shingles are kept of one in 2^bits."""
+    """Return which shingles are in a sample of one in 2^bits."""
     return hashes & np.uint64((1 << bits) - 1) == 0
 
 
 def sampled_shingles(*texts: str) -> Hashes:
-    """Hashes of the sampled shingles of documents, sorted, each once; (S,)."""
+    """Return the sampled shingles of documents, sorted and without repetition, (S,)."""
     hashes = fingerprints(texts).shingles
     return np.unique(hashes[is_sampled(hashes, SAMPLED_BITS)])

@@ -1,4 +1,4 @@
-"""The prepared text of a run: its splits as shards, its tokenizer, its shingles."""
+"""The prepared text of a run: its splits as shards, and the hashes of text and tokenizer."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from paramgolf.runtime.rundir import RunDir
 
 @dataclass(frozen=True)
 class Split:
-    """The shards of one split and what they hold."""
+    """The shards of one split and their content."""
 
     shards: list[str]
-    """Paths; relative ones start in the run's data folder."""
+    """Paths, absolute or relative to the run's data folder."""
     tokens: int
     documents: int
     text_sha256: str
-    """Of the documents' texts; of the shard files, where the source was shards."""
+    """Of the documents' texts; of the tokens, if the source was shards."""
     original_bytes: int | None = None
-    """UTF-8 bytes of the documents as they were given; None where that is not known."""
+    """UTF-8 bytes of the original documents; None: not known."""
 
 
 @dataclass(frozen=True)
 class PreparedText:
-    """What the data stage leaves behind for all others."""
+    """Result of the stage that prepares the text, which all other stages read."""
 
     source: str
     corpus_sha256: str
@@ -38,18 +38,18 @@ class PreparedText:
     splits: dict[str, Split]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; `from_json` reads it back."""
+        """Return plain JSON values, which `from_json` reads back."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PreparedText:
-        """The reverse of `to_json`."""
+        """Read what `to_json` returned."""
         splits = {name: Split(**split) for name, split in values["splits"].items()}
         return cls(values["source"], values["corpus_sha256"], values["tokenizer_sha256"], splits)
 
     @classmethod
     def of(cls, run: RunDir) -> PreparedText:
-        """The prepared text of a run.
+        """Return the prepared text of a run.
 
         Raises:
             UserError: if it is not prepared yet.
@@ -60,7 +60,7 @@ class PreparedText:
         return cls.from_json(record["text"])
 
     def shards(self, split: str, folder: Path) -> list[Path]:
-        """Paths of a split's shards, given the run's data folder.
+        """Return the paths of a split's shards, given the run's data folder.
 
         Raises:
             UserError: if the source had no such split.
@@ -73,5 +73,5 @@ class PreparedText:
         return [folder / name for name in self.splits[split].shards]
 
     def stream(self, split: str, folder: Path) -> NDArray[np.uint16]:
-        """All tokens of a split in memory, (N + 1,)."""
+        """Return all tokens of a split, in memory, (N + 1,)."""
         return read_stream(self.shards(split, folder))

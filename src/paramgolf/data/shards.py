@@ -1,6 +1,6 @@
-"""Token shards, the field's `.bin` format.
+"""Token shards in the common `.bin` format.
 
-256 little-endian int32 of header (magic 20240520, version 1, number of tokens, zeros), then the
+A header of 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros), then the
 tokens as little-endian uint16.
 """
 
@@ -19,7 +19,7 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
 SPLITS = ("train", "val", "adapt")
-MANIFEST = "manifest.json"  # what `data build` says of its folder
+MANIFEST = "manifest.json"  # written by `data build`
 
 
 def write_shard(path: Path, tokens: NDArray[np.uint16]) -> None:
@@ -32,10 +32,10 @@ def write_shard(path: Path, tokens: NDArray[np.uint16]) -> None:
 
 
 def open_shard(path: Path) -> NDArray[np.uint16]:
-    """Map the tokens of a shard, read-only, (N,).
+    """Return the tokens of a shard as a read-only memory map, (N,) uint16.
 
     Raises:
-        UserError: if magic, version or size are not exactly those of a shard.
+        UserError: if the file cannot be read, or its magic number, version or size is wrong.
     """
     try:
         size = path.stat().st_size
@@ -49,7 +49,7 @@ def open_shard(path: Path) -> NDArray[np.uint16]:
     if header[0] != MAGIC:
         raise UserError(f"{path} is not a token shard (its magic number is not {MAGIC})")
     if header[1] != VERSION:
-        raise UserError(f"{path} is a shard of version {header[1]}; this program reads {VERSION}")
+        raise UserError(f"{path} is a shard of version {header[1]}: expected {VERSION}")
     expected = HEADER_BYTES + 2 * int(header[2])
     if size != expected:
         raise UserError(
@@ -57,7 +57,7 @@ def open_shard(path: Path) -> NDArray[np.uint16]:
             "fetch or build it again"
         )
     if header[2] == 0:
-        raise UserError(f"{path} holds no tokens")
+        raise UserError(f"{path} contains no tokens")
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES)
 
 
@@ -70,13 +70,13 @@ def check_vocabulary(path: Path, tokens: NDArray[np.uint16], vocab_size: int) ->
     largest = int(tokens.max())
     if largest >= vocab_size:
         raise UserError(
-            f"{path} holds token {largest}, but the tokenizer has {vocab_size} pieces: the shard "
-            "was made with another tokenizer"
+            f"{path} contains token {largest}, but the tokenizer has {vocab_size} pieces: the "
+            "shard was built with another tokenizer"
         )
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:
-    """The shards `*_SPLIT_NUMBER.bin` of a folder, in order."""
+    """Return the shards `*_SPLIT_NUMBER.bin` of a folder, in order."""
     return sorted(folder.glob(f"*_{split}_[0-9]*.bin"))
 
 
@@ -86,7 +86,7 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_stream(shards: Sequence[Path], limit: int | None = None) -> NDArray[np.uint16]:
-    """The first `limit` tokens of the shards one after the other (all: None), in memory."""
+    """Return the first `limit` tokens (None: all) of consecutive shards, in memory."""
     parts: list[NDArray[np.uint16]] = []
     left = limit
     for path in shards:
@@ -99,24 +99,31 @@ def read_stream(shards: Sequence[Path], limit: int | None = None) -> NDArray[np.
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
 
 
+def document_starts(stream: NDArray[np.uint16], bos: int) -> NDArray[np.int64]:
+    """Return where the documents of a stream begin, (D,): at each BOS, and at 0 even without."""
+    return np.union1d([0], np.flatnonzero(stream == bos))
+
+
 def whole_documents(shards: Sequence[Path], bos: int) -> Iterator[NDArray[np.uint16]]:
-    """The stream of some shards in parts, cut in front of a BOS; a part is a shard or less."""
-    rest = np.zeros(0, np.uint16)  # a document may go on in the next shard
+    """Yield the tokens of consecutive shards in parts that end where a document ends.
+
+    A part is about as large as a shard: memory holds one shard and one document.
+    """
+    rest = np.zeros(0, np.uint16)  # of a document that continues in the next shard
     for number, path in enumerate(shards):
         stream = np.concatenate([rest, open_shard(path)])
-        begins = np.flatnonzero(stream == bos)
-        last = int(begins[-1]) if len(begins) else 0
-        last = last if number < len(shards) - 1 else len(stream)
-        rest = stream[last:]
-        if last:
-            yield stream[:last]
+        is_last = number == len(shards) - 1
+        end = len(stream) if is_last else int(document_starts(stream, bos)[-1])
+        rest = stream[end:]
+        if end:
+            yield stream[:end]
 
 
 class ShardWriter:
-    """Writes a stream of any length as the shards of one split."""
+    """Writes a stream of tokens of any length as the shards of one split."""
 
     def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
-        """Write `text_SPLIT_NUMBER.bin` to a folder, `shard_tokens` in each but the last."""
+        """Write to `text_SPLIT_NUMBER.bin`, with `shard_tokens` tokens in each but the last."""
         self._folder, self._split, self._shard_tokens = folder, split, shard_tokens
         self._waiting: list[NDArray[np.uint16]] = []
         self._size = 0
@@ -124,7 +131,7 @@ class ShardWriter:
         self.tokens = 0
 
     def add(self, tokens: NDArray[np.uint16]) -> None:
-        """Append to the stream."""
+        """Append tokens to the stream."""
         self.tokens += len(tokens)
         while len(tokens):
             part = tokens[: self._shard_tokens - self._size]
@@ -135,7 +142,7 @@ class ShardWriter:
                 self._write()
 
     def finish(self) -> list[str]:
-        """Write what is left; gives the names of all shards."""
+        """Write the last shard; return the names of all."""
         if self._size:
             self._write()
         return self.names

@@ -1,7 +1,7 @@
-"""Sidecars: beside a token shard, the bytes of the text that each of its tokens stands for.
+"""Sidecars: files beside token shards with the number of text bytes that each token represents.
 
-As in the field, `fineweb_val_bytes_000000.bin` lies beside `fineweb_val_000000.bin` and has the
-header of a shard, then a uint16 a token: BOS and the operators of CaseOps 0.
+As in the challenge, `fineweb_val_bytes_000000.bin` belongs to `fineweb_val_000000.bin`. It has the
+header of a shard, then one uint16 per token: 0 for BOS and the operators of CaseOps.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _BLOCK_TOKENS = 1 << 20
 
 
 class Sidecars(NamedTuple):
-    """The sidecars that were found beside some shards."""
+    """The sidecars of some shards."""
 
     number: int
     bytes: int
-    """As they say."""
+    """Sum of their counts."""
     table_bytes: int
-    """Of the same tokens, as the tokenizer says."""
+    """Bytes of the same tokens by the tokenizer."""
 
 
 def sidecar_of(shard: Path) -> Path:
-    """Where the sidecar of a shard is, if it has one."""
+    """Return the path of a shard's sidecar, which need not exist."""
     start, _, number = shard.name.rpartition("_")
     return shard.with_name(f"{start}_bytes_{number}")
 
 
 def is_sidecar(path: Path) -> bool:
-    """Whether the name is that of a sidecar."""
+    """Return whether a path is named like a sidecar."""
     return re.fullmatch(r".*_bytes_\d+\.bin", path.name) is not None
 
 
 def write_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> list[Path]:
-    """Write the sidecars of all shards of a split; gives their paths."""
+    """Write the sidecars of all shards of a split; return their paths."""
     parts: dict[Path, list[NDArray[np.uint16]]] = {}
     for shard, _, counts in _counted(shards, tokenizer):
         parts.setdefault(sidecar_of(shard), []).append(counts)
@@ -53,17 +53,17 @@ def write_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> list[Path]:
 
 
 def check_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> Sidecars:
-    """Hold the sidecars that are there against the tokenizer.
+    """Compare the sidecars that exist with the tokenizer.
 
-    One that normalises text does not know the bytes of the original: then the sums may differ.
+    A tokenizer that normalises text cannot know the bytes of the original: the sums may differ.
 
     Args:
-        shards: all of a split, in order; their tokens are pieces of the tokenizer.
-        tokenizer: theirs.
+        shards: all shards of a split, in order; their tokens must be pieces of the tokenizer.
+        tokenizer: the tokenizer of the shards.
 
     Raises:
-        UserError: naming file, position and both counts where a lossless tokenizer counts
-            otherwise; or for a file that is no sidecar of its shard.
+        UserError: naming file, position and both counts, if the tokenizer is lossless and counts
+            differently; or if a file is not a sidecar of its shard.
     """
     stated = {
         shard: open_shard(sidecar_of(shard)) for shard in shards if sidecar_of(shard).exists()
@@ -75,7 +75,7 @@ def check_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> Sidecars:
         path, size = sidecar_of(shard), len(open_shard(shard))
         if len(stated[shard]) != size:
             raise UserError(
-                f"{path} has the bytes of {len(stated[shard]):,} tokens, but {shard} holds "
+                f"{path} has byte counts of {len(stated[shard]):,} tokens, but {shard} contains "
                 f"{size:,}: remove it, or fetch or build both again"
             )
         own = stated[shard][begin : begin + len(counts)]
@@ -83,8 +83,8 @@ def check_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> Sidecars:
         if len(different) and tokenizer.lossless:
             place = int(different[0])
             raise UserError(
-                f"{path} says that token {begin + place:,} has {own[place]} bytes; by the "
-                f"tokenizer it has {counts[place]}: remove it, or fetch or build both again"
+                f"{path} states {own[place]} bytes for token {begin + place:,}, but the tokenizer "
+                f"counts {counts[place]}: remove it, or fetch or build both again"
             )
         sums = sums._replace(
             bytes=sums.bytes + int(own.sum(dtype=np.int64)),
@@ -96,8 +96,8 @@ def check_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> Sidecars:
 def _counted(
     shards: Sequence[Path], tokenizer: Tokenizer
 ) -> Iterator[tuple[Path, int, NDArray[np.uint16]]]:
-    """Bytes of all tokens in blocks: of which shard, from which token on, (n,) counts."""
-    before = np.array([tokenizer.bos], np.uint16)  # what the first counts depend on
+    """Yield the byte counts of all tokens in blocks: shard, index of the first, (n,) counts."""
+    before = np.array([tokenizer.bos], np.uint16)  # the tokens that the next counts depend on
     for shard in shards:
         tokens = open_shard(shard)
         for begin in range(0, len(tokens), _BLOCK_TOKENS):

@@ -1,6 +1,6 @@
-"""Sources of text as people have them: files, folders, globs, standard input; read as a stream.
+"""Sources of text: files, folders, globs and standard input, read as a stream of documents.
 
-Plain text and Markdown are one document a file, JSON Lines and Parquet one a row.
+Plain text and Markdown are one document per file, JSON Lines and Parquet one per row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from paramgolf.runtime.files import replacing
 TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst")
 STANDARD_INPUT = "-"
 TEXT_KEYS = ("text", "content")
-"""Where the text of a row is looked for."""
+"""Keys or columns that may contain the text, by priority."""
 
 _BLOCK_BYTES = 16 << 20
 _ROWS = 1024
@@ -28,16 +28,16 @@ Progress = Callable[[int], None]
 
 
 def find_sources(names: Sequence[str], spooled: Path) -> list[Path]:
-    """The files that sources stand for, each once, in order.
+    """Return the files of sources, in order and without repetition.
 
     Args:
-        names: files, folders (read to their depths, but for hidden files and those of other
-            kinds), globs, or "-": standard input.
-        spooled: where standard input is kept, which can be read once only; what is there already
-            is taken for it.
+        names: files, folders (read recursively, without hidden files and other kinds of files),
+            globs, or "-": standard input.
+        spooled: where standard input is stored, since it can be read only once; if this file
+            exists, it is used in place of standard input.
 
     Raises:
-        UserError: naming what is not there or holds nothing.
+        UserError: naming a source that does not exist or contains no text.
     """
     found: list[Path] = []
     for name in names:
@@ -51,7 +51,7 @@ def find_sources(names: Sequence[str], spooled: Path) -> list[Path]:
         else:
             matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
             if not matches:
-                raise UserError(f"there is no {name}: name files, folders, globs, or - (stdin)")
+                raise UserError(f"{name} does not exist: name files, folders, globs, or - (stdin)")
             found += [match for match in matches if match.is_file()]
     return list(dict.fromkeys(found))
 
@@ -66,12 +66,12 @@ def _in_folder(folder: Path) -> list[Path]:
     ]
     if not files:
         kinds = ", ".join((*TEXT_SUFFIXES, ".jsonl[.gz|.xz|.zst]", ".parquet"))
-        raise UserError(f"{folder} holds no text: files of the kinds {kinds} are read")
+        raise UserError(f"{folder} contains no text: expected files of the kinds {kinds}")
     return files
 
 
 def _spooled(path: Path) -> Path:
-    """Standard input as a file; JSON Lines, if it begins like one."""
+    """Store standard input as a file: JSON Lines if it begins with `{`, else plain text."""
     for existing in (path, path.with_suffix(".jsonl")):
         if existing.exists():
             return existing
@@ -84,19 +84,18 @@ def _spooled(path: Path) -> Path:
 
 
 def read_documents(path: Path, text_key: str, progress: Progress) -> Iterator[Document]:
-    """Documents of a file.
+    """Yield the documents of a file.
 
-    A plain text is one document, unless it is longer than 16 MiB: then it is cut into several, at
-    the last end of a line.
+    A plain text is one document. Above 16 MiB it is cut into several, at the ends of lines.
 
     Args:
         path: the file.
-        text_key: where the text of a row is; empty: `TEXT_KEYS`, or a Parquet file's only string
-            column.
-        progress: called with the bytes of the file that are read.
+        text_key: key or column of the text; "": one of `TEXT_KEYS`, or a Parquet file's only
+            string column.
+        progress: called with the number of bytes read.
 
     Raises:
-        UserError: naming file and line (or byte, or column) of what cannot be read.
+        UserError: naming the file, and the line, byte or column that cannot be read.
     """
     if is_jsonl(path):
         return read_jsonl(
@@ -124,7 +123,7 @@ def _read_plain(path: Path, progress: Progress) -> Iterator[Document]:
 
 
 def _last_end(content: bytes) -> int:
-    """Where to cut: after the last line that ends in the first block, or between characters."""
+    """Return where to cut: after the last line that ends in the first block, or at a character."""
     end = content.rfind(b"\n", 0, _BLOCK_BYTES) + 1
     if end:
         return end
@@ -184,8 +183,8 @@ def _text_column(path: Path, schema: Any, text_key: str) -> str:
                 return name
         if len(strings) == 1:
             return strings[0]
-    wanted = f"no string column {text_key!r}" if text_key else "several string columns or none"
+    found = f"no string column {text_key!r}" if text_key else "several string columns or none"
     raise ConfigError(
-        f"{path} has {wanted}: name the column of the text with --text-key; "
-        f"possible: {', '.join(strings) or 'none'}"
+        f"{path} has {found}: name the column of the text with --text-key; "
+        f"its string columns: {', '.join(strings) or 'none'}"
     )

@@ -1,4 +1,4 @@
-"""Files to score as token streams: plain text, documents in JSON Lines, token shards."""
+"""Token streams of files to score: plain text, JSON Lines, token shards."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from paramgolf.errors import UserError
 
 
 class Stream(NamedTuple):
-    """What is scored as one."""
+    """Documents that are scored together."""
 
     name: str
     tokens: NDArray[np.uint16]
-    """(N + 1,), every document behind a BOS."""
+    """(N + 1,); each document begins with BOS."""
     texts: list[str]
-    """The documents."""
+    """Texts of the documents."""
 
 
 def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream]:
-    """One stream a text or JSONL file; all shards (.bin) together are one, as a split is.
+    """Yield one stream of all shards (.bin) together, and one per text or JSON Lines file.
 
-    Sidecars, which a glob names together with their shards, are no text.
+    Sidecars, which a glob may match together with their shards, are not read as text.
 
     Raises:
-        UserError: if a file is missing or damaged, has no text, or a sidecar is wrong.
+        UserError: if a file is missing, damaged or without text, or a sidecar is wrong.
     """
     bins = [path for path in files if path.suffix == ".bin"]
     if bins:
         texts = [path for path in bins if not is_sidecar(path)]
         if not texts:
-            raise UserError(f"{bins[0]} has the bytes of tokens, not tokens: name its shard")
+            raise UserError(f"{bins[0]} contains byte counts, not tokens: name its shard")
         for path in texts:
             shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
         check_sidecars(texts, tokenizer)
@@ -53,10 +53,10 @@ def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream
 
 
 def encoded(name: str, texts: list[str], tokenizer: Tokenizer) -> Stream:
-    """Documents as a stream.
+    """Return documents as a stream.
 
     Raises:
-        UserError: as `read_streams`.
+        UserError: if there is no text in them.
     """
     if not any(texts):
         raise UserError(f"{name} is empty: there is nothing to score")

@@ -14,7 +14,7 @@ from paramgolf.errors import UserError
 _LONGEST_SENTENCE_BYTES = 4192
 _SPACE = "\u2581"
 _CASE_PIECES = [*OPERATORS, _SPACE + TITLE, _SPACE + CAPS]
-"""The operators, and those that stand behind a space together with it: with the operators alone a
+"""The operators, and Title and CAPS joined with a preceding space: with the operators alone, a
 capitalised word takes three tokens, and a text 7 % more in all:
 docs/experiments/caseops-tokens.md."""
 
@@ -22,19 +22,19 @@ docs/experiments/caseops-tokens.md."""
 def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = False) -> bytes:
     """Train a lossless SentencePiece BPE model: identity normalisation, byte fallback.
 
-    Newline is a piece of its own, digits are split, no space is added or trimmed. The same texts
-    give the same model.
+    Newline is a separate piece, digits are split, and no space is added or trimmed. Equal texts
+    give equal models.
 
     Args:
         texts: the training text.
         vocab_size: number of pieces.
-        case_ops: train on the text that `to_caseops` makes, with its operators as pieces.
+        case_ops: train on the output of `to_caseops`, with its operators as pieces.
 
     Returns:
         The serialized model.
 
     Raises:
-        UserError: if the text is too small for so many pieces.
+        UserError: if the text is too small for this number of pieces.
     """
     lines = (
         line

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paramgolf.data.tokenizer import document_starts
+from paramgolf.data.shards import document_starts
 from paramgolf.scoring.predictor import Predictor
 
 NUM_BEST = 5

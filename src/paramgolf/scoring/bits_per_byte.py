@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paramgolf.data.provenance import Label
-from paramgolf.data.tokenizer import Tokenizer, document_starts
+from paramgolf.data.shards import document_starts
+from paramgolf.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
