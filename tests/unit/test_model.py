@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -9,10 +10,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from paramgolf.model.attention import Past, exclude_self_value, rotary_tables, rotate
+from paramgolf.model.attention import (
+    Past,
+    causal_attention,
+    exclude_self_value,
+    rotary_tables,
+    rotate,
+)
 from paramgolf.model.gpt import GPT, num_parameters
 from paramgolf.model.losses import SoftcappedCrossEntropy, target_nats
 from paramgolf.model.order import layer_order, num_skips
@@ -514,17 +523,47 @@ def test_a_block_is_recomputed_from_its_observed_inputs(layer: int) -> None:
     assert torch.equal(inputs.up, inputs.attention) == (layer >= config.parallel_from)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("first", [1, 5])
-def test_token_by_token_is_the_same_as_all_at_once(variant: str, first: int) -> None:
-    changes, recurrent, *_ = VARIANTS[variant]
+# Chunks after a past
+
+
+@pytest.mark.parametrize("num_past", [0, 1, 5])
+@pytest.mark.parametrize("num_queries", [1, 2, 4])
+def test_queries_after_a_past_attend_up_to_their_own_position(
+    num_past: int, num_queries: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    length = num_past + num_queries
+    q = torch.randn(length, 4, 6, generator=generator, dtype=torch.float64)
+    k, v = torch.randn(2, length, 2, 6, generator=generator, dtype=torch.float64)
+    result = causal_attention(q[None, num_past:], k[None], v[None])[0]
+    expected = brute_force_attention(q, k, v)[num_past:]
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
+@each_variant
+@pytest.mark.parametrize(
+    "chunks", [[1] * 16, [5, *[1] * 11], [4, 4, 4, 4], [1, 9, 2, 1, 3]], ids=str
+)
+def test_in_chunks_is_the_same_as_all_at_once(variant: Variant, chunks: list[int]) -> None:
+    changes, recurrent, encoder, decoder = variant
     config = small_config(**changes)
     model, order = random_model(config, seed=3), layer_order(config, recurrent)
-    tokens = random_tokens(config, 3, config.seq_len)
-    past = Past(config.seq_len)
+    tokens = random_tokens(config, 2, 16)
+    past = Past(16)
     with torch.no_grad():
-        parts = [model(tokens[:, :first], order, past=past)]
-        for position in range(first, config.seq_len):
-            parts.append(model(tokens[:, position : position + 1], order, past=past))
+        parts = [model(chunk, order, past=past) for chunk in tokens.split(chunks, dim=1)]
+    expected = reference_forward(in_numpy(model), config, tokens, encoder, decoder).stream
+    np.testing.assert_allclose(torch.cat(parts, dim=1).numpy(), expected, rtol=0, atol=1e-10)
+    assert past.length == 16
+
+
+@given(st.lists(st.integers(1, 16), min_size=1, max_size=16))
+def test_in_random_chunks_is_the_same_as_all_at_once(lengths: list[int]) -> None:
+    config = small_config()
+    model, order = random_model(config, seed=3), layer_order(config, recurrent=True)
+    tokens, past = random_tokens(config, 2, 16), Past(16)
+    ends = [end for end in itertools.accumulate(lengths) if end < 16]
+    with torch.no_grad():
+        parts = [model(c, order, past=past) for c in tokens.tensor_split(ends, dim=1)]
         expected = model(tokens, order)
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-12)

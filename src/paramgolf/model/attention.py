@@ -1,6 +1,7 @@
 """Causal attention behind one function, with rotary positions and XSA.
 
-Shape suffixes: B batch, T time, H query heads, K key/value heads, d head size, r rotated pairs.
+Shape suffixes: B batch, T time, S time with the past, H query heads, K key/value heads, d head
+size, r rotated pairs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 def rotary_tables(
     length: int, dims: int, base: float, train_len: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotation angles, each (length, dims // 2).
+    """Return cosines and sines of the rotation angles, each (length, dims // 2).
 
     Beyond the training length the base is scaled by (length / train_len)^(dims / (dims - 2)), so
     that the slowest rotation keeps its range (NTK-aware scaling). The tables are float32, or
@@ -37,50 +38,56 @@ def rotate(x_BTHd: Tensor, cos_Tr: Tensor, sin_Tr: Tensor) -> Tensor:
 
 
 class Past:
-    """Keys and values of the positions read so far, for each visit of a block in its turn.
+    """The key/value cache: keys and values of all positions so far, for every visit to a block.
 
     Attributes:
-        length: positions read.
+        length: positions so far.
     """
 
     def __init__(self, capacity: int) -> None:
-        """Make room for `capacity` positions, once the first are read."""
+        """Create an empty cache; memory for `capacity` positions is allocated at first use."""
         self.length = 0
         self._capacity = capacity
         self._visit = 0
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def extended(self, k_BTKd: Tensor, v_BTKd: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep what the next visit computed; gives all that it has, (B, length + T, K, d)."""
+        """Append the keys and values of the next visit; return all, (B, length + T, K, d)."""
         if self._visit == len(self._kept):
             shape = k_BTKd.size(0), self._capacity, *k_BTKd.shape[2:]
             self._kept.append((k_BTKd.new_zeros(shape), v_BTKd.new_zeros(shape)))
         kept = self._kept[self._visit]
         self._visit += 1
         end = self.length + k_BTKd.size(1)
-        for all_of_it, new in zip(kept, (k_BTKd, v_BTKd), strict=True):
-            all_of_it[:, self.length : end] = new
+        for cache, new in zip(kept, (k_BTKd, v_BTKd), strict=True):
+            cache[:, self.length : end] = new
         return kept[0][:, :end], kept[1][:, :end]
 
     def advance(self, positions: int) -> None:
-        """All visits have read so many positions more."""
+        """Count positions that all visits have appended."""
         self.length += positions
         self._visit = 0
 
 
-def causal_attention(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
-    """Softmax attention over the past with scale 1/sqrt(d); (B, T, H, d), dtype of the inputs.
+def causal_attention(q_BTHd: Tensor, k_BSKd: Tensor, v_BSKd: Tensor) -> Tensor:
+    """Softmax attention with scale 1/sqrt(d), (B, T, H, d), in the dtype of the inputs.
 
-    There may be more keys than queries if there is but one query: the last position's. Query heads
-    share key/value heads in consecutive groups of H / K. PyTorch picks the backend:
-    on Hopper cuDNN, which reads grouped heads without repeating them.
+    The T queries are those of the last of S positions: query i attends to keys 0 .. S - T + i.
+    Query heads share key/value heads in consecutive groups of H / K. PyTorch picks the backend:
+    on Hopper cuDNN, which reads grouped heads without repeating them. Only several queries after
+    a past need a mask, which rules out the fastest backends.
     """
+    T, S = q_BTHd.size(1), k_BSKd.size(1)
+    mask_TS = None
+    if 1 < T < S:
+        mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHd.device).tril(S - T)
     y_BHTd = F.scaled_dot_product_attention(
         q_BTHd.transpose(1, 2),
-        k_BTKd.transpose(1, 2),
-        v_BTKd.transpose(1, 2),
-        is_causal=q_BTHd.size(1) == k_BTKd.size(1),
-        enable_gqa=q_BTHd.size(2) != k_BTKd.size(2),
+        k_BSKd.transpose(1, 2),
+        v_BSKd.transpose(1, 2),
+        attn_mask=mask_TS,
+        is_causal=T == S,
+        enable_gqa=q_BTHd.size(2) != k_BSKd.size(2),
     )
     return y_BHTd.transpose(1, 2)
 
@@ -88,8 +95,8 @@ def causal_attention(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
 def exclude_self_value(y_BTHd: Tensor, v_BTKd: Tensor) -> Tensor:
     """XSA: remove from each head's output its projection on the position's own value vector.
 
-    What a position says about itself is in the residual stream already; attention is left to
-    speak of the others (measured effect on all layers: -0.005 BPB, frontier of the challenge).
+    The residual stream already carries the position's own information; attention is left to add
+    that of the others (effect in all layers: -0.005 BPB, frontier of the challenge).
     """
     B, T, H, d = y_BTHd.shape
     K = v_BTKd.size(2)

@@ -218,10 +218,10 @@ class GPT(nn.Module):
         Args:
             tokens_BT: token ids, any integer dtype.
             order: the layer order, from `layer_order`.
-            observe: called with the block's index and inputs at every visit (calibration).
-            past: the positions before these, which are then kept in it: all of a window's tokens
-                at once, or one after the other (decoding). Nothing runs compiled then: the shapes
-                are others for every token.
+            observe: called with a block's index and inputs at every visit (calibration).
+            past: the cache of the positions before these tokens, which are appended to it
+                (decoding). A sequence may be fed in chunks of any length, up to seq_len positions
+                in all. Nothing runs compiled then, since the shapes differ from call to call.
         """
         call = self._call if past is None else _directly
         begin, length = past.length if past else 0, tokens_BT.size(1)
