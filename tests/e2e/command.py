@@ -91,6 +91,21 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.communicate()
 
 
+def killed_while_writing(number: int) -> str:
+    """Return a patch: after `number` files, SIGKILL comes before the next gets its final name."""
+    return f"""
+import os, signal
+fsync, left = os.fsync, {number}
+def killing(handle):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    fsync(handle)
+os.fsync = killing
+"""
+
+
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     """Wait for something that a started command does."""
     end = time.monotonic() + TIMEOUT

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
-import os
 import random
 import re
 import shutil
@@ -13,7 +12,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +26,8 @@ from pyarrow import parquet
 
 from paramgolf.data.fingerprints import fingerprints
 from paramgolf.data.provenance import Provenance
-from tests.e2e.command import ENVIRONMENT, Cli
+from tests.e2e import command
+from tests.e2e.command import ENVIRONMENT, Cli, finish, killed_while_writing
 from tests.e2e.mini import mini_options, read_results, table_rows
 
 VOCAB = 500
@@ -174,42 +173,25 @@ def test_a_finished_folder_is_left_alone_and_other_settings_are_refused(
     assert content_of(out) == before
 
 
-SMALL_CHUNKS = """
-import sys
-from paramgolf.data import build
-build._CHUNK_CHARS = 20_000
-from paramgolf.cli.main import main
-sys.argv = ["paramgolf", *sys.argv[1:]]
-main()
-"""
+SMALL_CHUNKS = "from paramgolf.data import build; build._CHUNK_CHARS = 20_000"
 
 
-def start_build(source: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", SMALL_CHUNKS, "data", "build", str(source), "--out", str(out)]
-    command += ["--vocab-size", str(VOCAB), "--shard-tokens", "9000"]
-    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE)
+def start_build(source: Path, out: Path, writes: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a build, which kills itself after so many files, in the middle of the next one."""
+    patch = SMALL_CHUNKS if writes is None else f"{SMALL_CHUNKS}\n{killed_while_writing(writes)}"
+    more = ("--vocab-size", str(VOCAB), "--shard-tokens", "9000")
+    return command.start("data", "build", source, "--out", out, *more, patch=patch)
 
 
 @pytest.mark.slow
 def test_killed_again_and_again_it_gives_the_same_bytes(notes: Path, tmp_path: Path) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    assert start_build(notes, undisturbed).wait() == 0
+    assert finish(start_build(notes, undisturbed)).code == 0
     assert len(list(undisturbed.glob("*_train_*.bin"))) > 3
-    kills = 0
-    for chunks in (0, 1, 4, 9):
-        process = start_build(notes, out)
-        while process.poll() is None:
-            if len(list((out / ".build").glob("chunk_*"))) > chunks:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.002)
-        process.wait()
-    assert kills >= 3
-    assert not (out / "manifest.json").exists()
-    process = start_build(notes, out)
-    assert process.communicate()[1] is not None
-    assert process.returncode == 0
+    for writes in (1, 2, 3, 4, 6):
+        assert finish(start_build(notes, out, writes)).code == -signal.SIGKILL
+        assert not (out / "manifest.json").exists()
+    assert finish(start_build(notes, out)).code == 0
     assert content_of(out) == content_of(undisturbed)
 
 
@@ -219,19 +201,14 @@ def test_a_source_that_changes_between_kill_and_resume_is_noticed(
 ) -> None:
     source, out = tmp_path / "notes", tmp_path / "out"
     shutil.copytree(notes, source)
-    process = start_build(source, out)
-    while len(list((out / ".build").glob("chunk_*"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+    assert finish(start_build(source, out, 5)).code == -signal.SIGKILL
+    assert len(list((out / ".build").glob("chunk_*"))) >= 2
     first = source / "00.md"
     first.write_text(first.read_text().replace("e", "o", 1))
-    process = start_build(source, out)
-    error = process.communicate()[1].decode()
-    assert process.returncode == 1
-    assert "has changed" in error
-    assert str(out / ".build") in error
+    result = finish(start_build(source, out))
+    assert result.code == 1
+    assert "has changed" in result.stderr
+    assert str(out / ".build") in result.stderr
 
 
 def test_validation_text_that_is_in_training_is_refused(cli: Cli, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from paramgolf.pipeline.takeover import create_from
 from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.rundir import RunDir
 from tests.e2e import command
-from tests.e2e.command import Cli, finish, one_line_error, wait_until
+from tests.e2e.command import Cli, finish, kill, one_line_error, wait_until
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import events, read_results, stages_started, table_rows, without_times
 
@@ -57,14 +58,30 @@ def start_or_resume(run: Path, options: list[str]) -> subprocess.Popen[bytes]:
     return command.start("run", "tiny", *options, *LONGER, "--out", run)
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.communicate()
-
-
 def started(run: Path, stage: str) -> int:
     """How often a stage was begun."""
     return stages_started(run).count(stage)
+
+
+def kill_in(
+    run: Path, stage: str, options: list[str], begun: Callable[[], bool], delay: float
+) -> None:
+    """Kill a run in a stage, `delay` seconds after it began; earlier if that would be too late."""
+    before = run.with_name("before")
+    while True:
+        if run.exists():
+            shutil.copytree(run, before)
+        process = start_or_resume(run, options)
+        wait_until(begun, process)
+        time.sleep(delay)
+        kill(process)
+        if not (run / "stages" / f"{stage}.json").exists():
+            break
+        shutil.rmtree(run)
+        if before.exists():
+            before.rename(run)
+        delay /= 2
+    shutil.rmtree(before, ignore_errors=True)
 
 
 @pytest.mark.slow
@@ -73,19 +90,17 @@ def test_killed_in_every_stage(
 ) -> None:
     rng = random.Random(1)
     run = tmp_path / "run"
+    checkpoint = run / "checkpoints" / "training.safetensors"
     seconds = read_results(undisturbed.path)["seconds"]
     phases = dict(zip(STAGES, ("data:", "train:", "adapt:", "pack:", "score:"), strict=True))
     for stage in STAGES:
         length = sum(value for name, value in seconds.items() if name.startswith(phases[stage]))
         for number in range(4 if stage == "train" else 1):
-            process = start_or_resume(run, options)
-            wait_until(lambda: started(run, stage) > number, process)  # noqa: B023
-            if number == 1:
-                wait_until((run / "checkpoints" / "training.safetensors").exists, process)
-            time.sleep(rng.uniform(0, 0.25) * length)
-            assert process.poll() is None
-            kill(process)
-            assert not (run / "stages" / f"{stage}.json").exists(), f"{stage} was over already"
+
+            def begun(stage: str = stage, number: int = number) -> bool:
+                return started(run, stage) > number and (number != 1 or checkpoint.exists())
+
+            kill_in(stage, run, options, begun, rng.uniform(0, 0.25) * length)
     result = finish(start_or_resume(run, options))
     assert (result.code, result.stderr) == (0, "")
     assert table_rows(result.stdout)[:5] == table_rows(undisturbed.stdout)[:5]
@@ -102,14 +117,16 @@ def test_killed_at_random_moments(
 ) -> None:
     rng = random.Random(seed)
     run = tmp_path / "run"
-    for number in range(40):
+    longest = 8.0
+    while True:
         process = start_or_resume(run, options)
         try:
-            # Later ones live longer: a stage has to fit into one life, however busy the machine.
-            process.wait(rng.uniform(1, 8 + number))
+            process.wait(rng.uniform(1, longest))
             break
         except subprocess.TimeoutExpired:
             kill(process)
+        # A stage has to fit between two kills, however busy the machine is.
+        longest *= 1.1
     result = finish(process)
     assert (result.code, result.stderr) == (0, "")
     check_equal(run, undisturbed)
@@ -159,21 +176,26 @@ def test_asked_to_stop(
     check_equal(run, undisturbed)
 
 
-@pytest.mark.slow
-def test_preempted_in_the_last_step(options: list[str], tmp_path: Path) -> None:
-    """There is nothing to checkpoint any more, but the weights, and later stages wait."""
+PREEMPTED = """
+import os, signal
+from paramgolf.optim.trainer import Trainer
+train_step = Trainer.train_step
+def preempted(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return train_step(*arguments)
+Trainer.train_step = preempted
+"""
+
+
+def test_preempted_in_the_last_step(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    """Only the weights are left to be written; later stages wait."""
     run = tmp_path / "run"
-    slow = ["--train.max-steps", "1", "--train.batch-tokens", "65536"]
-    process = command.start("run", "tiny", *options, *slow, "--out", run)
-    wait_until(lambda: any(e["event"] == "clock_started" for e in events(run)), process)
-    time.sleep(0.5)  # the step takes several seconds
-    assert not (run / "checkpoints" / "ema.safetensors").exists()
-    process.send_signal(signal.SIGTERM)
-    message = one_line_error(finish(process), code=75)
-    assert "after the last step" in message
+    one_step = ("--train.max-steps", "1", "--adapt.text", "none")
+    result = cli("run", "tiny", *options, *one_step, "--out", run, patch=PREEMPTED)
+    assert "after the last step" in one_line_error(result, code=75)
     assert (run / "checkpoints" / "ema.safetensors").exists()
     assert started(run, "adapt") == 0
-    assert finish(command.start("run", "--resume", run)).code == 0
+    cli.output("run", "--resume", run)
     assert not [event for event in events(run) if event["event"] == "training_resumed"]
 
 

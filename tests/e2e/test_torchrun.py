@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +26,6 @@ LONGER = [
     "--score.stride", "1",
 ]  # fmt: skip
 SHAPED_FILES = ("model.bin", "provenance.safetensors", "tokenizer.model", "quantization.json")
-SECONDS_TO_STOP = 30
 
 
 def torchrun(*arguments: str | Path, options: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
@@ -126,9 +124,7 @@ def test_a_killed_rank_stops_the_others(
     agent = torchrun("tiny", *options, *LONGER, "--out", run)
     wait_until(is_in(run, stage), agent)
     os.kill(pid_of_rank(agent, rank), signal.SIGKILL)
-    begin = time.monotonic()
     result = finish(agent)
-    assert time.monotonic() - begin < SECONDS_TO_STOP
     assert result.code != 0
     (message,) = own_lines(result.stderr)
     assert message.startswith(f"paramgolf: rank {rank} was lost")
@@ -148,9 +144,7 @@ def test_a_rank_without_memory_stops_the_others(
     pid = pid_of_rank(agent, 1)
     size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
     resource.prlimit(pid, resource.RLIMIT_AS, (size - (1 << 20), size))
-    begin = time.monotonic()
     result = finish(agent)
-    assert time.monotonic() - begin < SECONDS_TO_STOP
     (message,) = own_lines(result.stderr)
     assert message.startswith("paramgolf: rank 1 failed: unexpected ")
     assert str(run / "logs" / "rank1.log") in message
@@ -170,9 +164,7 @@ def test_preemption_is_resumable(
     agent = torchrun("tiny", *options, *LONGER, "--out", run)
     wait_until(is_in(run, stage), agent)
     os.kill(agent.pid if whom == "torchrun" else pid_of_rank(agent, 1), signal.SIGTERM)
-    begin = time.monotonic()
     result = finish(agent)
-    assert time.monotonic() - begin < SECONDS_TO_STOP
     assert result.code != 0
     (message,) = own_lines(result.stderr)
     assert message.startswith("paramgolf: stopped by SIGTERM")
@@ -220,9 +212,7 @@ def test_a_node_that_vanishes(options: list[str], tmp_path: Path) -> None:
     os.killpg(victim.pid, signal.SIGSTOP)  # so that the agent has no time to say goodbye
     os.kill(pid_of_rank(victim, 1), signal.SIGKILL)
     os.killpg(victim.pid, signal.SIGKILL)
-    begin = time.monotonic()
     result = finish(survivor)
-    assert time.monotonic() - begin < SECONDS_TO_STOP
     victim.communicate()
     (message,) = own_lines(result.stderr)
     assert message.startswith("paramgolf: rank 1 was lost")
