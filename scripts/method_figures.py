@@ -8,19 +8,21 @@ Takes seconds, and a run (`paramgolf run tiny`, minutes on two cores). Writes SV
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.ticker import NullFormatter
 
 from paramgolf.model.order import layer_order
+from paramgolf.model.roles import MATRIX_NAMES
 from paramgolf.optim.muon import COEFFICIENTS, NUM_ITERATIONS
 from paramgolf.recipes import RECIPES
-from paramgolf.report import sections
-from paramgolf.report.page import read_run_files
-from paramgolf.runtime.files import write_bytes
+from paramgolf.report.page import RunFiles, read_run_files
+from paramgolf.report.sections import recurrence_onset, training_points
 from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
-from paramgolf.study.plots import SERIES, drawing, save_svg
+from paramgolf.study.plots import SERIES, drawing, panels, save_svg
 
 
 def draw_layers(path: Path) -> None:
@@ -86,11 +88,71 @@ def draw_windows(path: Path) -> None:
     save_svg(figure, path)
 
 
-def save_inline(svg: str, path: Path) -> None:
-    """Write a plot of the report to a file, black on white."""
-    svg = svg.replace("currentColor", "#000000").replace("var(--faint)", "#d8d8d8")
-    svg = svg.replace("<svg", '<svg style="background: white"', 1)
-    write_bytes(path, svg.encode())
+def draw_training(files: RunFiles, path: Path) -> None:
+    """Training loss against seconds, with the learning-rate factor below."""
+    points = training_points(files.run.read_events())
+    onset = recurrence_onset(points, files.config)
+    seconds = [point["elapsed_seconds"] for point in points]
+    options = {"sharex": True, "gridspec_kw": {"height_ratios": [4, 1]}}
+    with panels(2, 1, 10.0, 4.2, **options) as (figure, (top, bottom)):
+        top.plot(seconds, [point["loss_nats"] for point in points], lw=1.6)
+        top.set_ylabel("loss, nats per token")
+        bottom.plot(seconds, [point["lr_factor"] for point in points], lw=1.2)
+        bottom.set_ylim(0, 1.15)
+        bottom.set_ylabel("learning-\nrate factor")
+        bottom.set_xlabel("seconds of training")
+        if onset is not None:
+            for axes in (top, bottom):
+                axes.axvline(onset, color=SERIES[1], lw=1.2, ls="--")
+            top.annotate(
+                f"recurrence on, {files.config.model.loop_visits} visits", (onset, 0.97), (6, 0),
+                xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
+                color=SERIES[1],
+            )  # fmt: skip
+    save_svg(figure, path)
+
+
+def draw_stages(files: RunFiles, path: Path) -> None:
+    """Bits per byte from stage to stage, better to the left."""
+    stages = files.results["stages"]
+    bpb = [score["bpb"] for score in stages.values()]
+    with drawing("bits per byte (the axis does not start at 0)", "", 10.0, 2.9) as (figure, axes):
+        axes.plot(bpb[0], 0, "o", color=SERIES[5], ms=7)
+        for row, (before, after) in enumerate(itertools.pairwise(bpb), start=1):
+            color = SERIES[2] if after <= before else SERIES[1]
+            axes.plot([before, before], [row - 1, row], color=SERIES[5], lw=0.8, ls=":")
+            axes.barh(row, after - before, left=before, height=0.34, color=color)
+            axes.annotate(
+                f"{after - before:+.4f}", (max(before, after), row), (7, 0),
+                textcoords="offset points", va="center",
+            )  # fmt: skip
+        names = [f"{name}\n{score['bpb']:.4f} {score['label']}" for name, score in stages.items()]
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.margins(x=0.14)
+        axes.grid(axis="y", visible=False)
+    save_svg(figure, path)
+
+
+def draw_quantization(files: RunFiles, path: Path) -> None:
+    """Relative error of every block matrix by layer, one panel per role."""
+    layers = range(files.config.model.num_layers)
+    options = {"sharex": True, "sharey": True}
+    with panels(2, 3, 10.0, 4.0, **options) as (figure, axes_list):
+        for axes, name in zip(axes_list, MATRIX_NAMES, strict=True):
+            matrices = [files.quantization[f"blocks.{layer}.{name}"] for layer in layers]
+            for key, color, style in (
+                ("nearest_error", SERIES[5], "o--"), ("gptq_error", SERIES[0], "o-"),
+            ):  # fmt: skip
+                percents = [100 * figures[key] for figures in matrices]
+                axes.plot(layers, percents, style, color=color, lw=1.4, ms=3.5)
+            axes.set_title(name, loc="left", fontsize=11)
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_formatter("{x:g} %")
+        for axes in axes_list[-3:]:
+            axes.set_xlabel("layer")
+    save_svg(figure, path)
 
 
 def main() -> None:
@@ -102,12 +164,9 @@ def main() -> None:
     draw_layers(out / "layers.svg")
     draw_muon(out / "muon.svg")
     draw_windows(out / "windows.svg")
-    for name, section in (
-        ("training", sections.training(files.run, files.config)),
-        ("stages", sections.scores(files.results)),
-        ("quantization", sections.quantization(files.config, files.results, files.quantization)),
-    ):
-        save_inline(section["plot"].wide, out / f"{name}.svg")
+    draw_training(files, out / "training.svg")
+    draw_stages(files, out / "stages.svg")
+    draw_quantization(files, out / "quantization.svg")
 
 
 if __name__ == "__main__":

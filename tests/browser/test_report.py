@@ -91,7 +91,9 @@ def check_tip(browser: Browser, number: int) -> None:
     shown = said.removeprefix("probability ").split(" %")[0]
     if shown[0] not in "<>":
         assert float(shown) == pytest.approx(100 * share, rel=0.06)
-    assert (tip.find_element("css selector", ".facts").text == "the likeliest token") == (rank == 1)
+    assert (tip.find_element("css selector", ".facts").text == "the most likely token") == (
+        rank == 1
+    )
     rows = tip.find_elements("css selector", "li")
     assert len(rows) == 5
     widths = [row.find_element("css selector", "i").size["width"] for row in rows]
@@ -201,29 +203,29 @@ def test_light_and_dark_are_legible(browser: Browser, scheme: str) -> None:
     # One way from pale to strong, whatever colours are seen.
     lights = [luminance(level) for level in levels]
     assert lights == sorted(lights, reverse=scheme == "light")
-    assert browser.style(".plot.wide svg text", "fill") == ink
+    assert contrast(paper, browser.style(".area span", "color")) > 4.5
+    assert contrast(paper, browser.style(".area path", "stroke")) > 3
 
 
 @pytest.mark.parametrize("width", [PHONE, 768, DESKTOP])
 def test_a_page_is_no_wider_than_its_window(browser: Browser, width: int) -> None:
     browser.open(width)
     assert browser.run("document.documentElement.scrollWidth") == width
-    narrow = width == PHONE
-    for kind, seen in (("narrow", narrow), ("wide", not narrow)):
-        plots = browser.driver.find_elements("css selector", f".plot.{kind}")
-        assert len(plots) == 6
-        assert all(plot.is_displayed() == seen for plot in plots)
+    charts = "main :is(.chart, .waterfall, .bars)"
+    assert browser.run(f"document.querySelectorAll('{charts}').length") == 13
     texts = browser.run(
-        "[...document.querySelectorAll('.plot svg text')].map(t => t.getBoundingClientRect())"
-        ".filter(b => b.width).map(b => [b.left, b.right])"
+        f"[...document.querySelectorAll('{charts} :is(span, small, .name, .y-title, .x-title)')]"
+        ".filter(e => e.textContent.trim()).map(e => [e.getBoundingClientRect().toJSON(),"
+        " parseFloat(getComputedStyle(e).fontSize), e.textContent])"
     )
-    assert len(texts) > 80
-    assert all(left >= 0 and right <= width for left, right in texts)
-    scales = browser.run(
-        "[...document.querySelectorAll('.plot svg')].filter(s => s.getBoundingClientRect().width)"
-        ".map(s => s.getScreenCTM().a)"
+    assert len(texts) > 100
+    for box, font_size, text in texts:
+        assert 0 <= box["left"] <= box["right"] <= width, text
+        assert font_size >= 10, text
+    sizes = browser.run(
+        "[...document.querySelectorAll('.area')].map(e => [e.offsetWidth, e.offsetHeight])"
     )
-    assert all(11 * scale >= 10 for scale in scales)  # pixels of a letter's height
+    assert all(width >= 100 and height >= 50 for width, height in sizes)
 
 
 def test_print_is_light_and_without_tooltips(browser: Browser) -> None:

@@ -1,4 +1,4 @@
-"""Plots are well-formed SVG, take the page's colours, and are the same when drawn again."""
+"""Plots are well-formed SVG and equal when drawn again; charts of a report place their values."""
 
 from __future__ import annotations
 
@@ -6,33 +6,107 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from paramgolf.report.svg import SERIES, drawing, inline_svg, save_svg
+import numpy as np
+import pytest
 
-TITLE = 'loss & "time"'
+from paramgolf.report.figures import (
+    Line,
+    Step,
+    adaptation,
+    losses,
+    quantization_errors,
+    waterfall,
+)
+from paramgolf.study.plots import SERIES, drawing, save_svg
 
 
-def draw() -> str:
-    with drawing("step", "loss <nats>") as (figure, axes):
-        axes.plot([1, 2, 3], [3, 1, 2], label="training")
-        axes.legend()
-        axes.text(2, 2, "a note")
-    return inline_svg(figure, TITLE)
-
-
-def test_an_inline_plot_takes_the_colours_of_the_page() -> None:
-    svg = draw()
+def test_a_plot_is_black_on_white_and_its_text_stays_text(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with drawing("step", "loss <nats>") as (figure, axes):
+            axes.plot([1, 2, 3], [3, 1, 2], label="training")
+            axes.legend()
+        save_svg(figure, tmp_path / f"{name}.svg")
+    svg = (tmp_path / "one.svg").read_text()
+    assert svg == (tmp_path / "two.svg").read_text()
     root = ElementTree.fromstring(svg)
-    assert root.get("aria-label") == TITLE
-    assert set(re.findall(r"#[0-9a-f]{6}", svg)) == {SERIES[0]}
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"step", "loss <nats>", "training", "a note"} <= set(texts)
-    assert svg == draw()
-
-
-def test_a_plot_of_its_own_is_black_on_white(tmp_path: Path) -> None:
-    with drawing("x", "y") as (figure, axes):
-        axes.plot([0, 1], [0, 1])
-    save_svg(figure, tmp_path / "plot.svg")
-    svg = (tmp_path / "plot.svg").read_text()
-    ElementTree.fromstring(svg)
+    assert {"step", "loss <nats>", "training"} <= set(texts)
     assert set(re.findall(r"#[0-9a-f]{6}", svg)) == {SERIES[0], "#000000", "#d8d8d8", "#ffffff"}
+
+
+def test_a_waterfall_has_every_change_between_its_scores() -> None:
+    scores = (("ema", 1.75), ("adapted", 1.5), ("quantized", 1.6), ("sliding", 1.6))
+    chart = waterfall([Step(name, bpb, "held-out") for name, bpb in scores])
+    assert [row.change for row in chart.rows] == ["", "\u22120.2500", "+0.1000", "+0.0000"]
+    assert [row.kind for row in chart.rows[1:]] == ["gain", "loss", "gain"]
+    places = [row.place for row in chart.rows]
+    assert all(0 < place < 100 for place in places)
+    assert [row.previous for row in chart.rows] == [None, *places[:-1]]
+    assert (places[0] - places[1]) / (places[2] - places[1]) == pytest.approx(2.5)
+    for tick in chart.axis.ticks:
+        assert tick.place == pytest.approx(chart.axis.place(float(tick.text)))
+
+
+def test_a_score_on_learned_text_is_no_gain() -> None:
+    chart = waterfall([Step("ema", 1.75, "held-out"), Step("adapted", 0.9, "in-sample")])
+    assert chart.rows[1].kind == "in-sample"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_axes_cover_their_values_with_round_ticks(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    count, scale = int(random.integers(2, 30)), 10.0 ** random.integers(-4, 5)
+    seconds = np.cumsum(random.uniform(0.1, 1, count)) * scale
+    values = random.normal(3, 1, count) * scale
+    points = [
+        {"elapsed_seconds": float(s), "loss_nats": float(v), "lr_factor": 0.5}
+        for s, v in zip(seconds, values, strict=True)
+    ]
+    chart, _ = losses(points, (float(seconds[-1]) / 2, "a note"))
+    assert chart.onset is not None
+    assert chart.onset.place == pytest.approx(50)
+    for axis, least in ((chart.x, 5), (chart.y, 4)):
+        assert least <= len(axis.ticks) <= 13
+        assert len({tick.text for tick in axis.ticks}) == len(axis.ticks)
+        for tick in axis.ticks:
+            assert -1e-6 <= tick.place <= 100 + 1e-6
+            assert axis.place(float(tick.text.replace(",", ""))) == pytest.approx(tick.place)
+    (line,) = chart.lines
+    for (x, y), second, value in zip(line.points, seconds, values, strict=True):
+        assert 0 < x <= 100 + 1e-9
+        assert 0 < y < 100
+        assert (x, 100 - y) == pytest.approx((chart.x.place(second), chart.y.place(value)))
+
+
+def test_adaptation_without_every_score_is_dotted() -> None:
+    epochs = [
+        {"epoch": 1, "train_loss_nats": 3.4},
+        {"epoch": 2, "train_loss_nats": 3.3, "bpb": 1.7, "label": "in-sample"},
+    ]
+    _, bpb = adaptation(epochs, Step("after EMA", 1.8, "held-out"))
+    assert bpb.y.title == "BPB (in-sample; epoch 0: held-out)"
+    assert bpb.lines[0].kind == "in-sample sparse"
+    assert [bpb.x.place(0), bpb.x.place(2)] == [x for x, _ in bpb.lines[0].points]
+
+
+def test_errors_of_quantization_share_a_logarithmic_axis() -> None:
+    names = ("query", "key", "value", "output", "up", "down")
+    matrices = {
+        f"blocks.{layer}.{name}": {"nearest_error": 0.02 + layer / 100, "gptq_error": 0.003}
+        for layer in range(3)
+        for name in names
+    }
+    charts = quantization_errors({**matrices, "embedding": {"nearest_error": 0.9}})
+    assert [chart.title for chart in charts] == list(names)
+    for chart in charts:
+        assert [tick.text for tick in chart.y.ticks] == ["0.2 %", "0.5 %", "1 %", "2 %", "5 %"]
+        assert [tick.text for tick in chart.x.ticks] == ["0", "1", "2"]
+        nearest, gptq = chart.lines
+        assert chart.y.place(2.0) == pytest.approx(100 - nearest.points[0][1])
+        assert {y for _, y in gptq.points} == {100 - chart.y.place(0.3)}
+
+
+def test_a_line_is_path_data() -> None:
+    line = Line("training", [(0.0, 50.0), (33.333, 25.0)])
+    assert line.path == "M0.00 50.00L33.33 25.00"
+    assert line.dots == "M0.00 50.00h0M33.33 25.00h0"

@@ -1,4 +1,4 @@
-"""A finished run as one HTML page, and the plots of it.
+"""A finished run as one HTML page, with its charts.
 
-Reads the files of a run; writes nothing else.
+Reads the files of a run and writes only the page.
 """

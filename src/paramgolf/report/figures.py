@@ -1,224 +1,279 @@
-"""The plots of a report, each drawn twice: for a wide page and for a phone."""
+"""The charts of a report as data: texts, kinds (which choose a colour), and places in percent.
+
+templates/charts.html.j2 draws them as HTML, with the lines in an SVG that stretches to the width of
+its box. One chart therefore fits every width, and its text keeps its size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
-
 from paramgolf.model.roles import MATRIX_NAMES, role
-from paramgolf.report.svg import SERIES, bars, drawing, inline_svg, panels
 
-_BLUE, _ORANGE, _GREEN, _, _, _GREY = SERIES
-_RED = "#c8433a"
-BUDGET_COLORS: dict[str, str] = {"training": _BLUE, "evaluation": _ORANGE, "none": _GREY}
-_WIDE, _NARROW = 10.0, 4.7  # inches of 72 units each; a unit is about a pixel of the page
+Points = list[tuple[float, float]]
+"""x and y of every point."""
 
 
-class Plot(NamedTuple):
-    """One plot as two <svg> elements."""
+class Tick(NamedTuple):
+    """A labelled value of an axis."""
 
-    wide: str
-    narrow: str
+    place: float
+    """Percent of the axis."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear or logarithmic axis from `low` to `high`."""
+
+    title: str
+    low: float
+    high: float
+    labels: Mapping[float, str] | Mapping[int, str]
+    """Text of every labelled value."""
+    logarithmic: bool = False
+
+    def place(self, value: float) -> float:
+        """Return where a value lies, in percent of the axis."""
+        low, high = self.low, self.high
+        if self.logarithmic:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return 100 * (value - low) / (high - low)
+
+    @property
+    def ticks(self) -> list[Tick]:
+        """The labelled values and their places."""
+        return [Tick(self.place(value), text) for value, text in self.labels.items()]
+
+
+class Line(NamedTuple):
+    """A line through points, given in percent of a chart with y pointing downwards."""
+
+    kind: str
+    points: Points
+
+    @property
+    def path(self) -> str:
+        """The line as SVG path data."""
+        return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in self.points)
+
+    @property
+    def dots(self) -> str:
+        """One zero-length stroke per point, which round line caps turn into a dot."""
+        return "".join(f"M{x:.2f} {y:.2f}h0" for x, y in self.points)
+
+
+class Mark(NamedTuple):
+    """A note inside a chart, at a place in percent."""
+
+    place: float
+    text: str
+
+    @property
+    def late(self) -> bool:
+        """Whether the note has more space on its left."""
+        return self.place > 55
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Lines over two axes."""
+
+    title: str
+    x: Axis
+    y: Axis
+    lines: list[Line]
+    onset: Mark | None = None
+    """A vertical line with a note."""
+    size: str = "medium"
+    """"tall", "medium", "small" or "flat"."""
+
+    @property
+    def gutter(self) -> int:
+        """Characters of the longest label of the y axis."""
+        return max((len(tick.text) for tick in self.y.ticks), default=1)
 
 
 class Step(NamedTuple):
-    """A stage of scoring in the waterfall."""
+    """A stage with its score."""
 
     title: str
     bpb: float
     label: str
 
 
-class Onset(NamedTuple):
-    """When depth recurrence came on, in seconds of training, and from which visits to which."""
+class WaterfallRow(NamedTuple):
+    """A stage of a waterfall; places are percent of its axis."""
 
-    seconds: float
-    visits: int
+    step: Step
+    place: float
+    previous: float | None
+    """Place of the score before; None for the first."""
+    change: str
+    kind: str
+    """"gain", "loss" or "in-sample"."""
+
+
+class Waterfall(NamedTuple):
+    """Scores from stage to stage."""
+
+    title: str
+    axis: Axis
+    rows: list[WaterfallRow]
 
 
 class Bar(NamedTuple):
-    """One bar and what is said of it."""
+    """A horizontal bar with its text."""
 
     name: str
     value: float
-    color: str
+    kind: str
     text: str
 
 
-def _both(title: str, draw: Callable[[float], Figure]) -> Plot:
-    return Plot(inline_svg(draw(_WIDE), title), inline_svg(draw(_NARROW), title))
+def waterfall(steps: Sequence[Step]) -> Waterfall:
+    """Return the chart of bits per byte from stage to stage, better to the left."""
+    values = [step.bpb for step in steps]
+    span = (max(values) - min(values)) or 1e-3
+    low, high = min(values) - 0.06 * span, max(values) + 0.04 * span
+    axis = _linear_axis("bits per byte (the axis does not start at 0)", low, high, 3)
+    rows: list[WaterfallRow] = []
+    for number, step in enumerate(steps):
+        change = step.bpb - steps[number - 1].bpb if number else 0.0
+        # A score on learned text is not a gain, and its bar shows that.
+        kind = "in-sample" if step.label == "in-sample" else "gain" if change <= 0 else "loss"
+        rows.append(
+            WaterfallRow(
+                step,
+                axis.place(step.bpb),
+                axis.place(steps[number - 1].bpb) if number else None,
+                f"{change:+.4f}".replace("-", "\u2212") if number else "",
+                kind,
+            )
+        )
+    return Waterfall("Bits per byte after every stage", axis, rows)
 
 
-def _ticks(most: int) -> MaxNLocator:
-    return MaxNLocator(most, steps=[1, 2, 5, 10])
+def losses(points: Sequence[dict[str, Any]], onset: tuple[float, str] | None) -> list[LineChart]:
+    """Return the charts of training loss and learning-rate factor against seconds.
 
-
-def waterfall(steps: Sequence[Step]) -> Plot:
-    """Bits per byte from stage to stage, better to the left; the result last."""
-
-    def draw(width: float) -> Figure:
-        wide = width > 6
-        height = (0.52 if wide else 0.66) * len(steps) + 0.75
-        with drawing("bits per byte (the axis does not begin at 0)", "", width, height) as (
-            figure,
-            axes,
-        ):
-            values = [step.bpb for step in steps]
-            room = (max(values) - min(values)) or 1e-3
-            for row, step in enumerate(steps):
-                _waterfall_row(axes, row, steps[row - 1] if row else None, step)
-            names = [f"{step.title}\n{step.bpb:.4f} {step.label}" for step in steps]
-            if wide:
-                # From the left: how wide a text is, the page's font decides.
-                axes.set_yticks(range(len(steps)), names, linespacing=1.35, ha="left")
-                axes.tick_params(axis="y", pad=128)
-            else:
-                axes.set_yticks([])
-                for row, name in enumerate(names):
-                    axes.annotate(
-                        name.replace("\n", "  "), (0, row - 0.42), va="center",
-                        xycoords=("axes fraction", "data"),
-                    )  # fmt: skip
-            # A change is written to the right of its bar.
-            axes.set_xlim(min(values) - 0.06 * room, max(values) + (0.14 if wide else 0.26) * room)
-            axes.set_ylim(len(steps) - 0.5, -0.5 if wide else -0.75)
-            axes.grid(axis="y", visible=False)
-            axes.tick_params(axis="y", length=0)
-            axes.spines["left"].set_visible(False)
-            axes.xaxis.set_major_locator(_ticks(8 if wide else 4))
-        return figure
-
-    return _both("Bits per byte after every stage", draw)
-
-
-def _waterfall_row(axes: Axes, row: int, before: Step | None, step: Step) -> None:
-    if before is None:
-        axes.plot([step.bpb], [row], "o", color=_GREY, ms=7)
-        return
-    change = step.bpb - before.bpb
-    axes.plot([before.bpb] * 2, [row - 1, row], color=_GREY, lw=0.8, ls=":")
-    # A score of learned text is no gain: its bar says so.
-    honest = step.label != "in-sample"
-    axes.barh(
-        row, change, left=before.bpb, height=0.34, lw=1.2,
-        color=(_GREEN if change <= 0 else _ORANGE) if honest else "none",
-        edgecolor="none" if honest else _RED, hatch=None if honest else "////",
-    )  # fmt: skip
-    axes.plot([step.bpb] * 2, [row - 0.24, row + 0.24], color=_GREY, lw=2)
-    text = f"{change:+.4f}".replace("-", "\u2212")
-    axes.annotate(
-        text, (max(before.bpb, step.bpb), row), (7, 0), textcoords="offset points", va="center"
-    )
-
-
-def losses(points: Sequence[dict[str, Any]], onset: Onset | None) -> Plot:
-    """Training loss against seconds, with the learning rate below."""
+    Args:
+        points: the logged steps.
+        onset: when depth recurrence was switched on, in seconds, and a note on it.
+    """
     seconds = [point["elapsed_seconds"] for point in points]
-
-    def draw(width: float) -> Figure:
-        ratios = {"height_ratios": [4, 1]}
-        with panels(2, 1, width, 4.2, sharex=True, gridspec_kw=ratios) as (figure, (top, below)):
-            top.plot(seconds, [point["loss_nats"] for point in points], lw=1.6)
-            top.set_ylabel("loss, nats a token")
-            below.fill_between(seconds, [point["lr_factor"] for point in points], alpha=0.35, lw=0)
-            below.plot(seconds, [point["lr_factor"] for point in points], lw=1.2)
-            below.set_ylim(0, 1.15)
-            below.set_yticks([0, 1])
-            below.set_ylabel("rate\nfactor")
-            below.set_xlabel("seconds of training")
-            below.set_xlim(0, None)
-            if onset is not None:
-                for axes in (top, below):
-                    axes.axvline(onset.seconds, color=_ORANGE, lw=1.2, ls="--")
-                late = onset.seconds > 0.6 * seconds[-1]
-                top.annotate(
-                    f"recurrence on, {onset.visits} visits", (onset.seconds, 0.97),
-                    (-6 if late else 6, 0), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", va="top", ha="right" if late else "left",
-                    color=_ORANGE,
-                )  # fmt: skip
-        return figure
-
-    return _both("Training loss and learning rate against seconds", draw)
+    loss = [point["loss_nats"] for point in points]
+    factor = [point["lr_factor"] for point in points]
+    x = _linear_axis("seconds of training", 0, seconds[-1] or 1.0, 5)
+    note = None if onset is None else Mark(x.place(onset[0]), onset[1])
+    line = None if note is None else Mark(note.place, "")
+    y_loss = _padded_axis("loss, nats per token", loss, 4)
+    y_factor = _linear_axis("learning-rate factor", 0, 1.1, 2)
+    return [
+        _line_chart("Training loss", x, y_loss, {"training": (seconds, loss)}, note, "tall"),
+        _line_chart(
+            "Learning-rate factor", x, y_factor, {"factor": (seconds, factor)}, line, "flat"
+        ),
+    ]
 
 
-def adaptation(epochs: Sequence[dict[str, Any]], before: Step) -> Plot:
-    """Training loss and bits per byte by epoch; epoch 0 is the trained model."""
+def adaptation(epochs: Sequence[dict[str, Any]], before: Step) -> list[LineChart]:
+    """Return the charts of training loss and BPB by epoch; epoch 0 is the trained model."""
     scored = [epoch for epoch in epochs if "bpb" in epoch]
     numbers = [epoch["epoch"] for epoch in epochs]
     labels = ", ".join(dict.fromkeys(epoch["label"] for epoch in scored))
-    color = _RED if "in-sample" in labels else _GREEN
-
-    def draw(width: float) -> Figure:
-        rows, columns = (1, 2) if width > 6 else (2, 1)
-        with panels(rows, columns, width, 2.6 * rows) as (figure, (left, right)):
-            left.plot(numbers, [epoch["train_loss_nats"] for epoch in epochs], "o-", lw=1.6, ms=4)
-            left.set_ylabel("training loss, nats a token")
-            places = [0, *(epoch["epoch"] for epoch in scored)]
-            values = [before.bpb, *(epoch["bpb"] for epoch in scored)]
-            complete = len(scored) == len(epochs)
-            right.plot(places, values, "o-" if complete else "o:", color=color, lw=1.6, ms=4)
-            right.plot([0], [before.bpb], "o", color=_GREY, ms=5)
-            right.set_ylabel(f"BPB ({labels})")
-            right.annotate(
-                f"not adapted ({before.label})", (0, before.bpb), (8, 0),
-                textcoords="offset points", va="center",
-            )  # fmt: skip
-            for axes in (left, right):
-                axes.set_xlim(-0.3 if axes is right else 0.7, max(numbers) + 0.3)
-                axes.set_xlabel("epoch")
-                axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-                axes.yaxis.set_major_locator(_ticks(5))
-        return figure
-
-    return _both("Adaptation by epoch", draw)
+    kind = "in-sample" if "in-sample" in labels else "gain"
+    if len(scored) < len(epochs):
+        kind += " sparse"  # dotted: there is no score between these points
+    places = [0, *(epoch["epoch"] for epoch in scored)]
+    values = [before.bpb, *(epoch["bpb"] for epoch in scored)]
+    train_losses = [epoch["train_loss_nats"] for epoch in epochs]
+    x = _whole_axis("epoch", 0, numbers[-1])
+    y_loss = _padded_axis("training loss, nats per token", train_losses, 4)
+    y_bpb = _padded_axis(f"BPB ({labels}; epoch 0: {before.label})", values, 4)
+    return [
+        _line_chart("Training loss by epoch", x, y_loss, {"training": (numbers, train_losses)}),
+        _line_chart("Bits per byte by epoch", x, y_bpb, {kind: (places, values)}),
+    ]
 
 
-def bar_chart(title: str, unit: str, rows: Sequence[Bar]) -> Plot:
-    """Horizontal bars, each with its text."""
-
-    def draw(width: float) -> Figure:
-        with drawing(unit, "", width, 0.29 * len(rows) + 0.75) as (figure, axes):
-            names, values, colors, texts = (list(column) for column in zip(*rows, strict=True))
-            bars(axes, names, values, colors, texts)
-            most = max(values) or 1
-            axes.set_xlim(0, most * (1.16 if width > 6 else 1.5))
-            axes.xaxis.set_major_locator(_ticks(4 if width < 6 else 8))
-            axes.xaxis.set_major_formatter("{x:,.6g}")
-        return figure
-
-    return _both(title, draw)
-
-
-def quantization_errors(matrices: dict[str, dict[str, float]]) -> Plot:
-    """Relative error of every block matrix by layer, a panel a role."""
+def quantization_errors(matrices: dict[str, dict[str, float]]) -> list[LineChart]:
+    """Return one chart per role: relative error of every block matrix by layer."""
     by_role: dict[str, dict[int, dict[str, float]]] = {name: {} for name in MATRIX_NAMES}
     for name, figures in matrices.items():
         if name.startswith("blocks."):
             by_role[role(name)][int(name.split(".")[1])] = figures
+    kinds = {"nearest": "nearest_error", "gptq": "gptq_error"}
+    percents = {
+        name: {
+            kind: (sorted(layers), [100 * layers[layer][key] for layer in sorted(layers)])
+            for kind, key in kinds.items()
+        }
+        for name, layers in by_role.items()
+    }
+    values = [v for lines in percents.values() for _, ys in lines.values() for v in ys]
+    y = _log_axis(min(values), max(values), " %")
+    return [
+        _line_chart(name, _whole_axis("layer", 0, max(by_role[name])), y, lines, size="small")
+        for name, lines in percents.items()
+    ]
 
-    def draw(width: float) -> Figure:
-        rows, columns = (2, 3) if width > 6 else (3, 2)
-        options = {"sharex": True, "sharey": True}
-        with panels(rows, columns, width, 2.0 * rows, **options) as (figure, axes_list):
-            for axes, name in zip(axes_list, MATRIX_NAMES, strict=True):
-                layers = sorted(by_role[name])
-                for key, color, style in (
-                    ("nearest_error", _GREY, "o--"), ("gptq_error", _BLUE, "o-"),
-                ):  # fmt: skip
-                    values = [100 * by_role[name][layer][key] for layer in layers]
-                    axes.plot(layers, values, style, color=color, lw=1.4, ms=3.5)
-                axes.set_title(name, loc="left", fontsize=11)
-                axes.set_yscale("log")
-                axes.yaxis.set_minor_formatter(NullFormatter())
-                axes.yaxis.set_major_formatter("{x:g} %")
-                axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            for axes in axes_list[-columns:]:
-                axes.set_xlabel("layer")
-        return figure
 
-    return _both("Relative error of quantization by layer and role", draw)
+def _line_chart(
+    title: str,
+    x: Axis,
+    y: Axis,
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    onset: Mark | None = None,
+    size: str = "medium",
+) -> LineChart:
+    """Return a chart of lines by kind, each given as its x and y values."""
+    drawn = [
+        Line(kind, [(x.place(a), 100 - y.place(b)) for a, b in zip(xs, ys, strict=True)])
+        for kind, (xs, ys) in lines.items()
+    ]
+    return LineChart(title, x, y, drawn, onset, size)
+
+
+def _linear_axis(title: str, low: float, high: float, min_ticks: int) -> Axis:
+    """Return an axis with at least `min_ticks` ticks at multiples of 1, 2 or 5 times 10^n."""
+    power = 10.0 ** math.ceil(math.log10(high - low))
+    spacings = [power * share for share in (1, 0.5, 0.2, 0.1, 0.05, 0.02)]
+    spacing = next(s for s in spacings if len(_multiples(low, high, s)) >= min_ticks)
+    digits = max(0, -math.floor(math.log10(spacing) + 1e-9))
+    values = [number * spacing for number in _multiples(low, high, spacing)]
+    return Axis(title, low, high, {value: f"{value:,.{digits}f}" for value in values})
+
+
+def _multiples(low: float, high: float, spacing: float) -> range:
+    """Return the whole numbers whose product with `spacing` lies between `low` and `high`."""
+    return range(math.ceil(low / spacing - 1e-9), math.floor(high / spacing + 1e-9) + 1)
+
+
+def _padded_axis(title: str, values: Sequence[float], min_ticks: int) -> Axis:
+    """Return a linear axis with some space on both sides of the values."""
+    low, high = min(values), max(values)
+    space = 0.08 * (high - low) or 0.1
+    return _linear_axis(title, low - space, high + space, min_ticks)
+
+
+def _whole_axis(title: str, first: int, last: int) -> Axis:
+    """Return a linear axis of whole numbers with at most seven ticks."""
+    spacing = 1 + (last - first) // 7
+    labels = {number: f"{number}" for number in range(first, last + 1, spacing)}
+    return Axis(title, first - 0.3, last + 0.3, labels)
+
+
+def _log_axis(low: float, high: float, unit: str) -> Axis:
+    """Return an untitled logarithmic axis between two of the values 1, 2 and 5 times 10^n."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    low = max(value for value in values if value <= low * (1 + 1e-9))
+    high = min(value for value in values if value >= high * (1 - 1e-9))
+    ticks = [value for value in values if low <= value <= high]
+    if len(ticks) > 6:
+        ticks = [value for value in ticks if f"{value:e}"[0] == "1"]
+    return Axis("", low, high, {value: f"{value:g}{unit}" for value in ticks}, logarithmic=True)

@@ -1,6 +1,6 @@
-"""The report: a finished run as one HTML page that needs nothing else.
+"""The report: a finished run as one self-contained HTML page.
 
-It is made afterwards from the run's files; only the passage of text needs the model.
+It is written from the run's files; only the passage of text needs the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from paramgolf.config import RunConfig
 from paramgolf.errors import UserError
 from paramgolf.report import sections
-from paramgolf.report.passage_section import passage_section
+from paramgolf.report.passage import passage_section
 from paramgolf.runtime.console import Reporter, duration
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.files import read_json, sha256_of_file, write_bytes
@@ -27,7 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 class RunFiles(NamedTuple):
-    """What a report reads of a run."""
+    """The files of a run that a report is written from."""
 
     run: RunDir
     recipe: str
@@ -39,24 +39,23 @@ class RunFiles(NamedTuple):
 
 
 def report(path: Path, out: Path, runtime: Runtime, reporter: Reporter) -> int:
-    """Write the report of the run at `path` to `out`; gives its size in bytes.
+    """Write the report of the run at `path` to `out`; return its size in bytes.
 
     Args:
-        path: a finished run.
+        path: directory of a finished run.
         out: the HTML file.
-        runtime: where the passage is predicted.
+        runtime: where to predict the passage.
         reporter: the console.
 
     Raises:
-        UserError: if the run is not finished, or its artifact is another than its results name.
+        UserError: if the run is not finished, or its artifact is not the one of its results.
     """
     files = read_run_files(path)
-    reporter.line("  passage   predicting it, token by token")
-    # A few windows in shapes of their own: nothing to compile for.
+    reporter.line("  passage   predicting every token")
+    # A few windows, each of a different shape: compiling would not pay.
     passage = passage_section(
         files.run, files.results, dataclasses.replace(runtime, compiled=False)
     )
-    reporter.line("  plots     drawing them")
     page = render(files, passage).encode()
     write_bytes(out, page)
     return len(page)
@@ -70,12 +69,12 @@ def read_run_files(path: Path) -> RunFiles:
     """
     run, recipe, config = RunDir.open(path)
     if not run.results_file.exists():
-        raise UserError(f"{path} is not finished: `paramgolf run --resume {path}` first")
+        raise UserError(f"{path} is not finished; resume it with `paramgolf run --resume {path}`")
     results = read_json(run.results_file)
     if not run.artifact.exists() or sha256_of_file(run.artifact) != results["artifact_sha256"]:
         raise UserError(
             f"{run.artifact} is not the artifact whose scores are in {run.results_file}; "
-            "report the run that made it"
+            "report the run that wrote it"
         )
     audit_file = path / "audit.json"
     return RunFiles(
@@ -90,10 +89,10 @@ def read_run_files(path: Path) -> RunFiles:
 
 
 def render(files: RunFiles, passage: dict[str, Any]) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        files: of the run.
+        files: from `read_run_files`.
         passage: from `passage_section`.
     """
     environment = jinja2.Environment(
@@ -126,6 +125,6 @@ def render(files: RunFiles, passage: dict[str, Any]) -> str:
 
 
 def _data(value: Any) -> Markup:
-    """JSON that can stand in a <script> element: nothing in it ends the element."""
+    """Return JSON for a <script> element, with nothing in it that could end the element."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))

@@ -1,47 +1,58 @@
-"""A passage of the scored text, token by token: what the packed model expected, and what came.
+"""A passage of the scored text, token by token: what the packed model predicted, and the text.
 
-Every token is predicted from the window that the score of sliding windows gives it, so that the
-losses here are those that the score is made of.
+Every token is predicted in the same window as in the sliding-window score, so that the losses shown
+here are those that the score consists of.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from paramgolf.data.prepared import PreparedText
 from paramgolf.data.shards import document_starts
-from paramgolf.scoring.predictor import Predictor
+from paramgolf.report.pieces import Pieces
+from paramgolf.runtime.device import Runtime
+from paramgolf.runtime.files import read_tensors
+from paramgolf.runtime.rundir import RunDir
+from paramgolf.scoring.predictor import Predictor, load_on
 
+MAX_TOKENS = 700
 NUM_BEST = 5
+LEVELS_BITS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+"""Bits from which a token has the next stronger colour."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Some neighbouring targets of a stream, N in all.
+    """N consecutive targets of a stream with their predictions.
 
-    A distribution is that of the fixed predictor, whatever the recipe learns while it scores.
+    The predictions are those of the fixed model, even if the recipe learns while it scores.
     """
 
     document: int
-    """Number of the document that it is from, from 0."""
+    """Index of the document that they belong to."""
     first: int
-    """Number of the first target; target t is token t + 1 of the stream."""
+    """Index of the first target; target t is token t + 1 of the stream."""
     tokens: NDArray[np.uint16]
     """(N,) the targets."""
     nats: NDArray[np.float64]
     """(N,) their losses."""
     ranks: NDArray[np.int64]
-    """(N,) how many tokens the model held likelier than the target, plus 1."""
+    """(N,) rank of the target among all tokens by probability, from 1."""
     best: NDArray[np.int64]
-    """(N, NUM_BEST) the likeliest tokens, most likely first."""
+    """(N, NUM_BEST) the most likely tokens, in descending order."""
     best_shares: NDArray[np.float64]
     """(N, NUM_BEST) their probabilities."""
     contexts: tuple[int, int]
-    """The fewest and the most tokens that one was predicted from."""
+    """Smallest and largest number of tokens that a target was predicted from."""
 
 
 def typical_document(
@@ -50,16 +61,16 @@ def typical_document(
     tokens_D: NDArray[np.int64],
     min_tokens: int,
 ) -> int:
-    """Number of the document whose bits per byte are nearest to those of the whole text.
+    """Return the index of the document whose bits per byte are closest to those of the whole text.
 
-    Only documents of at least so many tokens are looked at, or the longest where none is so long;
-    of equally near ones, the first.
+    Only documents of at least `min_tokens` tokens are considered, or the longest one if there are
+    none; of equally close ones, the first is chosen.
 
     Args:
-        bytes_D: of every document.
-        nats_D: their losses.
-        tokens_D: their tokens, BOS not counted.
-        min_tokens: what is long enough.
+        bytes_D: bytes of every document.
+        nats_D: its loss.
+        tokens_D: its tokens, not counting BOS.
+        min_tokens: tokens of a document that is long enough.
     """
     mean = nats_D.sum() / max(1, bytes_D.sum())
     apart = np.abs(nats_D / np.maximum(1, bytes_D) - mean)
@@ -68,7 +79,7 @@ def typical_document(
 
 
 def document_bounds(stream: NDArray[np.uint16], bos: int) -> NDArray[np.int64]:
-    """(D, 2) first token behind the BOS and first token past the end of every document."""
+    """Return (D, 2): of every document the first token after BOS and the first past the end."""
     starts = document_starts(stream, bos)
     ends = np.append(starts[1:], len(stream))
     return np.stack([starts + (stream[starts] == bos), ends], axis=1)
@@ -77,13 +88,13 @@ def document_bounds(stream: NDArray[np.uint16], bos: int) -> NDArray[np.int64]:
 def read_passage(
     predictor: Predictor, stream: NDArray[np.uint16], document: int, max_tokens: int
 ) -> Passage:
-    """Predict the first tokens of a document, each in its window of the whole stream.
+    """Predict the first tokens of a document, each in its window over the whole stream.
 
     Args:
         predictor: on its device, not compiled.
-        stream: (N + 1,) all of the scored text.
-        document: its number.
-        max_tokens: where the passage ends, at the latest.
+        stream: (T,) all tokens of the scored text.
+        document: index of the document.
+        max_tokens: maximum length of the passage.
     """
     begin, end = document_bounds(stream, predictor.tokenizer.bos)[document].tolist()
     begin = max(begin, 1)  # the stream's first token is not predicted
@@ -109,7 +120,7 @@ def read_passage(
 def _windows(
     predictor: Predictor, num_targets: int, first: int, last: int
 ) -> Iterator[tuple[int, int, int]]:
-    """The windows that score targets first .. last - 1: their start and which of these."""
+    """Yield the windows that score targets first .. last - 1: start, first and end of these."""
     seq_len = predictor.artifact.model.seq_len
     for starts, scored in predictor.windows(num_targets):
         for start in starts.tolist():
@@ -122,7 +133,7 @@ def _windows(
 def _predict(
     predictor: Predictor, stream: NDArray[np.uint16], start: int, low: int, high: int
 ) -> tuple[NDArray[np.float64], ...]:
-    """Of targets low .. high - 1: nats, ranks, likeliest tokens, their probabilities."""
+    """Return of targets low .. high - 1: nats, ranks, most likely tokens, their probabilities."""
     model = predictor.model
     device = model.embedding.device
     window = torch.from_numpy(stream[start:high].astype(np.int64)).to(device)
@@ -134,3 +145,72 @@ def _predict(
     logs, best = logs_NV.topk(NUM_BEST, dim=-1)
     columns = (-of_targets[:, 0], ranks, best, logs.exp())
     return tuple(column.double().cpu().numpy() for column in columns)
+
+
+def passage_section(run: RunDir, results: dict[str, Any], runtime: Runtime) -> dict[str, Any]:
+    """Return the passage of a run as the page's template needs it.
+
+    Args:
+        run: a finished run.
+        results: contents of its `results.json`.
+        runtime: where to predict; not compiled.
+    """
+    predictor = load_on(run.artifact, None, runtime)
+    stream = PreparedText.of(run).stream("val", run.data)
+    documents, _ = read_tensors(run.documents)
+    bounds = document_bounds(stream, predictor.tokenizer.bos)
+    document = typical_document(
+        documents["bytes"].numpy(),
+        documents["sliding"].double().numpy(),
+        np.diff(bounds, axis=1)[:, 0],
+        MAX_TOKENS,
+    )
+    passage = read_passage(predictor, stream, document, MAX_TOKENS)
+    around = stream[passage.first : passage.first + len(passage.tokens) + 1]
+    num_bytes = int(predictor.tokenizer.token_bytes(around).sum())
+    bits = passage.nats / math.log(2)
+    score = results["stages"]["sliding"]
+    return {
+        "document": document + 1,
+        "num_documents": len(bounds),
+        "whole_document": bool(len(passage.tokens) >= bounds[document][1] - passage.first - 1),
+        "num_tokens": len(passage.tokens),
+        "num_bytes": num_bytes,
+        "bpb": float(bits.sum()) / num_bytes,
+        "bits": float(bits.sum()),
+        "first_share": float((passage.ranks == 1).mean()),
+        "best_share": float((passage.best == passage.tokens[:, None]).any(1).mean()),
+        "contexts": passage.contexts,
+        "label": score["label"],
+        "stage_bpb": score["bpb"],
+        "device": runtime.device.type,
+        "vocab_size": predictor.tokenizer.vocab_size,
+        "case_ops": predictor.tokenizer.case_ops,
+        "levels": LEVELS_BITS,
+        **_tokens(passage, bits, Pieces(predictor.tokenizer.model)),
+    }
+
+
+def _tokens(passage: Passage, bits: NDArray[np.float64], pieces: Pieces) -> dict[str, Any]:
+    """Return the tokens as shown, and the data for their tooltips, with every piece only once."""
+    used = np.unique(np.concatenate([passage.tokens, passage.best.ravel()]))
+    number = {int(token): place for place, token in enumerate(used)}
+    shown, rows = [], []
+    for place, token in enumerate(passage.tokens.tolist()):
+        text, kind = pieces.in_text(token)
+        level = bisect_right(LEVELS_BITS, bits[place])
+        shown.append({"text": text, "kind": kind, "level": level})
+        best = [
+            [number[int(other)], _short(share)]
+            for other, share in zip(passage.best[place], passage.best_shares[place], strict=True)
+        ]
+        share = _short(math.exp(-passage.nats[place]))
+        rows.append(
+            [number[token], round(float(bits[place]), 4), share, int(passage.ranks[place]), best]
+        )
+    names = [pieces.alone(int(token)) for token in used]
+    return {"tokens": shown, "data": {"pieces": names, "tokens": rows}}
+
+
+def _short(share: float) -> float:
+    return float(f"{share:.4g}")

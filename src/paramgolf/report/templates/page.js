@@ -34,7 +34,7 @@
     tip.replaceChildren(
       element("span", "piece is-" + kind, text),
       element("div", "probability", `probability ${percent(share)}, ${bits.toFixed(2)} bits`),
-      element("div", "facts", rank === 1 ? "the likeliest token" : `number ${rank.toLocaleString("en")} by likelihood`),
+      element("div", "facts", rank === 1 ? "the most likely token" : `rank ${rank.toLocaleString("en")} by probability`),
       list);
   }
 
