@@ -1,125 +1,161 @@
-"""The configuration of a run: frozen dataclasses, one a stage, validated at the door.
+"""The configuration of a run: frozen dataclasses, one per stage, checked when they are created.
 
-A comment behind a field is its help text on the command line (tyro reads it from here).
+The docstring of a field is its help text on the command line (tyro reads it from this file).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from paramgolf.errors import ConfigError
 
 _T = TypeVar("_T")
 
 
-def require(ok: bool, key: str, value: object, allowed: str) -> None:
-    """Raise a ConfigError that names key, value and what is allowed, unless `ok`."""
+def require(ok: bool, key: str, value: object, expected: str) -> None:
+    """Raise a ConfigError that names the key, its value and what is expected, unless `ok`."""
     if not ok:
-        raise ConfigError(f"invalid {key} = {value!r}: expected {allowed}")
+        raise ConfigError(f"invalid {key} = {value!r}: expected {expected}")
 
 
-def require_positive(section: str, config: object, *names: str) -> None:
-    """Require numbers above 0."""
-    for name in names:
-        value = getattr(config, name)
-        require(0 < value < math.inf, f"{section}.{name}", value, "greater than 0 and finite")
+class Range(NamedTuple):
+    """The values that a number may have; annotates a field of a configuration."""
+
+    expected: str
+    """In words, for error messages."""
+    contains: Callable[[float], bool]
 
 
-def require_share(section: str, config: object, *names: str) -> None:
-    """Require numbers from 0 to 1."""
-    for name in names:
-        value = getattr(config, name)
-        require(0 <= value <= 1, f"{section}.{name}", value, "a share between 0 and 1")
+_POSITIVE = Range("a value greater than 0 and finite", lambda x: 0 < x < math.inf)
+_NOT_NEGATIVE = Range("0 or more", lambda x: x >= 0)
+PositiveInt = Annotated[int, _POSITIVE]
+PositiveFloat = Annotated[float, _POSITIVE]
+NonNegativeInt = Annotated[int, _NOT_NEGATIVE]
+NonNegativeFloat = Annotated[float, _NOT_NEGATIVE]
+Share = Annotated[float, Range("a share between 0 and 1", lambda x: 0 <= x <= 1)]
+Decay = Annotated[float, Range("at least 0 and below 1", lambda x: 0 <= x < 1)]
+BinWidth = Annotated[float, Range("between 0.02 and 2", lambda x: 0.02 <= x <= 2)]
+Limit = Annotated[float, Range("0 (no limit) or more", lambda x: 0 <= x < math.inf)]
+_VOCABULARY = "between 257 (every byte is a piece) and 65,536 (tokens are stored as uint16)"
+VocabSize = Annotated[int, Range(_VOCABULARY, lambda x: 256 < x <= 65_536)]
+
+
+def _up_to(maximum: int) -> Range:
+    return Range(f"between 1 and {maximum:,}", lambda x: 1 <= x <= maximum)
+
+
+class Checked:
+    """Base of the configurations: a new object checks its fields.
+
+    Raises:
+        ConfigError: on a number outside its `Range`, or values that do not fit together.
+    """
+
+    prefix: ClassVar[str] = ""
+    """What error messages put in front of a field's name."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in _ranges(type(self)).items():
+            value = getattr(self, name)
+            require(allowed.contains(value), self.prefix + name, value, allowed.expected)
+        self.check_combinations()
+
+    def check_combinations(self) -> None:
+        """Check what depends on several fields."""
+
+
+@functools.cache
+def _ranges(cls: type) -> dict[str, Range]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {
+        name: allowed
+        for name, hint in hints.items()
+        for allowed in getattr(hint, "__metadata__", ())
+        if isinstance(allowed, Range)
+    }
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where the text comes from and how it is split."""
+class DataConfig(Checked):
+    """The text: its source, its splits, its tokenizer."""
 
+    prefix: ClassVar[str] = "data."
     source: str = "stdlib"
-    """"stdlib" (the documentation of Python's standard library, nothing to download), or a folder
-    that holds train*.jsonl and val*.jsonl (also .gz, .xz, .zst), or token shards *_train_*.bin and
-    *_val_*.bin (`paramgolf data build` makes them of any text)."""
+    """"stdlib" (documentation of Python's standard library; needs no download), or a directory that
+    contains train*.jsonl and val*.jsonl (also .gz, .xz, .zst) or the token shards *_train_*.bin and
+    *_val_*.bin (`paramgolf data build` writes shards from any text)."""
     tokenizer: str = ""
-    """A SentencePiece model file. Empty: tokenizer.model beside the shards, else one is trained on
-    the training split."""
+    """SentencePiece model file. If empty: tokenizer.model in the directory of the shards; for other
+    sources, a tokenizer is trained on the training split."""
     case_ops: bool = False
-    """Train the tokenizer with CaseOps: capitals become operators and lower case, losslessly. A
-    tokenizer that is given, or lies beside shards, decides for itself."""
-    val_share: float = 0.1
-    """Share of the documents (by hash) held out for scoring; source "stdlib" only."""
-    adapt_share: float = 0.1
-    """Share of the documents (by hash) for adaptation, disjoint from the scored ones; source
-    "stdlib" only. Other sources adapt on what `val_targets` leaves of the validation split."""
-    val_targets: int = 0
-    """Score only the first N targets of the validation split; 0: all of them."""
-    shard_tokens: int = 10_000_000
-    """Tokens in a shard file."""
+    """Train the tokenizer with CaseOps: capitals become operators and lower case, without loss. Has
+    no effect on an existing tokenizer."""
+    val_share: Share = 0.1
+    """Share of the documents (chosen by hash) held out for scoring; only with source "stdlib"."""
+    adapt_share: Share = 0.1
+    """Share of the documents (chosen by hash) for adaptation, disjoint from the scored documents;
+    only with source "stdlib". With other sources, adaptation uses the part of the validation
+    split that `val_targets` excludes from scoring."""
+    val_targets: NonNegativeInt = 0
+    """Score only the first N targets of the validation split; 0: all."""
+    shard_tokens: PositiveInt = 10_000_000
+    """Maximum number of tokens per shard file."""
 
-    def __post_init__(self) -> None:
-        require(bool(self.source), "data.source", self.source, '"stdlib" or a folder')
-        require_share("data", self, "val_share", "adapt_share")
+    def check_combinations(self) -> None:
+        """Check that there is a source and training text."""
+        require(bool(self.source), "data.source", self.source, '"stdlib" or a directory')
         total = self.val_share + self.adapt_share
         require(
             total < 1, "data.val_share + data.adapt_share", total,
             "a sum below 1, to leave training text",
         )  # fmt: skip
-        require(self.val_targets >= 0, "data.val_targets", self.val_targets, "0 or more")
-        require_positive("data", self, "shard_tokens")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """The shape of the GPT; the defaults are the record model of PR #1735."""
 
-    vocab_size: int = 8192
-    """Pieces of the tokenizer."""
-    num_layers: int = 11
-    """Physical blocks."""
-    width: int = 512
+    prefix: ClassVar[str] = "model."
+    vocab_size: VocabSize = 8192
+    """Number of pieces of the tokenizer."""
+    num_layers: Annotated[int, _up_to(256)] = 11
+    """Number of physical blocks."""
+    width: PositiveInt = 512
     """Channels of the residual stream."""
-    num_heads: int = 8
+    num_heads: PositiveInt = 8
     """Query heads."""
-    num_kv_heads: int = 4
+    num_kv_heads: PositiveInt = 4
     """Key/value heads; divides num_heads."""
-    mlp_ratio: int = 4
-    """Hidden width of the MLP over width."""
-    seq_len: int = 2048
-    """Tokens of context in training and scoring."""
+    mlp_ratio: PositiveInt = 4
+    """Hidden width of the MLP divided by width."""
+    seq_len: Annotated[int, _up_to(1 << 20)] = 2048
+    """Context length in tokens, in training and scoring."""
     rotary_dims: int = 16
-    """Leading dimensions of each head that are rotated; even."""
-    rotary_base: float = 10_000.0
+    """Number of leading dimensions of each head that are rotated; even."""
+    rotary_base: PositiveFloat = 10_000.0
     """Base of the rotary frequencies."""
     query_gain: float = 5.25
-    """Initial learned gain of each query head."""
-    logit_softcap: float = 30.0
+    """Initial value of the learned gain of each query head."""
+    logit_softcap: PositiveFloat = 30.0
     """Logits are softcap * tanh(z / softcap)."""
     loop_first: int = 3
     """First block of depth recurrence."""
     loop_last: int = 5
     """Last block of depth recurrence."""
-    loop_visits: int = 3
-    """Visits to the looped blocks once recurrence is on; 1: no recurrence."""
+    loop_visits: Annotated[int, _up_to(64)] = 3
+    """How often the looped blocks are visited once recurrence is on; 1: no recurrence."""
     parallel_from: int = 7
     """First block whose attention and MLP read the same input; num_layers: none."""
 
-    def __post_init__(self) -> None:
-        require_positive(
-            "model", self, "vocab_size", "num_layers", "width", "num_heads", "num_kv_heads",
-            "mlp_ratio", "seq_len", "rotary_base", "logit_softcap", "loop_visits",
-        )  # fmt: skip
-        for name, most in (("num_layers", 256), ("loop_visits", 64), ("seq_len", 1 << 20)):
-            value = getattr(self, name)
-            require(value <= most, f"model.{name}", value, f"at most {most:,}")
-        require(
-            256 < self.vocab_size <= 65_536, "model.vocab_size", self.vocab_size,
-            "between 257 (every byte is a piece) and 65,536 (tokens are stored as uint16)",
-        )  # fmt: skip
+    def check_combinations(self) -> None:
+        """Check that heads, rotary dimensions and loops fit the width and the blocks."""
         require(
             self.width % self.num_heads == 0, "model.width", self.width,
             f"a multiple of model.num_heads = {self.num_heads}",
@@ -131,7 +167,7 @@ class ModelConfig:
         require(
             self.rotary_dims % 2 == 0 and 2 < self.rotary_dims <= self.head_dim,
             "model.rotary_dims", self.rotary_dims,
-            f"even, over 2 and at most the head size {self.head_dim}",
+            f"an even number over 2 and at most the head size {self.head_dim}",
         )  # fmt: skip
         require(
             0 <= self.loop_first <= self.loop_last < self.num_layers,
@@ -150,56 +186,53 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Training; budgeted in seconds, or in steps where `max_steps` is given."""
+class TrainConfig(Checked):
+    """Training, with a budget in seconds, or in steps if `max_steps` is set."""
 
-    max_seconds: float = 600.0
-    """Wall-clock budget, counted after warm-up."""
+    prefix: ClassVar[str] = "train."
+    max_seconds: PositiveFloat = 600.0
+    """Wall-clock budget, counted from the end of warm-up."""
     reserve_seconds: float = 12.0
-    """Part of max_seconds that is left for what follows the last step."""
-    max_steps: int = 0
-    """Train exactly N steps and ignore the clock; 0: train by the clock."""
-    batch_tokens: int = 786_432
-    """Tokens of one optimizer step, over all micro-batches."""
-    micro_batch_tokens: int = 98_304
-    """Tokens of one forward and backward pass; halved in warm-up while it does not fit."""
-    recurrence_from: float = 0.35
+    """Part of max_seconds reserved for the work after the last step."""
+    max_steps: Annotated[int, Range("0 (by the clock) or more", lambda x: x >= 0)] = 0
+    """Train exactly N steps, without a time limit; 0: train for max_seconds."""
+    batch_tokens: PositiveInt = 786_432
+    """Tokens of one optimizer step, in all its micro-batches."""
+    micro_batch_tokens: PositiveInt = 98_304
+    """Tokens of one forward and backward pass; warm-up halves it if GPU memory is insufficient."""
+    recurrence_from: Share = 0.35
     """Share of the budget after which depth recurrence is on."""
-    warmdown_share: float = 0.72
-    """Last share of the budget, in which the learning rate falls linearly to 0."""
-    matrix_lr: float = 0.022
+    warmdown_share: Share = 0.72
+    """Share of the budget, at its end, in which the learning rate falls linearly to 0."""
+    matrix_lr: PositiveFloat = 0.022
     """Learning rate of MuonEq-R (block matrices)."""
-    matrix_weight_decay: float = 0.095
+    matrix_weight_decay: NonNegativeFloat = 0.095
     """Decoupled weight decay of the block matrices."""
-    momentum: float = 0.99
-    """Nesterov momentum of MuonEq-R after its warm-up."""
-    momentum_start: float = 0.92
+    momentum: Decay = 0.99
+    """Nesterov momentum of MuonEq-R after the momentum warm-up."""
+    momentum_start: Decay = 0.92
     """Momentum of the first step."""
-    momentum_warmup_steps: int = 1500
-    """Steps over which the momentum rises linearly."""
-    embedding_lr: float = 0.03
+    momentum_warmup_steps: NonNegativeInt = 1500
+    """Number of steps in which the momentum rises linearly."""
+    embedding_lr: PositiveFloat = 0.03
     """AdamW learning rate of the tied embedding."""
-    embedding_weight_decay: float = 0.085
+    embedding_weight_decay: NonNegativeFloat = 0.085
     """Decoupled weight decay of the embedding."""
-    vector_lr: float = 0.02
+    vector_lr: PositiveFloat = 0.02
     """AdamW learning rate of scalars and vectors."""
-    vector_weight_decay: float = 0.02
+    vector_weight_decay: NonNegativeFloat = 0.02
     """Decoupled weight decay of scalars and vectors."""
-    grad_clip: float = 0.3
-    """Largest global gradient norm."""
-    ema_decay: float = 0.9965
-    """Decay of the moving average of all weights, which is what is kept."""
-    warmup_steps: int = 2
-    """Untimed steps on synthetic tokens, for each layer order, undone afterwards (GPU only)."""
-    checkpoint_seconds: float = 30.0
-    """Seconds between checkpoints from which a killed run resumes; 0: none."""
+    grad_clip: PositiveFloat = 0.3
+    """Maximum global gradient norm."""
+    ema_decay: Decay = 0.9965
+    """Decay of the exponential moving average (EMA) of all weights; the average is the result."""
+    warmup_steps: PositiveInt = 2
+    """Untimed steps on synthetic tokens for each layer order, undone afterwards (GPU only)."""
+    checkpoint_seconds: NonNegativeFloat = 30.0
+    """Seconds between the checkpoints from which an interrupted run resumes; 0: no checkpoints."""
 
-    def __post_init__(self) -> None:
-        require_positive(
-            "train", self, "max_seconds", "batch_tokens", "micro_batch_tokens", "matrix_lr",
-            "embedding_lr", "vector_lr", "grad_clip", "warmup_steps",
-        )  # fmt: skip
-        require(self.max_steps >= 0, "train.max_steps", self.max_steps, "0 (by the clock) or more")
+    def check_combinations(self) -> None:
+        """Check that the reserve and the micro-batches fit."""
         require(
             0 <= self.reserve_seconds < self.max_seconds, "train.reserve_seconds",
             self.reserve_seconds, f"at least 0 and below train.max_seconds = {self.max_seconds}",
@@ -209,122 +242,103 @@ class TrainConfig:
             self.batch_tokens,
             f"a multiple of train.micro_batch_tokens = {self.micro_batch_tokens}",
         )  # fmt: skip
-        require_share("train", self, "recurrence_from", "warmdown_share")
-        for name in ("momentum", "momentum_start", "ema_decay"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"train.{name}", value, "at least 0 and below 1")
-        for name in ("matrix_weight_decay", "embedding_weight_decay", "vector_weight_decay",
-                     "momentum_warmup_steps", "checkpoint_seconds"):  # fmt: skip
-            value = getattr(self, name)
-            require(value >= 0, f"train.{name}", value, "0 or more")
 
 
 @dataclass(frozen=True)
-class AdaptConfig:
+class AdaptConfig(Checked):
     """Adaptation before quantization (pre-quantization test-time training, PR #1735)."""
 
+    prefix: ClassVar[str] = "adapt."
     text: Literal["none", "adapt", "scored"] = "adapt"
-    """"none": skip; "adapt": the split disjoint from the scored text; "scored": the scored text
-    itself, the reference's procedure, whose score is labelled in-sample."""
-    epochs: int = 21
+    """"none": no adaptation; "adapt": on the split that is disjoint from the scored text; "scored":
+    on the scored text itself, as the reference does; the score is then labelled in-sample."""
+    epochs: PositiveInt = 21
     """Passes over the adaptation text."""
-    lr: float = 5e-4
-    """First learning rate of AdamW."""
+    lr: PositiveFloat = 5e-4
+    """Initial learning rate of AdamW."""
     final_lr: float = 5e-5
     """Learning rate at the end of the cosine."""
     schedule: Literal["cosine-over-epochs", "restart-every-epoch"] = "cosine-over-epochs"
-    """One cosine over all epochs, constant within each; or one over the chunks of every epoch."""
-    chunk_tokens: int = 32_768
+    """One cosine over all epochs, constant within each; or one cosine over the chunks of every
+    epoch."""
+    chunk_tokens: PositiveInt = 32_768
     """Tokens of one step."""
-    frozen_blocks: int = 2
-    """First blocks that stay as trained; the embedding always does."""
-    grad_clip: float = 1.0
-    """Largest global gradient norm."""
+    frozen_blocks: NonNegativeInt = 2
+    """Number of first blocks that are not adapted; the embedding never is."""
+    grad_clip: PositiveFloat = 1.0
+    """Maximum global gradient norm."""
     score_every_epoch: bool = True
-    """Score the validation text after every epoch, for the curve; costs time."""
+    """Score the validation text after every epoch, for the curve in the report; takes time."""
 
-    def __post_init__(self) -> None:
-        require_positive("adapt", self, "epochs", "lr", "chunk_tokens", "grad_clip")
+    def check_combinations(self) -> None:
+        """Check that the learning rate falls."""
         require(
             0 <= self.final_lr <= self.lr, "adapt.final_lr", self.final_lr,
             f"between 0 and adapt.lr = {self.lr}",
         )  # fmt: skip
-        require(self.frozen_blocks >= 0, "adapt.frozen_blocks", self.frozen_blocks, "0 or more")
 
 
 @dataclass(frozen=True)
-class PackConfig:
+class PackConfig(Checked):
     """Quantization (GPTQ with SDClip, PR #1394) and packing."""
 
+    prefix: ClassVar[str] = "pack."
     split: Literal["measured", "uniform"] = "measured"
     """"measured": more bits for columns and matrices whose error costs more; "uniform": the same
     bin width for all columns and all block matrices (SDClip, PR #1394)."""
-    matrix_bin_width: float = 0.4145
+    matrix_bin_width: BinWidth = 0.4145
     """Quantization bins of block matrices, in standard deviations of a row, where the search for
     the budget begins: SDClip's k / (2^(b-1) - 1), k = 12.85 at b = 6 bits. Wider bins take fewer
     bytes."""
-    embedding_bin_width: float = 0.1575
+    embedding_bin_width: BinWidth = 0.1575
     """The same for the embedding: k = 20 at b = 8 bits."""
-    calibration_batches: int = 256
+    calibration_batches: PositiveInt = 256
     """Batches of training text from which the Hessians are built."""
-    calibration_batch_tokens: int = 98_304
+    calibration_batch_tokens: PositiveInt = 98_304
     """Tokens of one calibration batch."""
-    damping: float = 0.01
+    damping: PositiveFloat = 0.01
     """Added to the diagonal of every Hessian, as a share of its mean."""
-    budget_bytes: int = 16_000_000
+    budget_bytes: PositiveInt = 16_000_000
     """Largest size of model.bin and train_gpt.py together, in bytes."""
     fill_budget: bool = True
     """Choose bin widths that fill the budget; false: take no more bytes than with those given."""
 
-    def __post_init__(self) -> None:
-        require_positive(
-            "pack", self, "calibration_batches", "calibration_batch_tokens", "damping",
-            "budget_bytes",
-        )  # fmt: skip
-        for name in ("matrix_bin_width", "embedding_bin_width"):
-            value = getattr(self, name)
-            require(0.02 <= value <= 2, f"pack.{name}", value, "between 0.02 and 2")
-
 
 @dataclass(frozen=True)
-class ScoreConfig:
-    """Scoring from the packed file."""
+class ScoreConfig(Checked):
+    """Scoring of the packed model."""
 
-    stride: int = 64
-    """Targets that each sliding window scores, with the rest of the window as context."""
-    batch_tokens: int = 98_304
+    prefix: ClassVar[str] = "score."
+    stride: PositiveInt = 64
+    """Targets that each sliding window scores; the rest of the window is context."""
+    batch_tokens: PositiveInt = 98_304
     """Tokens of one forward pass in scoring."""
 
-    def __post_init__(self) -> None:
-        require_positive("score", self, "stride", "batch_tokens")
-
 
 @dataclass(frozen=True)
-class ScoreFirstConfig:
-    """Learning from the text while it is scored, each chunk after its score (PR #1493)."""
+class ScoreFirstConfig(Checked):
+    """Score-first adaptation: learn from each chunk of the text after scoring it (PR #1493)."""
 
+    prefix: ClassVar[str] = "score_first."
     optimizer: Literal["none", "sgd", "adamw"] = "none"
-    """"none": a fixed predictor; "sgd": with momentum, as published; "adamw"."""
-    lr: float = 0.005
-    """First learning rate; it falls to 0 along one cosine over the chunks."""
-    momentum: float = 0.9
-    """Of "sgd"."""
-    epochs: int = 3
+    """"none": a fixed predictor; "sgd": SGD with momentum, as published; "adamw": AdamW."""
+    lr: PositiveFloat = 0.005
+    """Initial learning rate; it falls to 0 along one cosine over all chunks."""
+    momentum: Decay = 0.9
+    """Momentum of "sgd"."""
+    epochs: PositiveInt = 3
     """Steps on every chunk."""
-    chunk_tokens: int = 32_768
-    """Targets that are scored before they are learned from, all in one step."""
-    grad_clip: float = 1.0
-    """Largest global gradient norm."""
+    chunk_tokens: PositiveInt = 32_768
+    """Targets of a chunk: all are scored before one step learns from all of them."""
+    grad_clip: PositiveFloat = 1.0
+    """Maximum global gradient norm."""
 
-    def __post_init__(self) -> None:
+    def check_combinations(self) -> None:
+        """Check the optimizer, which packed models name too."""
         require(
             self.optimizer in ("none", "sgd", "adamw"), "score_first.optimizer", self.optimizer,
             "none, sgd or adamw",
         )  # fmt: skip
-        require_positive("score_first", self, "lr", "epochs", "chunk_tokens", "grad_clip")
-        require(
-            0 <= self.momentum < 1, "score_first.momentum", self.momentum, "at least 0, below 1"
-        )
 
     @property
     def learns(self) -> bool:
@@ -333,28 +347,24 @@ class ScoreFirstConfig:
 
 
 @dataclass(frozen=True)
-class LimitsConfig:
-    """What the audit holds the books against."""
+class LimitsConfig(Checked):
+    """Limits of the time budgets, which the audit checks."""
 
-    training_seconds: float = 0.0
-    """The training budget: steps, Hessians, quantization, coding; 0: no limit."""
-    evaluation_seconds: float = 0.0
-    """The evaluation budget: all that reads the scored text; 0: no limit."""
-
-    def __post_init__(self) -> None:
-        for name in ("training_seconds", "evaluation_seconds"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"limits.{name}", value, "0 (no limit) or more")
+    prefix: ClassVar[str] = "limits."
+    training_seconds: Limit = 0.0
+    """Training budget (steps, Hessians, quantization, coding) in seconds; 0: no limit."""
+    evaluation_seconds: Limit = 0.0
+    """Evaluation budget (everything that reads the scored text) in seconds; 0: no limit."""
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides a run's result."""
+class RunConfig(Checked):
+    """Everything that determines the result of a run."""
 
-    seed: int = 1337
-    """Root of every random generator of the run."""
+    seed: Annotated[int, Range("between 0 and 2^63 - 1", lambda x: 0 <= x < 2**63)] = 1337
+    """Seed from which all random generators of the run are derived."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """"auto": one CUDA GPU where there is one, else the CPU."""
+    """"auto": a CUDA GPU if there is one, else the CPU."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -364,8 +374,8 @@ class RunConfig:
     score_first: ScoreFirstConfig = field(default_factory=ScoreFirstConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
-    def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 - 1")
+    def check_combinations(self) -> None:
+        """Check what the stages require of the model."""
         seq_len = self.model.seq_len
         for key, value in (
             ("train.micro_batch_tokens", self.train.micro_batch_tokens),
@@ -374,9 +384,8 @@ class RunConfig:
             ("score.batch_tokens", self.score.batch_tokens),
             ("score_first.chunk_tokens", self.score_first.chunk_tokens),
         ):
-            require(
-                value % seq_len == 0, key, value, f"a multiple of model.seq_len = {seq_len} tokens"
-            )
+            expected = f"a multiple of model.seq_len = {seq_len} tokens"
+            require(value % seq_len == 0, key, value, expected)
         require(
             self.score.stride <= seq_len, "score.stride", self.score.stride,
             f"at most model.seq_len = {seq_len}",
@@ -387,23 +396,22 @@ class RunConfig:
         )  # fmt: skip
 
     def require_work_for(self, num_ranks: int) -> None:
-        """Check that every one of several ranks gets work.
+        """Check that each of several ranks gets work.
 
         Raises:
-            ConfigError: if there are more ranks than sequences in a batch, or calibration batches.
+            ConfigError: if a batch has fewer sequences than there are ranks, or calibration fewer
+                batches.
         """
         for key, value, tokens in (
             ("train.batch_tokens", self.train.batch_tokens, self.model.seq_len),
             ("pack.calibration_batches", self.pack.calibration_batches, 1),
         ):
-            require(
-                value >= num_ranks * tokens, key, value,
-                f"at least {num_ranks * tokens}, for {num_ranks} ranks",
-            )  # fmt: skip
+            minimum = num_ranks * tokens
+            require(value >= minimum, key, value, f"at least {minimum}, for {num_ranks} ranks")
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The configuration as plain JSON values; `from_json` reads it back equal."""
+    """Return the configuration as plain JSON values; `from_json` returns an equal one."""
     return dataclasses.asdict(config)
 
 
@@ -411,10 +419,10 @@ def from_json(cls: type[_T], values: Any, where: str = "") -> _T:
     """Build a configuration from JSON values.
 
     Raises:
-        ConfigError: on an unknown or missing key, or a value of another type, by its full name.
+        ConfigError: on an unknown or missing key or a value of the wrong type, with its full name.
     """
     if not isinstance(values, dict):
-        raise ConfigError(f"{where or 'the configuration'} is not a table of keys: {values!r}")
+        raise ConfigError(f"{where or 'the configuration'} is not a JSON object: {values!r}")
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
     for key in values:
@@ -422,7 +430,7 @@ def from_json(cls: type[_T], values: Any, where: str = "") -> _T:
             close = difflib.get_close_matches(str(key), names, n=1)
             hint = f" (did you mean {where}{close[0]}?)" if close else ""
             raise ConfigError(
-                f"there is no key {where + str(key)!r}{hint}; possible: {', '.join(names)}"
+                f"unknown key {where + str(key)!r}{hint}; expected one of {', '.join(names)}"
             )
     missing = [name for name in names if name not in values]
     if missing:

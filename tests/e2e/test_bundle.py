@@ -124,7 +124,7 @@ def test_a_bundle_needs_a_finished_run_and_a_new_folder(
     (run / "stages" / "pack.json").unlink()
     assert "not packed yet" in one_line_error(cli("bundle", run, "--out", tmp_path / "new"))
     assert "not empty" in one_line_error(cli("bundle", mini_run.path, "--out", bundled))
-    assert "holds no run" in one_line_error(cli("bundle", tmp_path, "--out", tmp_path / "new"))
+    assert "contains no run" in one_line_error(cli("bundle", tmp_path, "--out", tmp_path / "new"))
 
 
 def test_export(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> None:

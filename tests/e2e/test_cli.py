@@ -187,7 +187,7 @@ def test_misuse(cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]
 
 def test_resume_of_nothing(cli: Cli, tmp_path: Path) -> None:
     message = one_line_error(cli("run", "--resume", tmp_path / "nothing"))
-    assert "holds no run" in message
+    assert "contains no run" in message
     assert "paramgolf run tiny" in message
     assert list(tmp_path.iterdir()) == []
 

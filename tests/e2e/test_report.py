@@ -443,4 +443,4 @@ def test_another_artifact_has_no_report(cli: Cli, run: Path) -> None:
 
 
 def test_no_run_has_no_report(cli: Cli, tmp_path: Path) -> None:
-    assert "holds no run" in one_line_error(cli("report", tmp_path))
+    assert "contains no run" in one_line_error(cli("report", tmp_path))

@@ -220,28 +220,10 @@ def test_resumed_from_another_folder(
     check_equal(tmp_path / "there" / "moved", undisturbed)
 
 
-@pytest.mark.slow
-def test_killed_while_it_takes_weights_over(
-    cli: Cli, options: list[str], mini_run: FinishedRun, tmp_path: Path
+def test_interrupted_take_over_is_completed_on_resume(
+    cli: Cli, mini_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever had been copied, the end is the same."""
-    rng = random.Random(3)
-    for number in range(4):
-        run = tmp_path / f"run{number}"
-        process = command.start("run", "tiny", *options, "--from", mini_run.path, "--out", run)
-        wait_until((run / "config.json").exists, process)
-        time.sleep(rng.uniform(0, 0.004))
-        kill(process)
-        result = cli("run", "--resume", run)
-        assert (result.code, result.stderr) == (0, ""), result.stderr
-        for name in SHAPED_FILES:
-            assert (run / name).read_bytes() == (mini_run.path / name).read_bytes(), name
-
-
-def test_files_taken_over_are_complete_or_absent(
-    mini_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted in the middle of any of them."""
+    """Interrupted in the middle of each file: files are whole or absent, and nothing is trained."""
     whole = shutil.copyfile
     recipe = RunDir.open(mini_run.path)[1:]
     for number in itertools.count():
@@ -262,14 +244,55 @@ def test_files_taken_over_are_complete_or_absent(
                 break
             except KeyboardInterrupt:
                 pass
-        taken = [path for path in run.rglob("*") if path.is_file()]
-        made = [path for path in taken if path.name not in ("config.json", "environment.json")]
-        assert len(made) == number
-        for path in made:
+        own = ("config.json", "environment.json", "takeover.json")
+        files = [path for path in run.rglob("*") if path.is_file() and path.name not in own]
+        assert len(files) == number
+        for path in files:
             source = mini_run.path / path.relative_to(run)
             assert path.read_bytes() == source.read_bytes(), path
+        if number % 3 == 0:
+            result = cli("run", "--resume", run)
+            assert (result.code, result.stderr) == (0, "")
+            assert stages_started(run) == ["pack", "score"]
+            assert not (run / "takeover.json").exists()
+            for name in SHAPED_FILES:
+                assert (run / name).read_bytes() == (mini_run.path / name).read_bytes(), name
     assert number > 4  # shards, tokenizer, weights
     assert (run / "stages" / "train.json").exists()
+    assert not (run / "takeover.json").exists()
+
+
+def test_take_over_that_cannot_be_completed(
+    cli: Cli, mini_run: FinishedRun, tmp_path: Path
+) -> None:
+    run, gone = tmp_path / "run", tmp_path / "gone"
+    _, recipe, config = RunDir.open(mini_run.path)
+    RunDir.create(run, recipe, config, from_run=gone)
+    assert f"{gone} contains no run" in one_line_error(cli("run", "--resume", run))
+    assert stages_started(run) == []
+    shutil.copytree(mini_run.path, gone)
+    (gone / "tokenizer.model").unlink()
+    message = one_line_error(cli("run", "--resume", run))
+    assert f"cannot read {gone / 'tokenizer.model'}: No such file or directory" in message
+    assert "free space" not in message
+    assert stages_started(run) == []
+
+
+def test_resume_after_a_half_written_event(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> None:
+    """Removed and recorded, so that the next event begins on a line of its own."""
+    run = Path(shutil.copytree(mini_run.path, tmp_path / "run"))
+    (run / "stages" / "score.json").unlink()
+    before = events(run)
+    half = b'{"time": 1700000000.123, "ev'
+    with (run / "events.jsonl").open("ab") as file:
+        file.write(half)
+    result = cli("run", "--resume", run)
+    assert (result.code, result.stderr) == (0, "")
+    after = events(run)
+    assert after[: len(before)] == before
+    assert after[len(before)]["event"] == "incomplete_event"
+    assert after[len(before)]["bytes"] == len(half)
+    assert after[-1]["event"] == "run_finished"
 
 
 def test_resume_of_a_finished_run_prints_it_again(

@@ -609,7 +609,7 @@ def test_from_refuses_what_would_train_other_weights(
 
 def test_from_nothing(cli: Cli, options: list[str], tmp_path: Path) -> None:
     result = cli("run", "tiny", *options, "--from", tmp_path / "nothing", "--out", tmp_path / "run")
-    assert "holds no run" in one_line_error(result)
+    assert "contains no run" in one_line_error(result)
     assert list(tmp_path.iterdir()) == []
 
 

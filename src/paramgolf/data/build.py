@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramgolf.config import require, require_positive, require_share
+from paramgolf.config import Checked, PositiveInt, Share, VocabSize, require
 from paramgolf.data.chunks import Chunk, SeenDocuments, exact_key
 from paramgolf.data.documents import Document, batches
 from paramgolf.data.encoding import encode_documents
@@ -43,7 +43,7 @@ _TRAIN, _VAL, _ADAPT = range(len(SPLITS))
 
 
 @dataclass(frozen=True)
-class BuildConfig:
+class BuildConfig(Checked):
     """Which text to build from, and how."""
 
     sources: tuple[str, ...]
@@ -53,32 +53,29 @@ class BuildConfig:
     """Sources of the validation text; by default, a share of the documents."""
     tokenizer: str = ""
     """SentencePiece model to use; by default, one is trained on the training text."""
-    vocab_size: int = 8192
+    vocab_size: VocabSize = 8192
     """Number of pieces of a trained tokenizer."""
     case_ops: bool = False
     """Train the tokenizer with CaseOps: capitals become operators and lower case, losslessly."""
-    sample_bytes: int = 32_000_000
+    sample_bytes: PositiveInt = 32_000_000
     """Size of the random sample of text that the tokenizer is trained on."""
-    val_share: float = 0.1
+    val_share: Share = 0.1
     """Share of the documents (by the hash of their words) for validation."""
-    adapt_share: float = 0.1
+    adapt_share: Share = 0.1
     """Share of the documents (by the hash of their words) for adaptation; 0: none."""
     text_key: str = ""
     """JSON key or Parquet column of the text; by default "text", then "content", then a Parquet
     file's only string column."""
-    shard_tokens: int = 10_000_000
+    shard_tokens: PositiveInt = 10_000_000
     """Number of tokens in each shard file."""
-    max_overlap: float = 0.01
+    max_overlap: Share = 0.01
     """Largest share of the validation text's 13-word shingles that other splits may contain."""
 
-    def __post_init__(self) -> None:
-        require(bool(self.sources), "SOURCE", "", "a file, a folder, a glob, or - (stdin)")
-        require_share("data build", self, "val_share", "adapt_share", "max_overlap")
+    def check_combinations(self) -> None:
+        """Check that there are sources and training text."""
+        require(bool(self.sources), "SOURCE", "", "a file, a directory, a glob, or - (stdin)")
         total = self.adapt_share + (0 if self.val else self.val_share)
         require(total < 1, "val_share + adapt_share", total, "below 1, to leave training text")
-        require_positive("data build", self, "sample_bytes", "shard_tokens")
-        allowed = "between 257 (every byte is a piece) and 65,536 (tokens are stored as uint16)"
-        require(256 < self.vocab_size <= 65_536, "vocab_size", self.vocab_size, allowed)
 
 
 def build(config: BuildConfig, out: Path, reporter: Reporter) -> dict[str, Any]:

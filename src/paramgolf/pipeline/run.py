@@ -1,4 +1,4 @@
-"""The main job: stage after stage, each resumable, and the results of all of them."""
+"""The main job: its stages in order, each resumable, and the results of all of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from paramgolf import IMPORT_SECONDS
 from paramgolf.config import RunConfig
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter, duration
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.files import write_json
 from paramgolf.runtime.ledger import Ledger, account
-from paramgolf.runtime.ranks import Ranks
+from paramgolf.runtime.ranks import PREPARATION_SECONDS, SERIAL_SECONDS, Ranks
 from paramgolf.runtime.rundir import RunDir
+from paramgolf.runtime.startup import import_seconds
 from paramgolf.stages import adapt, pack, prepare, score, train
 from paramgolf.stages.job import Job
 
@@ -26,23 +26,27 @@ STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
     "pack": pack.run,
     "score": score.run,
 }
-"""What a run does, in this order."""
+"""The stages of a run, in order."""
 
 
 def run_job(
     run: RunDir, recipe: str, config: RunConfig, reporter: Reporter, runtime: Runtime
 ) -> dict[str, Any]:
-    """Run all stages that are not finished yet; returns what `results.json` holds.
+    """Run all stages that are not finished yet; return the content of `results.json`.
 
-    All ranks call this; rank 0 writes what there is to write.
+    All ranks call this; rank 0 writes the files.
 
     Raises:
-        UserError: what a stage could not do; everything finished before is kept.
+        UserError: if a stage fails; what earlier stages wrote is kept.
     """
-    ranks, begun = runtime.ranks, False
+    ranks, worked = runtime.ranks, False
     with run.locked() if ranks.main else nullcontext():
+        if ranks.main and run.takeover_file.exists():
+            from paramgolf.pipeline.takeover import take_over
+
+            take_over(run, config)
         for name, stage in STAGES.items():
-            if ranks.from_main(run.stage_result(name) is not None):
+            if ranks.from_main(run.stage_result(name) is not None, PREPARATION_SECONDS):
                 reporter.line(f"{name}: finished before")
                 continue
             if name in ("train", "pack"):
@@ -51,30 +55,34 @@ def run_job(
             run.event("stage_started", stage=name)
             job = Job(config, run, runtime, reporter)
             reporter.status = _budget_status(run, config, job.ledger)
-            if not begun:
-                job.ledger.add("set-up: imports", IMPORT_SECONDS, earlier=IMPORT_SECONDS)
-                begun = True
-            record = stage(job)
-            seconds = job.ledger.close()
+            if not worked:
+                seconds = import_seconds()
+                job.ledger.add("set-up: imports", seconds, earlier=seconds)
+                worked = True
+            result = stage(job)
+            seconds_by_phase = job.ledger.close()
             if ranks.main:
-                run.finish_stage(name, {**record, "num_ranks": ranks.size, "seconds": seconds})
-            for scored, score in record.get("scores", {}).items():
+                shared = {"num_ranks": ranks.size, "seconds": seconds_by_phase}
+                run.finish_stage(name, {**result, **shared})
+            for scored, score in result.get("scores", {}).items():
                 run.event("score", of=scored, **score)
-            run.event("stage_finished", stage=name, seconds=sum(seconds.values()))
-            reporter.line(f"  done in {duration(sum(seconds.values()))}")
-            ranks.barrier()
+            total = sum(seconds_by_phase.values())
+            run.event("stage_finished", stage=name, seconds=total)
+            reporter.line(f"  done in {duration(total)}")
+            ranks.barrier(PREPARATION_SECONDS if name == "prepare" else SERIAL_SECONDS)
         results = collect_results(run, recipe, config)
         if ranks.main:
             write_json(run.results_file, results)
-        if begun:
+        if worked:
             run.event("run_finished")
     return results
 
 
 def _budget_status(run: RunDir, config: RunConfig, ledger: Ledger) -> Callable[[], str]:
-    """What tells, at any time of a stage, the current budget and what is spent of it."""
-    before = _budgets(
-        _added((run.stage_result(name) or {}).get("seconds", {}) for name in STAGES), config
+    """Return a function that describes the budget of the current phase and what is spent of it."""
+    before = _seconds_by_budget(
+        _total_by_phase((run.stage_result(name) or {}).get("seconds", {}) for name in STAGES),
+        config,
     )
     limits = {
         "training": config.limits.training_seconds,
@@ -88,8 +96,8 @@ def _budget_status(run: RunDir, config: RunConfig, ledger: Ledger) -> Callable[[
         phase, seconds = current
         budget = account(phase, config.adapt.text).budget
         if budget == "none":
-            return "[no budget]"
-        spent = duration(before[budget] + _budgets(seconds, config)[budget])
+            return "[not counted]"
+        spent = duration(before[budget] + _seconds_by_budget(seconds, config)[budget])
         limit = f" of {duration(limits[budget])}" if limits[budget] else ""
         return f"[{budget} {spent}{limit}]"
 
@@ -97,10 +105,10 @@ def _budget_status(run: RunDir, config: RunConfig, ledger: Ledger) -> Callable[[
 
 
 def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, Any]:
-    """Put the records of all stages together; the keys are documented in docs/results.md."""
-    records = {name: run.stage_result(name) or {} for name in STAGES}
-    prepared, packed = records["prepare"]["text"], records["pack"]
-    seconds = _added(record.get("seconds", {}) for record in records.values())
+    """Combine the results of all stages; docs/results.md documents the keys."""
+    by_stage = {name: run.stage_result(name) or {} for name in STAGES}
+    prepared, packed = by_stage["prepare"]["text"], by_stage["pack"]
+    seconds = _total_by_phase(result.get("seconds", {}) for result in by_stage.values())
     return {
         "recipe": recipe,
         "seed": config.seed,
@@ -110,39 +118,39 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, An
             "tokenizer_sha256": prepared["tokenizer_sha256"],
             "tokens": {name: split["tokens"] for name, split in prepared["splits"].items()},
         },
-        "num_ranks": {name: record.get("num_ranks", 1) for name, record in records.items()},
+        "num_ranks": {name: result.get("num_ranks", 1) for name, result in by_stage.items()},
         "adapted_on": config.adapt.text,
-        "parameters": records["train"]["parameters"],
-        "steps": records["train"]["steps"],
-        "stages": _merged(records, "scores"),
-        "adaptation": records["adapt"]["epochs"],
+        "parameters": by_stage["train"]["parameters"],
+        "steps": by_stage["train"]["steps"],
+        "stages": _merged(by_stage, "scores"),
+        "adaptation": by_stage["adapt"]["epochs"],
         "bytes": packed["bytes"],
         "artifact_sha256": packed["artifact_sha256"],
         "raised_dampings": packed["raised_dampings"],
         "seconds": seconds,
-        "budgets": _budgets(seconds, config),
-        "tokens_per_second": _merged(records, "tokens_per_second"),
-        "peak_gpu_bytes": records["train"]["peak_gpu_bytes"],
-        "xz": records["score"]["xz"],
+        "budgets": _seconds_by_budget(seconds, config),
+        "tokens_per_second": _merged(by_stage, "tokens_per_second"),
+        "peak_gpu_bytes": by_stage["train"]["peak_gpu_bytes"],
+        "xz": by_stage["score"]["xz"],
     }
 
 
-def _merged(records: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+def _merged(by_stage: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+    """The tables that stage results have under a key, as one table."""
     return {
-        name: value for record in records.values() for name, value in record.get(key, {}).items()
+        name: value for result in by_stage.values() for name, value in result.get(key, {}).items()
     }
 
 
-def _added(books: Iterable[dict[str, float]]) -> dict[str, float]:
+def _total_by_phase(ledgers: Iterable[dict[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
-    for seconds in books:
+    for seconds in ledgers:
         for phase, value in seconds.items():
             total[phase] = total.get(phase, 0.0) + value
     return total
 
 
-def _budgets(seconds: dict[str, float], config: RunConfig) -> dict[str, float]:
-    """Seconds by budget."""
+def _seconds_by_budget(seconds: dict[str, float], config: RunConfig) -> dict[str, float]:
     total: dict[str, float] = {"training": 0.0, "evaluation": 0.0, "none": 0.0}
     for phase, value in seconds.items():
         total[account(phase, config.adapt.text).budget] += value
@@ -158,11 +166,11 @@ def new_run(
 ) -> RunDir:
     """Create a run's directory, with text and weights of another run if one is named.
 
-    Text and trained weights are taken over, and adapted ones where nothing about them differs.
-    Rank 0 creates it; the others need to see it.
+    Text and trained weights are taken over, and adapted weights if they would be the same. Rank 0
+    creates the directory; all ranks must see it.
 
     Raises:
-        UserError: if there is something at `path`, or a rank's machine does not share the folder.
+        UserError: if `path` cannot become a run, or is not shared by the machines of all ranks.
     """
     ranks = ranks or Ranks()
     if ranks.main and from_run is None:
@@ -171,8 +179,10 @@ def new_run(
         from paramgolf.pipeline.takeover import create_from
 
         create_from(from_run, path, recipe, config)
-    ranks.barrier()
+    ranks.barrier(PREPARATION_SECONDS)
     run = RunDir(path, keeps_events=ranks.main)
     if not run.config_file.exists():
-        raise UserError(f"{path} is not on this machine: the ranks need one folder that all share")
+        raise UserError(
+            f"{path} does not exist on this machine: all ranks need the same, shared directory"
+        )
     return run

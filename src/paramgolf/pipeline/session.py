@@ -1,4 +1,4 @@
-"""A run as one program does it: on its device, among its ranks, new or resumed."""
+"""Starting or resuming a run in this process: on its device, with the other ranks."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from paramgolf.runtime.watch import Watch
 
 
 class Session(NamedTuple):
-    """Where to compute, and where to log."""
+    """The device and ranks of this process, and where their errors are logged."""
 
     runtime: Runtime
     log_to: Callable[[Path], None]
-    """Takes a run's directory: errors of every rank are written there from now on."""
+    """Call it with a run's directory to write the errors of every rank there from then on."""
 
 
 @contextmanager
 def session(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Session]:
-    """Join the other ranks, if torchrun started several; an error in the block ends them all.
+    """Join the other ranks if torchrun started several; an error in the block ends all of them.
 
     Raises:
-        UserError: if the device is not there.
+        UserError: if the device does not exist or the ranks cannot be joined.
     """
     if not distributed.started_by_torchrun():
         yield Session(select_runtime(device), lambda _: None)
@@ -55,18 +55,18 @@ def start(
     reporter: Reporter,
     log: Callable[[RunDir], Listener] | None = None,
 ) -> dict[str, Any]:
-    """Run a configuration in a new directory; gives what `results.json` holds.
+    """Run a configuration in a new directory; return the content of `results.json`.
 
     Args:
         recipe: its name.
-        config: what to run.
+        config: the configuration.
         out: the new directory.
         from_run: a run whose text and weights are taken over.
         reporter: the console.
-        log: opens what takes the run's events, on rank 0.
+        log: opens a listener for the run's events, on rank 0.
 
     Raises:
-        UserError: see `pipeline.new_run` and `pipeline.run_job`.
+        UserError: see `pipeline.run.new_run` and `pipeline.run.run_job`.
     """
     with session(config.device) as (runtime, log_to):
         config, out = runtime.ranks.from_main((config, out))
@@ -82,10 +82,10 @@ def start(
 def resume(
     path: Path, reporter: Reporter, log: Callable[[RunDir], Listener] | None = None
 ) -> dict[str, Any]:
-    """Go on with the run at `path`; gives what `results.json` holds. Arguments as `start`.
+    """Resume the run at `path`; return the content of `results.json`. Arguments as in `start`.
 
     Raises:
-        UserError: if there is no run, and see `pipeline.run_job`.
+        UserError: if `path` contains no run, and see `pipeline.run.run_job`.
     """
     _, recipe, config = RunDir.open(path)
     with session(config.device) as (runtime, log_to):

@@ -1,4 +1,4 @@
-"""A run that goes on from another run's text and weights (`--from`)."""
+"""Taking over finished stages of another run (`--from`)."""
 
 from __future__ import annotations
 
@@ -9,72 +9,85 @@ from typing import Any
 
 from paramgolf.config import RunConfig, to_json
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.runtime.files import copy_file
+from paramgolf.runtime.files import copy_file, read_json
 from paramgolf.runtime.rundir import RunDir
 
-_SHAPED_BY = {"prepare": ("seed", "data", "model"), "train": ("train",), "adapt": ("adapt",)}
-"""The keys of the configuration on which a stage's files depend, beside those of earlier stages."""
+_DEPENDS_ON = {"prepare": ("seed", "data", "model"), "train": ("train",), "adapt": ("adapt",)}
+"""The configuration keys on which a stage's files depend, beyond those of earlier stages."""
 
 
 def create_from(from_run: Path, path: Path, recipe: str, config: RunConfig) -> None:
-    """Create a run's directory with the text and the weights of another run, and their records.
+    """Create the directory of a run with the finished stages that it takes over from another run.
 
     Raises:
-        UserError: if that run has not finished training, or there is something at `path`.
-        ConfigError: if the new configuration differs in anything that shaped the trained weights.
+        UserError: if that run has not finished training, or `path` cannot become a run.
+        ConfigError: if the configurations differ in anything that the trained weights depend on.
     """
-    source, _, made_with = RunDir.open(from_run)
-    stages = _stages_to_take(source, made_with, config)
-    _take_over(stages, source, RunDir.create(path, recipe, config))
+    source, _, theirs = RunDir.open(from_run)
+    _stages_to_take(source, theirs, config)
+    run = RunDir.create(path, recipe, config, from_run)
+    with run.locked():
+        take_over(run, config)
+
+
+def take_over(run: RunDir, config: RunConfig) -> None:
+    """Copy the files and then the results of the stages that a new run takes over.
+
+    Until that is done, `RunDir.takeover_file` exists. If interrupted, call this again before any
+    stage: a stage whose weights are missing would train them.
+
+    Raises:
+        UserError: if the other run no longer exists or a file cannot be copied.
+    """
+    source, _, theirs = RunDir.open(Path(read_json(run.takeover_file)["from"]))
+    stages = _stages_to_take(source, theirs, config)
+    files = [path for path in sorted(source.data.rglob("*")) if path.is_file()]
+    files += [source.tokenizer, source.trained]
+    if "adapt" in stages and source.adapted.exists():
+        files.append(source.adapted)
+    for file in files:
+        copy_file(file, run.path / file.relative_to(source.path))
+    for stage in stages:
+        result = source.stage_result(stage) or {}
+        run.finish_stage(stage, {**result, "taken_from": str(source.path)})
+    run.takeover_file.unlink()
 
 
 def best_source(config: RunConfig, runs: Iterable[Path]) -> Path | None:
-    """Of some runs the one from which a run of `config` can take most stages over, if any can."""
+    """Return the run from which a run of `config` can take over most stages, or None."""
     stages: dict[Path, int] = {}
     for path in runs:
-        with suppress(UserError):  # there is no run, it has not trained, or not as `config` says
-            source, _, made_with = RunDir.open(path)
-            stages[path] = len(_stages_to_take(source, made_with, config))
+        with suppress(UserError):  # no run, not trained, or of another configuration
+            source, _, theirs = RunDir.open(path)
+            stages[path] = len(_stages_to_take(source, theirs, config))
     return max(stages, key=lambda path: stages[path], default=None)
 
 
-def _stages_to_take(source: RunDir, made_with: RunConfig, config: RunConfig) -> list[str]:
+def _stages_to_take(source: RunDir, source_config: RunConfig, config: RunConfig) -> list[str]:
     """The stages of another run whose files a run of `config` can take over.
 
     Raises:
         UserError: if that run has not finished training.
-        ConfigError: if the new configuration differs in anything that shaped the trained weights.
+        ConfigError: if the configurations differ in anything that the trained weights depend on.
     """
-    ours, theirs = to_json(config), to_json(made_with)
+    ours, theirs = to_json(config), to_json(source_config)
     taken: list[str] = []
-    for stage, keys in _SHAPED_BY.items():
+    for stage, keys in _DEPENDS_ON.items():
         different = [key for key in keys if ours[key] != theirs[key]]
         if stage == "adapt" and (different or source.stage_result(stage) is None):
             break
         if different:
             raise ConfigError(
                 f"{_first_difference(different[0], ours, theirs)} differs from that of "
-                f"{source.path}: only adapt, pack and score may change with --from"
+                f"{source.path}: with --from, only adapt, pack and score may change"
             )
         if source.stage_result(stage) is None:
             raise UserError(
-                f"{source.path} has not finished the stage {stage!r}: --resume it first"
+                f"{source.path} has not finished the stage {stage!r}; resume it first with "
+                f"`paramgolf run --resume {source.path}`"
             )
         taken.append(stage)
     return taken
-
-
-def _take_over(stages: list[str], source: RunDir, target: RunDir) -> None:
-    """Copy the files of finished stages, then their records, which say that these are in place."""
-    files = [path for path in sorted(source.data.rglob("*")) if path.is_file()]
-    files += [source.tokenizer, source.trained]
-    if "adapt" in stages and source.adapted.exists():
-        files.append(source.adapted)
-    for file in files:  # a resumed run believes in weights that are there: no half file, ever
-        copy_file(file, target.path / file.relative_to(source.path))
-    for stage in stages:
-        record = source.stage_result(stage) or {}
-        target.finish_stage(stage, {**record, "taken_from": str(source.path.resolve())})
 
 
 def _first_difference(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:

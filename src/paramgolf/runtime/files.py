@@ -1,7 +1,8 @@
-"""Files written whole or not at all: atomic writes, locks, JSON, arrays, tensors, hashes."""
+"""Files: atomic writes (whole or not at all), locks, JSON, arrays, tensors, hashes."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -21,15 +22,18 @@ from torch import Tensor
 
 from paramgolf.errors import UserError
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that is renamed to `path` when the block ends without error.
 
     Raises:
-        UserError: when the disk is full or the folder cannot be written; `path` is as before.
+        UserError: on an OSError, which may come from the block; `path` is as before.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -37,20 +41,33 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
-        ) from error
+        raise write_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
+def write_error(path: Path, error: OSError) -> UserError:
+    """Explain why `path` could not be written: which file is at fault, and what to do."""
+    reason = error.strerror or error
+    if error.errno in _NO_SPACE:  # a copy that runs out of space names its source
+        return UserError(f"cannot write {path}: {reason}; free space or choose another directory")
+    if error.filename and Path(error.filename) not in (path, _temporary(path), *path.parents):
+        return UserError(f"cannot read {error.filename}: {reason}")
+    advice = "; choose another directory" if error.errno in _NO_ACCESS else ""
+    return UserError(f"cannot write {path}: {reason}{advice}")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in a folder, and clear up after one that was killed there.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a directory.
 
     Raises:
-        UserError: if another process does so now.
+        UserError: if another process works there now.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -60,11 +77,18 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder} is in use by another paramgolf process; wait for it or stop it"
             ) from None
-        for left in folder.rglob(".*.tmp"):  # by a process that was killed while it wrote
-            left.unlink()
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Like `exclusive`; also remove what a process that was killed while writing left there."""
+    with exclusive(folder):
+        for temporary in folder.rglob(".*.tmp"):
+            temporary.unlink()
+        yield
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -80,7 +104,7 @@ def copy_file(source: Path, path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
+    """Write a value as a JSON file, atomically."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
@@ -95,7 +119,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: if it is missing or no JSON.
+        UserError: if it is missing or not JSON.
     """
     try:
         return json.loads(path.read_bytes())
@@ -114,7 +138,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote, to the CPU.
 
     Raises:
-        UserError: if the file is missing, truncated or foreign.
+        UserError: if the file is missing, truncated or not a safetensors file.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -125,6 +149,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

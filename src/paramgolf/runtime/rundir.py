@@ -1,4 +1,4 @@
-"""A run's directory: everything a run writes, each file complete or absent."""
+"""A run's directory: everything that a run writes, each file complete or absent."""
 
 from __future__ import annotations
 
@@ -16,32 +16,38 @@ import torch
 
 from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import UserError
-from paramgolf.runtime.files import locked, read_json, write_json
+from paramgolf.runtime.files import exclusive, locked, read_json, write_error, write_json
 from paramgolf.version import __version__
 
 CODE_NAME = "train_gpt.py"
-"""The code that counts, as the challenge calls it."""
+"""The counted code file, as the challenge names it."""
+
+INCOMPLETE_EVENT = "incomplete_event"
+"""Kind of the event that stands for a last line of events.jsonl that was not written to its end."""
 
 Listener = Callable[[str, dict[str, Any]], None]
-"""Takes the kind and the values of every event of a run."""
+"""Called with the kind and the values of every event of a run."""
 
 _PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors", "constriction")
 
 
 class RunDir:
-    """Paths and records of one run.
+    """Paths and files of one run.
 
-    A stage is finished when its record `stages/NAME.json` exists; the record holds what the stage
-    measured. A run that was killed goes on after its last finished stage.
+    A stage is finished when its result, `stages/NAME.json`, exists. An interrupted run resumes
+    after its last finished stage.
     """
 
     def __init__(self, path: Path, keeps_events: bool = True) -> None:
-        """A run at `path`; of several ranks, one keeps the events."""
+        """Name the run at `path`; of several ranks, only one keeps the events."""
         self.path = path
         self._keeps_events = keeps_events
         self.listener: Listener | None = None
-        """Is told every event; it must not fail."""
+        """Called with every event; it must not fail."""
         self.config_file = path / "config.json"
+        self.takeover_file = path / "takeover.json"
+        """Exists until everything that `--from` takes over is in place."""
+        self.events_file = path / "events.jsonl"
         self.results_file = path / "results.json"
         self.quantization_file = path / "quantization.json"
         self.data = path / "data"
@@ -54,53 +60,72 @@ class RunDir:
         self.adapted = path / "checkpoints" / "adapted.safetensors"
 
     @classmethod
-    def create(cls, path: Path, recipe: str, config: RunConfig) -> RunDir:
-        """Create the directory of a new run and write its configuration and environment.
+    def create(
+        cls, path: Path, recipe: str, config: RunConfig, from_run: Path | None = None
+    ) -> RunDir:
+        """Create the directory of a new run with its configuration and environment.
+
+        Of several processes that create the same run at the same time, one succeeds.
+
+        Args:
+            path: the new directory; it may exist if it is empty.
+            recipe: the recipe's name.
+            config: the configuration.
+            from_run: a run to take finished stages over from, see `pipeline.takeover`.
 
         Raises:
-            UserError: if the directory holds something already.
+            UserError: if the directory is in use or not empty, or cannot be written.
         """
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file; name a folder with --out")
-        # What an attempt leaves that died before it wrote its configuration is no run.
-        if path.exists() and any(
-            not entry.name.startswith(".") and entry.name != "environment.json"
-            for entry in path.iterdir()
-        ):
-            raise UserError(
-                f"{path} is not empty: go on with `paramgolf run --resume {path}`, or name another "
-                "folder with --out"
-            )
+            raise UserError(f"{path} is a file; name a directory with --out")
         run = cls(path)
-        write_json(path / "environment.json", _environment())
-        write_json(run.config_file, {"recipe": recipe, **to_json(config)})
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with exclusive(path):
+                # Without a configuration, these are the remains of an attempt to create a run.
+                remains = (run.takeover_file.name, "environment.json")
+                if any(f.name not in remains and f.name[0] != "." for f in path.iterdir()):
+                    raise UserError(
+                        f"{path} is not empty: resume the run in it with `paramgolf run --resume "
+                        f"{path}`, or name another directory with --out"
+                    )
+                run.takeover_file.unlink(missing_ok=True)
+                write_json(path / "environment.json", _environment())
+                if from_run is not None:
+                    write_json(run.takeover_file, {"from": str(from_run.resolve())})
+                write_json(run.config_file, {"recipe": recipe, **to_json(config)})
+        except OSError as error:
+            raise write_error(path, error) from error
         return run
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunDir, str, RunConfig]:
-        """Open an existing run; gives its recipe's name and its configuration too.
+        """Open an existing run; return it with its recipe's name and its configuration.
 
         Raises:
-            UserError: if there is no run at `path`.
+            UserError: if `path` contains no run.
         """
         run = cls(path)
         if not run.config_file.is_file():
-            raise UserError(f"{path} holds no run (no config.json); start one: paramgolf run tiny")
+            raise UserError(
+                f"{path} contains no run (no config.json); start one: paramgolf run tiny"
+            )
         values = read_json(run.config_file)
         if not isinstance(values, dict):
-            raise UserError(f"{run.config_file} holds no configuration")
+            raise UserError(f"{run.config_file} contains no configuration")
         return run, values.pop("recipe", "?"), from_json(RunConfig, values)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from working on this run.
+        """Keep other processes from working on this run; clean up after one that was killed.
 
         Raises:
-            UserError: if another process does so now.
+            UserError: if another process works on it now.
         """
         if not self.path.is_dir():
-            raise UserError(f"there is no run {self.path}")
+            raise UserError(f"{self.path} is not a directory")
         with locked(self.path):
+            self._remove_incomplete_event()
             yield
 
     def event(self, kind: str, **values: Any) -> None:
@@ -108,44 +133,72 @@ class RunDir:
         if not self._keeps_events:
             return
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
-        path = self.path / "events.jsonl"
-        size = path.stat().st_size if path.exists() else 0
+        size = self.events_file.stat().st_size if self.events_file.exists() else 0
         try:
-            with path.open("a") as file:
+            with self.events_file.open("a") as file:
                 file.write(line + "\n")
         except OSError as error:
             with suppress(OSError):
-                os.truncate(path, size)  # no half line
-            raise UserError(f"cannot write {path}: {error.strerror}; free space") from error
+                os.truncate(self.events_file, size)  # leave no incomplete line
+            raise write_error(self.events_file, error) from error
         if self.listener:
             self.listener(kind, values)
 
     def read_events(self) -> list[dict[str, Any]]:
-        """All events so far; none if there is no such file.
+        """Return all events so far; none if the file does not exist.
+
+        In place of an incomplete last line (the process was killed while writing it), the list
+        ends with an event of the kind `INCOMPLETE_EVENT`.
 
         Raises:
-            UserError: if it cannot be read.
+            UserError: if the file cannot be read or any other line is damaged.
         """
-        path = self.path / "events.jsonl"
-        if not path.exists():
-            return []
+        events, rest = self._parsed_events()
+        if rest:
+            moment = round(self.events_file.stat().st_mtime, 3)
+            events.append({"time": moment, "event": INCOMPLETE_EVENT, "bytes": len(rest)})
+        return events
+
+    def _parsed_events(self) -> tuple[list[dict[str, Any]], bytes]:
+        """The complete events, and the incomplete last line, which is empty in most cases."""
+        if not self.events_file.exists():
+            return [], b""
+        events = []
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {path}: {error}") from error
+            lines = self.events_file.read_bytes().splitlines(keepends=True)
+            for number, line in enumerate(lines, start=1):
+                try:
+                    events.append(json.loads(line))
+                except ValueError as error:
+                    if number == len(lines):
+                        return events, line
+                    raise UserError(f"{self.events_file}, line {number}: {error}") from error
+        except OSError as error:
+            raise UserError(f"cannot read {self.events_file}: {error.strerror}") from error
+        return events, b""
+
+    def _remove_incomplete_event(self) -> None:
+        """Remove an incomplete last line, so that the next event begins on a line of its own."""
+        _, rest = self._parsed_events()
+        if rest:
+            os.truncate(self.events_file, self.events_file.stat().st_size - len(rest))
+            self.event(INCOMPLETE_EVENT, bytes=len(rest))
+        elif self.events_file.exists() and not self.events_file.read_bytes().endswith(b"\n"):
+            with self.events_file.open("a") as file:
+                file.write("\n")
 
     def stage_file(self, stage: str) -> Path:
-        """The file whose existence says that a stage is finished."""
+        """Return the path of a stage's result, which exists if the stage is finished."""
         return self.path / "stages" / f"{stage}.json"
 
     def stage_result(self, stage: str) -> dict[str, Any] | None:
-        """What a stage measured; None while it is not finished."""
+        """Return what a stage measured; None while it is not finished."""
         path = self.stage_file(stage)
         return read_json(path) if path.exists() else None
 
-    def finish_stage(self, stage: str, record: dict[str, Any]) -> None:
-        """Write a stage's record: the stage is finished, all its files are in place."""
-        write_json(self.stage_file(stage), record)
+    def finish_stage(self, stage: str, result: dict[str, Any]) -> None:
+        """Write a stage's result, after all its other files: the stage is finished."""
+        write_json(self.stage_file(stage), result)
 
 
 def _environment() -> dict[str, Any]:

@@ -24,7 +24,7 @@ from paramgolf.model.layout import layout
 from paramgolf.model.order import layer_order
 from paramgolf.model.roles import EMBEDDING, input_of
 from paramgolf.runtime.files import read_tensors, sha256_of_file, write_bytes, write_json
-from paramgolf.runtime.ranks import wait
+from paramgolf.runtime.ranks import SERIAL_SECONDS, wait
 from paramgolf.stages.job import Job
 
 _T = TypeVar("_T")
@@ -168,7 +168,7 @@ class _Packer:
 
     def _gathered(self, own: dict[str, _T]) -> dict[str, _T]:
         """Collect the matrices of all ranks in the model's order; empty on ranks other than 0."""
-        parts = self._ranks.gather_to_main(own)
+        parts = self._ranks.gather_to_main(own, SERIAL_SECONDS)
         everything = {name: value for part in parts for name, value in part.items()}
         return {name: everything[name] for name in self.sizes} if self._ranks.main else {}
 
@@ -201,7 +201,7 @@ def _fill(job: Job, packer: _Packer, calibration: _Calibration, limit: int) -> _
     while True:
         with job.ledger.phase("pack: fill the budget"):
             following = search.next_widths() if search else None
-            following = job.runtime.ranks.from_main(following)
+            following = job.runtime.ranks.from_main(following, SERIAL_SECONDS)
         if following is None:
             return _best(job, solves, search.target, limit) if search else None
         packed = packer.pack(following)
