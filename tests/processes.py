@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from paramgolf.runtime.ranks import Ranks
 
-_SECONDS = 120
+_TIMEOUT = 300
+"""Seconds; ranks that take longer hang, however busy the machine is."""
 _PRELOADED = ["torch._dynamo", "paramgolf.pipeline.run", "tests.helpers"]
 """What every process would import first; a process forked from one that has it starts at once."""
 
@@ -46,7 +47,7 @@ def on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[A
 
 
 def _received(receiver: Connection) -> tuple[Any, str | None]:
-    if not receiver.poll(_SECONDS):
+    if not receiver.poll(_TIMEOUT):
         return None, "said nothing"
     try:
         return pickle.loads(receiver.recv_bytes())
@@ -65,7 +66,7 @@ def _one_rank(
                 init_method=f"file://{folder}/rendezvous",
                 rank=ranks.rank,
                 world_size=ranks.size,
-                timeout=datetime.timedelta(seconds=60),
+                timeout=datetime.timedelta(seconds=_TIMEOUT),
             )
         _send(sender, function(ranks, *arguments), None)
         if ranks.size > 1:

@@ -42,7 +42,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(str(shutil.which("chromedriver")))
     chromium = webdriver.Chrome(options=options, service=service)
-    chromium.set_page_load_timeout(60)
+    chromium.set_page_load_timeout(300)
     yield chromium
     chromium.quit()
 

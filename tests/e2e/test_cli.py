@@ -95,7 +95,7 @@ def test_module_and_console_script_are_the_same_command(cli: Cli) -> None:
     if not script.exists():
         pytest.skip("the console script is not installed beside this Python")
     done = subprocess.run(
-        [script, "--help"], env=command.ENVIRONMENT, capture_output=True, timeout=60
+        [script, "--help"], env=command.ENVIRONMENT, capture_output=True, timeout=command.TIMEOUT
     )
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, expected.stdout, b"")
 
@@ -107,7 +107,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
-    process.wait(60)
+    process.wait(command.TIMEOUT)
 
 
 # Mistakes in what is asked for: exit code 2, and what is possible.

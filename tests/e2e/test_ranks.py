@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +23,7 @@ from paramgolf.runtime.rundir import RunDir
 from paramgolf.stages import adapt, pack, train
 from paramgolf.stages.job import Job
 from tests.e2e.conftest import FinishedRun
+from tests.helpers import FakeClock
 from tests.processes import on_ranks
 
 CPU = torch.device("cpu")
@@ -139,8 +138,7 @@ def test_hessians_add_up_over_ranks(mini_run: FinishedRun) -> None:
 
 
 def trained_by_the_clock(ranks: Ranks, path: Path, config: RunConfig) -> int:
-    if not ranks.main:  # a clock that goes four times as fast
-        train.time = SimpleNamespace(monotonic=lambda: 4 * time.monotonic())
+    train.time = FakeClock(tick=0.05 if ranks.main else 0.2)
     return train.run(job(ranks, path, config)).get("steps", 0)
 
 

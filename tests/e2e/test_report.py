@@ -411,6 +411,7 @@ def test_a_branch_says_where_the_curve_of_its_loss_is(
             for step in steps
         )  # fmt: skip
 
+    (run / "events.jsonl").write_text(logged(1))
     words = Page(render(read_run_files(run), passage)).words
     assert "No loss curve: fewer than two steps were logged." in words
     trained = run.with_name("trained")

@@ -255,7 +255,7 @@ def test_five_thousand_hostile_files() -> None:
     """Bytes changed, cut, doubled and moved, half of them with the checksum made right again."""
     rng = np.random.default_rng(20_240_520)
     good = decode(GOOD).state()
-    start = time.monotonic()
+    start = time.process_time()
     refused = 0
     for number in range(5000):
         content = bytearray(GOOD)
@@ -282,7 +282,7 @@ def test_five_thousand_hostile_files() -> None:
             continue
         assert all(torch.equal(state[name], tensor) for name, tensor in good.items())
     assert refused > 4900
-    assert time.monotonic() - start < 120
+    assert time.process_time() - start < 120
 
 
 @settings(max_examples=100)

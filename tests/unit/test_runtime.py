@@ -12,7 +12,7 @@ import pytest
 # time, wherever its heap ends (steps of equal sizes are kept or given back as that decides).
 _FAULTS = """
 import resource, sys, torch
-from paramgolf.runtime import select_runtime
+from paramgolf.runtime.device import select_runtime
 if "kept" in sys.argv:
     select_runtime("cpu")
 torch.ones(1)
