@@ -18,19 +18,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 API = "api"
+Headers = dict[str, str]
 
 
 class Fault(NamedTuple):
     """How one answer goes wrong."""
 
     status: int = 0
-    """Answer this instead, with"""
+    """Answer with this status"""
     code: str = ""
-    """this X-Error-Code;"""
-    after: int = 0
-    """otherwise, close the connection after so many bytes,"""
+    """and this X-Error-Code;"""
+    content: bytes | None = None
+    """or send this in place of the file,"""
+    after: int | None = None
+    """or only this number of bytes, and close the connection,"""
     stall: bool = False
-    """or keep it open and send nothing more."""
+    """or keep it open."""
 
 
 class LocalHub(ThreadingHTTPServer):
@@ -45,9 +48,7 @@ class LocalHub(ThreadingHTTPServer):
         """The files of every commit, by its hash."""
         self.heads: dict[str, str] = {}
         """The commit of a repository's branch main."""
-        self.sent: dict[str, bytes] = {}
-        """What is sent in place of a file's content."""
-        self.faults: dict[str, list[Fault]] = {}
+        self.faults: dict[str, Fault] = {}
         """What goes wrong with the next GET of a path (or `API`)."""
         self.requests: list[tuple[str, int]] = []
         """GET requests: path in the repository, or `API`; first byte of the range."""
@@ -103,16 +104,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, repo: str, revision: str) -> None:
         hub = self.server
-        if self._goes_wrong(API, 0):
-            return
         commit = hub.heads.get(repo, "") if revision == "main" else revision
         if repo not in hub.heads:
-            self._answer(401, code="RepoNotFound")  # the hub's answer for private ones, too
+            self._answer(401, code="RepoNotFound")  # as the hub does for private ones, too
         elif commit not in hub.commits:
             self._answer(404, code="RevisionNotFound")
         else:
             files = [_listed(path, content) for path, content in hub.commits[commit].items()]
-            self._answer(200, json.dumps({"id": repo, "sha": commit, "siblings": files}).encode())
+            answer = {"id": repo, "sha": commit, "siblings": files}
+            self._send(API, 0, json.dumps(answer).encode())
 
     def _resolve(self) -> None:
         found = re.fullmatch(r"/datasets/[^/]+/[^/]+/resolve/([0-9a-f]{40})/(.+)", self.path)
@@ -123,45 +123,46 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, code="EntryNotFound")
             return
         wanted = re.fullmatch(r"bytes=(\d+)-.*", self.headers.get("Range", ""))
-        start = int(wanted[1]) if wanted else 0
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
-        if self.command == "GET":
-            content = self.server.sent.get(path, content)[start:]
-            if self._goes_wrong(path, start, content):
-                return
-        self._answer(206 if start else 200, content, ETag=etag, X_Repo_Commit=commit)
+        headers = {"ETag": etag, "X-Repo-Commit": commit}
+        if self.command == "HEAD":
+            self._answer(200, content, headers=headers)
+        else:
+            self._send(path, int(wanted[1]) if wanted else 0, content, headers)
 
-    def _goes_wrong(self, path: str, start: int, content: bytes = b"") -> bool:
-        """Note a request; do what the next fault of its path says, if there is one."""
+    def _send(self, path: str, start: int, content: bytes, headers: Headers | None = None) -> None:
+        """Note a request and answer it, by the fault of its path if there is one."""
         self.server.requests.append((path, start))
-        if not (faults := self.server.faults.get(path)):
-            return False
-        fault = faults.pop(0)
+        fault = self.server.faults.pop(path, Fault())
         if fault.status:
             self._answer(fault.status, code=fault.code)
-            return True
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: fault.after])
-        self.wfile.flush()
+            return
+        content = (content if fault.content is None else fault.content)[start:]
+        self._answer(206 if start else 200, content, headers=headers, after=fault.after)
         if fault.stall:
             self.server.stalled.set()
             self.server.over.wait(30)
-        self.close_connection = True
-        return True
+        self.close_connection = fault.after is not None
 
-    def _answer(self, status: int, body: bytes = b"", code: str = "", **headers: str) -> None:
+    def _answer(
+        self,
+        status: int,
+        content: bytes = b"",
+        code: str = "",
+        headers: Headers | None = None,
+        after: int | None = None,
+    ) -> None:
         self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key.replace("_", "-"), value)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
         if code:
             self.send_header("X-Error-Code", code)
             self.send_header("X-Error-Message", f"a message of the hub: {code}")
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            self.wfile.write(content[:after])
+            self.wfile.flush()
 
 
 def _listed(path: str, content: bytes) -> dict[str, Any]:

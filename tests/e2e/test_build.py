@@ -1,4 +1,4 @@
-"""`paramgolf data build` and `data info`: from files as people have them to shards, and back."""
+"""`paramgolf data build` and `data info`: from ordinary files to shards, and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import unicodedata
@@ -29,12 +28,13 @@ from paramgolf.data.provenance import Provenance
 from tests.e2e import command
 from tests.e2e.command import ENVIRONMENT, Cli, finish, killed_while_writing
 from tests.e2e.mini import mini_options, read_results, table_rows
+from tests.property.test_shards import read_independently
 
 VOCAB = 500
 
 
 def shuffled_topics() -> list[str]:
-    """Words of Python's documentation in an order of their own, so that no two texts overlap."""
+    """Words of Python's documentation in a random order, so that no two texts overlap."""
     texts = []
     for name, text in sorted(topics.items())[:40]:
         words = (text.split(" ") * 900)[:900]
@@ -51,17 +51,11 @@ def jsonl(texts: list[str], key: str = "text") -> bytes:
 
 
 def read_shards(folder: Path, split: str) -> list[str]:
-    """An independent reader of the published format: the documents of a split.
-
-    256 little-endian int32: magic 20240520, version 1, number of tokens; then uint16 tokens.
-    """
+    """Read the documents of a split without the package."""
     processor = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     documents: list[list[int]] = []
     for path in sorted(folder.glob(f"*_{split}_*.bin")):
-        content = path.read_bytes()
-        magic, version, count = struct.unpack("<3i", content[:12])
-        assert (magic, version, len(content)) == (20240520, 1, 1024 + 2 * count)
-        for (token,) in struct.iter_unpack("<H", content[1024:]):
+        for token in read_independently(path):
             if token == processor.bos_id():
                 documents.append([])
             else:
@@ -75,7 +69,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of Markdown files, with what a reader must leave alone among them."""
+    """A folder of Markdown files, and among them files that must not be read."""
     folder = tmp_path_factory.mktemp("notes") / "notes"
     for number, text in enumerate(TEXTS):
         path = folder / ("deep/er" if number % 3 else ".") / f"{number:02d}.md"
@@ -91,7 +85,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(notes: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder built of the notes; do not write to it."""
+    """A folder built from the notes; do not write to it."""
     out = tmp_path_factory.mktemp("built") / "out"
     result = cli("data", "build", notes, "--out", out, "--vocab-size", str(VOCAB))
     assert result.code == 0, result.stderr
@@ -184,7 +178,7 @@ def start_build(source: Path, out: Path, writes: int | None = None) -> subproces
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_gives_the_same_bytes(notes: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_gives_the_same_bytes(notes: Path, tmp_path: Path) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     assert finish(start_build(notes, undisturbed)).code == 0
     assert len(list(undisturbed.glob("*_train_*.bin"))) > 3
@@ -349,7 +343,7 @@ def test_a_run_takes_tokenizer_and_provenance_from_the_folder(
 
 
 def run_on(folder: Path, cli: Cli, out: Path, *more: str | Path) -> str:
-    """A mini run on a folder that was built; gives what it printed."""
+    """Start a mini run on a folder; return its output."""
     options = [*mini_options(folder), "--model.vocab-size", str(VOCAB), "--data.val-targets", "0"]
     result = cli("run", "tiny", *options, *more, "--out", out)
     assert result.code == 0, result.stderr
@@ -358,7 +352,7 @@ def run_on(folder: Path, cli: Cli, out: Path, *more: str | Path) -> str:
 
 @pytest.mark.slow
 def test_two_commands_from_markdown_to_a_score(built: Path, cli: Cli, tmp_path: Path) -> None:
-    """And what the folder says of its texts and tokenizer is what the run keeps of them."""
+    """The run keeps the provenance that the folder states for its texts and tokenizer."""
     run_on(built, cli, tmp_path / "run")
     results = read_results(tmp_path / "run")
     val = read_shards(built, "val")

@@ -1,4 +1,4 @@
-"""CaseOps from end to end: everything that reads a run or a folder speaks of the original text."""
+"""CaseOps from end to end: all commands read, write and count the original text."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_score_is_over_the_original_bytes(cli: Cli, run: Path, cased: Path) 
     assert f"{size:,}" in result.stdout
 
 
-def test_the_report_shows_operators_as_signs(cli: Cli, run: Path, tmp_path: Path) -> None:
+def test_the_report_shows_operators_as_symbols(cli: Cli, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert cli("report", run, "--out", out).code == 0
     page = out.read_text()
@@ -81,7 +81,7 @@ def test_the_audit_passes(run: Path) -> None:
 
 @pytest.mark.slow
 def test_operators_that_count_as_text_are_caught(run: Path, tmp_path: Path) -> None:
-    """They would add 3 bytes a capital and make the score better."""
+    """They would add 3 bytes per capital and improve the score."""
     cheating, patches = tmp_path / "run", tmp_path / "patches"
     shutil.copytree(run, cheating)
     patches.mkdir()
@@ -105,7 +105,7 @@ def test_the_score_is_proven(cli: Cli, run: Path) -> None:
     assert "bit for bit, by another process" in result.stdout
 
 
-def test_a_text_comes_back(cli: Cli, run: Path, tmp_path: Path) -> None:
+def test_a_compressed_text_is_restored(cli: Cli, run: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(TEXT.encode() * 5)
     model = run / "model.bin"
     assert cli("compress", model, tmp_path / "text", "--out", tmp_path / "small").code == 0
@@ -129,7 +129,7 @@ def test_a_given_tokenizer_decides(
 
 @pytest.fixture(scope="module")
 def built(cli: Cli, cased: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `data build --case-ops` makes; do not write to it."""
+    """A folder built with `data build --case-ops`; do not write to it."""
     out = tmp_path_factory.mktemp("built") / "out"
     result = cli(
         "data", "build", cased / "train.jsonl", "--val", cased / "val.jsonl", "--case-ops",
@@ -172,7 +172,7 @@ def test_a_run_on_what_was_built(
     assert result.code == 0, result.stderr
     size = sum(len(text.encode()) for text in texts_of(cased, "val"))
     assert read_results(tmp_path / "run")["stages"]["sliding"]["bytes"] == size
-    # A glob names the sidecars, too: they are no text.
+    # The glob also matches the sidecars, which are not read as text.
     shards = sorted(built.glob("*_val_*.bin"))
     assert len(shards) > len(list(built.glob("text_val_0*.bin")))
     result = cli("score", tmp_path / "run" / "model.bin", *shards)
@@ -180,7 +180,7 @@ def test_a_run_on_what_was_built(
     assert f"{size:,}" in result.stdout
 
 
-def test_a_wrong_sidecar_is_said(cli: Cli, built: Path, tmp_path: Path) -> None:
+def test_a_wrong_sidecar_is_reported(cli: Cli, built: Path, tmp_path: Path) -> None:
     for path in built.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     wrong = sidecar_of(sorted(tmp_path.glob("text_val_0*.bin"))[1])

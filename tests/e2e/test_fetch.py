@@ -247,7 +247,7 @@ def test_another_repository_with_the_same_content(case: Case) -> None:
 
 def test_another_data_set_does_not_mix_in(case: Case) -> None:
     case.hub.commit(OTHER_REPO, repository(50, "sp1024"))
-    case.hub.faults[path_of(names()[1], "sp1024")] = [Fault(403)]  # not even an unfinished one
+    case.hub.faults[path_of(names()[1], "sp1024")] = Fault(403)  # not even an unfinished one
     assert "refuses" in case.error(variant="sp1024")
     before = case.visible()
     message = f"{case.out} contains fineweb10B_sp1024, which would mix with fineweb10B_sp8192; name"
@@ -283,7 +283,7 @@ def test_a_file_of_unknown_origin_is_not_overwritten(case: Case) -> None:
 def test_a_dropped_connection_is_resumed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 500)  # what it writes
     path = path_of(names()[2])
-    case.hub.faults[path] = [Fault(after=1500)]
+    case.hub.faults[path] = Fault(after=1500)
     case.get()
     assert [first for asked, first in case.hub.requests if asked == path] == [0, 1500]
     case.check()
@@ -294,7 +294,7 @@ def test_killed_in_the_middle(case: Case) -> None:
     case.hub.commit(REPO, repository(first_seed=200))
     case.get(3)
     case.hub.commit(REPO, repository())
-    case.hub.faults[path_of(names()[2])] = [Fault(after=2500, stall=True)]
+    case.hub.faults[path_of(names()[2])] = Fault(after=2500, stall=True)
     case.hub.taken()
     process = multiprocessing.get_context("fork").Process(target=case.get)
     process.start()
@@ -311,7 +311,7 @@ def test_killed_in_the_middle(case: Case) -> None:
 
 def test_a_fetch_that_fails_keeps_what_is_complete(case: Case) -> None:
     path = path_of(names()[2])
-    case.hub.faults[path] = [Fault(500)]
+    case.hub.faults[path] = Fault(500)
     message = case.error()
     assert f"cannot fetch {path} of {REPO} at {case.hub.heads[REPO][:12]} from http" in message
     assert "(the hub answered 500); check the network, then try again: files" in message
@@ -332,12 +332,12 @@ def test_a_fetch_that_fails_keeps_what_is_complete(case: Case) -> None:
     ids=["truncated", "longer", "other content", "tokenizer"],
 )
 def test_a_damaged_file(case: Case, path: str, send: Callable[[bytes], bytes], reason: str) -> None:
-    case.hub.sent[path] = send(case.hub.commits[case.hub.heads[REPO]][path])
+    content = send(case.hub.commits[case.hub.heads[REPO]][path])
+    case.hub.faults[path] = Fault(content=content)
     message = case.error()
     assert f"{path} of {REPO} at {case.hub.heads[REPO][:12]} " in message
     assert reason in message
     case.check(complete=False)
-    case.hub.sent.clear()
     case.get()
     case.check()
 
@@ -407,7 +407,7 @@ def test_two_at_once(case: Case) -> None:
     ],
 )
 def test_a_list_of_files_that_does_not_come(case: Case, fault: Fault, expected: str) -> None:
-    case.hub.faults[API] = [fault]
+    case.hub.faults[API] = fault
     message = case.error()
     assert expected in message
     assert ("HF_TOKEN" in message) == (fault.status in (401, 403))
@@ -418,7 +418,7 @@ def test_no_such_repository_revision_or_file(case: Case) -> None:
     message = "cannot read the data set repository nobody/nothing (it does not exist, or is"
     assert case.error(repo="nobody/nothing").startswith(message)
     assert case.error(revision="v7") == f"{REPO} has no revision 'v7'; name another --revision"
-    case.hub.faults[MANIFEST] = [Fault(404, "EntryNotFound")]
+    case.hub.faults[MANIFEST] = Fault(404, "EntryNotFound")
     assert f"has no {MANIFEST}; name another --revision or --repo" in case.error()
     assert not case.out.exists()
 

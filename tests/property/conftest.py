@@ -19,7 +19,7 @@ VOCAB_SIZE = 450
 
 @pytest.fixture(scope="session")
 def english() -> list[str]:
-    """Some hundred kilobytes of English: the help topics of Python."""
+    """A few hundred kilobytes of English: the help topics of Python."""
     return [text.strip() + "\n" for _, text in sorted(topics.items())][:40]
 
 

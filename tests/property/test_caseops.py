@@ -1,4 +1,4 @@
-"""CaseOps: every text comes back, no capital costs more than it must, bytes are the text's own."""
+"""CaseOps: every text is restored, operators are few, byte counts are those of the original."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CASED = st.one_of(TEXTS, st.lists(st.one_of(CASES, CHARACTERS), max_size=24).map
 
 
 def decoded_by_hand(text: str) -> str:
-    """The module's words as a machine of one state, character by character."""
+    """The rules of the module as a state machine, character by character."""
     result, mode = "", ""
     for character in text:
         if mode == ESCAPE and character in OPERATORS:
@@ -71,7 +71,7 @@ def test_canonical_forms(text: str, expected: str) -> None:
 @settings(max_examples=500)
 @given(CASED)
 @example(OPERATORS * 2 + "AbC" + ESCAPE)
-def test_every_text_comes_back(text: str) -> None:
+def test_every_text_is_restored(text: str) -> None:
     encoded = to_caseops(text)
     assert not any("A" <= character <= "Z" for character in encoded)
     assert from_caseops(encoded) == decoded_by_hand(encoded) == text
@@ -84,7 +84,7 @@ def test_every_text_comes_back(text: str) -> None:
 @settings(max_examples=500)
 @given(CASED)
 def test_any_sequence_is_decoded_from_left_to_right(text: str) -> None:
-    """Whatever a model generates: as the words say, canonical in one step, never taken back."""
+    """Whatever a model generates: by the rules, canonical in one step, and never revised."""
     decoded = from_caseops(text)
     assert decoded == decoded_by_hand(text)
     assert from_caseops(to_caseops(decoded)) == decoded
@@ -141,7 +141,7 @@ def test_every_token_in_turn(case_tokenizer: Tokenizer, english: list[str]) -> N
 def test_whatever_a_model_generates_has_its_bytes(
     case_tokenizer: Tokenizer, generated: list[int]
 ) -> None:
-    """Operators in any order; byte pieces apart, which may be no text."""
+    """Operators in any order, but without byte pieces, which may be invalid UTF-8."""
     processor = case_tokenizer._processor
     tokens = [case_tokenizer.bos, *(token for token in generated if not processor.is_byte(token))]
     text = case_tokenizer.decode(tokens)
@@ -151,7 +151,7 @@ def test_whatever_a_model_generates_has_its_bytes(
 
 @settings(max_examples=300)
 @given(st.lists(st.integers(2, 469), max_size=24))
-def test_streamed_text_is_never_taken_back(case_tokenizer: Tokenizer, generated: list[int]) -> None:
+def test_streamed_text_is_never_revised(case_tokenizer: Tokenizer, generated: list[int]) -> None:
     whole = case_tokenizer.decode(generated)
     streamed = "".join(streamed_text(iter(generated), case_tokenizer))
     assert whole.startswith(streamed)
@@ -165,7 +165,7 @@ def test_operators_of_a_word_wait_for_its_letters(case_tokenizer: Tokenizer) -> 
     assert "".join(parts[1]) == "NASA"
 
 
-def test_who_is_a_case_tokenizer(
+def test_which_tokenizers_have_case_ops(
     case_tokenizer: Tokenizer, tokenizer: Tokenizer, english: list[str]
 ) -> None:
     lines = [line for text in english[:20] for line in text.split("\n") if line]
@@ -174,7 +174,7 @@ def test_who_is_a_case_tokenizer(
     assert not Tokenizer(
         sentencepiece_model(lines, user_defined_symbols=list(OPERATORS[:3]))
     ).case_ops
-    # Characters that the text had are no operators.
+    # Characters of the training text are not operators.
     plain = Tokenizer(sentencepiece_model([*lines, *OPERATORS * 9], character_coverage=1.0))
     assert not plain.case_ops
     assert plain.decode_documents(plain.encode([OPERATORS + "Ab"])[0]) == [OPERATORS + "Ab"]
@@ -186,8 +186,8 @@ def test_who_is_a_case_tokenizer(
 
 @settings(max_examples=200)
 @given(CASED)
-def test_tokenizers_of_others(foreign: Tokenizer, text: str) -> None:
-    """The operators as the only pieces, behind the space that is added to a text."""
+def test_foreign_tokenizers(foreign: Tokenizer, text: str) -> None:
+    """The operators as the only additional pieces, after the space that is added to a text."""
     text = text.replace("\u2581", "")
     tokens = foreign.encode([text])[0]
     (decoded,) = foreign.decode_documents(tokens)

@@ -1,4 +1,4 @@
-"""Text of any size in pieces: nothing is lost where it is cut, and nothing is met twice."""
+"""Text of any size in pieces: nothing is lost where it is cut, and duplicates are recognised."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_long_text_is_cut_between_lines_or_characters(scratch: Path, text: str
     st.lists(st.lists(st.integers(0, 9), max_size=30), max_size=12),
     st.integers(1, 25),
 )
-def test_shards_hold_the_stream_and_whole_documents_come_back(
+def test_shards_contain_the_stream_and_are_read_in_whole_documents(
     scratch: Path, parts: list[list[int]], shard_tokens: int
 ) -> None:
     for old in scratch.glob("*.bin"):

@@ -1,4 +1,4 @@
-"""Documents encoded and hashed batch by batch, side by side, are what each is alone."""
+"""Documents encoded and hashed in batches give the same as each document alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paramgolf.data.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("chars", [1, 300, 1 << 20])
-def test_batches_leave_no_trace(
+def test_batches_do_not_change_the_result(
     chars: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = np.random.default_rng(5).integers(0, 40, 4000)

@@ -1,4 +1,4 @@
-"""Shingles against sets of word tuples, labels, and the file that keeps them."""
+"""Shingles compared with sets of word tuples, labels, and the provenance file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEPARATORS = st.sampled_from([" ", "  ", "\n", "\t", ", ", ". ", "; ", " -- ", "
 
 
 def random_text(seed: int, num_words: int) -> str:
-    """Text of which no two of different seeds share a shingle, but for a miracle."""
+    """Text; those of different seeds share no shingle, except by a rare chance."""
     rng = random.Random(seed)
     return " ".join(f"w{rng.randrange(3000)}" for _ in range(num_words))
 
@@ -40,7 +40,7 @@ def word_tuples(text: str) -> set[tuple[str, ...]]:
 
 
 @given(WORDS)
-def test_one_shingle_a_position(words: list[str]) -> None:
+def test_one_shingle_per_position(words: list[str]) -> None:
     hashes = shingles(" ".join(words))
     assert hashes.dtype == np.uint64
     assert len(hashes) == max(0, len(words) - SHINGLE_WORDS + 1)
@@ -76,7 +76,7 @@ def test_words_and_their_order_matter(words: list[str]) -> None:
 
 
 def test_shingles_are_as_many_as_different_word_tuples() -> None:
-    """Repeats fall together and nothing else does."""
+    """Equal shingles have equal hashes, different ones do not."""
     text = " ".join([random_text(0, 9000), random_text(1, 9000), random_text(0, 9000)])
     assert len(np.unique(shingles(text))) == len(word_tuples(text)) < 19_000
 
@@ -90,7 +90,7 @@ def test_common_shingles_are_the_common_word_tuples() -> None:
 
 
 def test_the_sample_is_consistent_between_texts() -> None:
-    """A shingle is sampled in every text that holds it, or in none."""
+    """A shingle is sampled in every text that contains it, or in none."""
     shared = random_text(7, 5000)
     first, second = random_text(8, 300) + " " + shared, shared + " " + random_text(9, 50)
     common = set(shingles(first).tolist()) & set(shingles(second).tolist())
@@ -149,7 +149,7 @@ def test_labels_of_copied_disjoint_and_short_texts() -> None:
 
 
 def test_documents_are_not_joined() -> None:
-    """No shingle spans two documents, and a document that repeats counts once."""
+    """No shingle spans two documents, and a repeated document counts once."""
     known = known_texts(train=random_text(33, 3000))
     assert known.label(random_text(33, 3000).split()) == Label("unverified", None)
     half = random_text(34, 3000)
@@ -241,13 +241,13 @@ def test_at_the_limit_nothing_is_thinned_out(
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda good: b"",
-    "foreign": lambda good: b"this is no such file" * 10,
+    "foreign": lambda good: b"this is another file" * 10,
     "truncated": lambda good: good[:-1],
     "half": lambda good: good[: len(good) // 2],
     "header only": lambda good: good[:40],
     "extended": lambda good: good + b"\0" * 8,
     "without notes": lambda good: good.replace(b'"notes"', b'"motes"'),
-    "notes that are no JSON": lambda good: good.replace(rb"{\"sampled", rb"[\"sampled"),
+    "invalid JSON in notes": lambda good: good.replace(rb"{\"sampled", rb"[\"sampled"),
     "other notes": lambda good: good.replace(b"sampled_bits", b"sampled_bytz"),
 }
 
@@ -270,7 +270,7 @@ def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
         Provenance.load(tmp_path / "nothing")
 
 
-def test_documents_are_recognised_word_for_word_or_by_half_of_them() -> None:
+def test_copies_have_the_same_words_or_half_of_the_shingles() -> None:
     train = [random_text(seed, 2000) for seed in range(5)] + ["a short one"]
     known = Provenance({"train": Text.of(train)})
     edited = train[0].upper().replace(" ", "\n\t")
@@ -281,7 +281,7 @@ def test_documents_are_recognised_word_for_word_or_by_half_of_them() -> None:
 
 
 def test_documents_are_hashed_alone() -> None:
-    """What stands beside a document, and how many are hashed at once, changes nothing."""
+    """The hash of a document does not depend on the documents hashed with it."""
     texts = [random_text(seed, seed * 700) for seed in range(60)] + ["", "\n", "One.", "one", "two"]
     together = fingerprints(texts)
     for number, text in enumerate(texts):
@@ -293,7 +293,7 @@ def test_documents_are_hashed_alone() -> None:
     assert len(np.unique(together.documents)) == len(texts) - 3  # 0, "" and "\n"; "One.", "one"
 
 
-def test_gathering_is_bounded_and_gives_what_thinning_gives(
+def test_gathering_is_bounded_and_equals_thinning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     texts = [random_text(seed, 4000) for seed in range(40)]

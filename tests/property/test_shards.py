@@ -1,4 +1,4 @@
-"""Shards on disk, and the sequences that training draws from them."""
+"""Shards on disk, and the sequences that training samples from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def as_tokens(values: list[int] | range) -> NDArray[np.uint16]:
 
 
 def read_independently(path: Path) -> list[int]:
-    """A reader from the format's description: 256 int32 of header, then uint16."""
+    """Read a shard by the description of the format: a header of 256 int32, then uint16."""
     content = path.read_bytes()
     header = struct.unpack("<256i", content[:1024])
     assert header[:2] == (20240520, 1)
@@ -64,7 +64,7 @@ def test_reads_what_others_write(scratch: Path, values: list[int]) -> None:
 
 
 def test_a_slice_of_a_larger_array(tmp_path: Path) -> None:
-    """The caller writes slices, with strides and offsets of their own."""
+    """Callers write slices with any stride and offset."""
     everything = as_tokens(range(1000))
     write_shard(tmp_path / "a.bin", everything[100:900:7])
     assert read_independently(tmp_path / "a.bin") == list(range(100, 900, 7))
@@ -166,7 +166,7 @@ def test_check_vocabulary(values: list[int], vocab_size: int) -> None:
         check_vocabulary(path, as_tokens(values), vocab_size)
 
 
-# Sequences. Token values count on through all shards, so that a row tells where it comes from.
+# Sequences. Tokens are numbered through all shards, so that a row shows where it comes from.
 
 
 def counting_shards(folder: Path, lengths: list[int]) -> list[Path]:
@@ -179,7 +179,7 @@ def counting_shards(folder: Path, lengths: list[int]) -> list[Path]:
 
 
 def expected_count(lengths: list[int], seq_len: int) -> int:
-    """One sequence less than fits in each shard, but not less than one where one fits."""
+    """One sequence less than fits in each shard, but at least one if one fits."""
     total = 0
     for length in lengths:
         fitting = len(range(0, length - seq_len, seq_len))
@@ -199,7 +199,7 @@ def epoch_rows(sampler: SequenceSampler, epoch: int) -> NDArray[np.int32]:
     st.integers(0, 2**63 - 1),
     st.integers(0, 3),
 )
-def test_an_epoch_holds_distinct_sequences(
+def test_an_epoch_contains_distinct_sequences(
     scratch: Path, lengths: list[int], seq_len: int, seed: int, epoch: int
 ) -> None:
     shards = counting_shards(scratch, lengths)
@@ -223,7 +223,7 @@ def test_an_epoch_holds_distinct_sequences(
     assert bool((np.diff(starts) >= seq_len).all())
     for begin, end in pairwise(borders):
         inside = starts[(starts >= begin) & (starts < end)]
-        assert bool((np.diff(inside) == seq_len).all()), "a hole between two sequences"
+        assert bool((np.diff(inside) == seq_len).all()), "a gap between two sequences"
 
 
 def test_rows_of_arbitrary_text_are_slices_of_a_shard(tmp_path: Path) -> None:
@@ -251,8 +251,8 @@ def test_text_of_exactly_one_sequence(tmp_path: Path) -> None:
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(0, 60))
-def test_the_list_does_not_depend_on_who_asks(scratch: Path, cuts: list[int], first: int) -> None:
-    """In chunks, in one piece, by a sampler that was asked before, and backwards: all the same."""
+def test_the_list_does_not_depend_on_the_caller(scratch: Path, cuts: list[int], first: int) -> None:
+    """In chunks, in one piece, by a used sampler, and backwards: always the same."""
     shards = counting_shards(scratch, [150, 40, 200])
     total = sum(cuts)
     whole = SequenceSampler(shards, 16, 11, "train").sequences(first, total).tolist()
@@ -286,8 +286,8 @@ def test_epochs_seeds_and_names_differ(tmp_path: Path) -> None:
         assert rows[:, 0].tolist() != sorted(rows[:, 0].tolist()), "not shuffled"
 
 
-def test_phases_reach_every_offset(tmp_path: Path) -> None:
-    """Over the epochs every token is the first of some sequence: nothing sits at fixed borders."""
+def test_random_offsets_reach_every_token(tmp_path: Path) -> None:
+    """Over many epochs, every token is the first of some sequence."""
     sampler = SequenceSampler(counting_shards(tmp_path, [200]), 8, 0, "train")
     offsets = {int(epoch_rows(sampler, epoch)[0, 0]) % 8 for epoch in range(100)}
     assert offsets == set(range(8))

@@ -1,4 +1,4 @@
-"""Tokens and their bytes: nothing is lost, and every byte is counted once."""
+"""Tokens and their bytes: encoding is lossless, and every byte is counted once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXTS = st.lists(
 
 
 def sentencepiece_model(lines: list[str], **options: Any) -> bytes:
-    """Train with SentencePiece itself, to get models that `train_tokenizer` never makes."""
+    """Train with SentencePiece itself, to get models that `train_tokenizer` never returns."""
     model = io.BytesIO()
     defaults: dict[str, Any] = {
         "model_type": "bpe", "vocab_size": 420, "normalization_rule_name": "identity",
@@ -51,7 +51,7 @@ def lines(english: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def with_dummy_prefix(lines: list[str]) -> Tokenizer:
-    """A tokenizer like most that are around: a space is added in front and not decoded."""
+    """A tokenizer like most: a space is added in front of a text and not decoded."""
     return Tokenizer(sentencepiece_model(lines, add_dummy_prefix=True))
 
 
@@ -86,7 +86,7 @@ def test_a_stream_of_documents_is_lossless(tokenizer: Tokenizer, texts: list[str
 def test_texts_encoded_together_are_those_encoded_alone(
     tokenizer: Tokenizer, english: list[str]
 ) -> None:
-    """Threads share the texts out and must not mix them up."""
+    """Threads share the texts and must not mix them up."""
     texts = [text[start : start + 700] for text in english for start in range(0, 4000, 700)]
     together = tokenizer.encode(texts)
     assert len(together) == len(texts) > 100
@@ -100,7 +100,7 @@ def test_a_stream_that_begins_inside_a_document(tokenizer: Tokenizer) -> None:
 
 
 def test_bytes_of_every_token(tokenizer: Tokenizer, english: list[str]) -> None:
-    """The bytes of the first tokens are those of the text that they decode to."""
+    """The first N tokens have as many bytes as the text that they decode to."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
     text = " " + english[3][:1500] + "\u00e9 caf\u00e9\t\U0001f600 end"
     tokens = tokenizer.encode([text])[0]

@@ -1,8 +1,7 @@
-"""Sidecars: the original bytes of each token beside a shard, and never taken for a shard."""
+"""Sidecars: the original bytes of each token of a shard, never read as a shard."""
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -18,6 +17,7 @@ from paramgolf.data.streams import read_streams
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import UserError
+from tests.property.test_shards import read_independently
 
 TEXTS = [
     text[:900] for _, text in sorted(topics.items())[:12]
@@ -36,16 +36,8 @@ def val_shards(folder: Path, tokenizer: Tokenizer, shard_tokens: int = 97) -> li
     return [folder / name for name in writer.finish()]
 
 
-def read_independently(path: Path) -> list[int]:
-    """A reader from the format's description: a shard's header, then uint16 a token."""
-    content = path.read_bytes()
-    magic, version, count = struct.unpack("<3i", content[:12])
-    assert (magic, version, len(content)) == (20240520, 1, 1024 + 2 * count)
-    return list(struct.unpack(f"<{count}H", content[1024:]))
-
-
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
-def test_they_have_the_bytes_of_the_texts(
+def test_they_contain_the_bytes_of_the_texts(
     block: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where blocks and shards cut between an escape and what it escapes."""
@@ -129,7 +121,7 @@ def test_none_or_only_some(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_normalises_cannot_know_them(tmp_path: Path) -> None:
-    """Sidecars of others may then hold what its pieces do not say; both sums are told."""
+    """Sidecars built elsewhere may then differ from its pieces; both sums are returned."""
     model = tmp_path / "model"
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter("\n".join(topics.values()).split("\n")), model_prefix=str(model),
