@@ -748,7 +748,7 @@ def test_a_run_is_worked_on_by_one_process(cli: Cli, options: list[str], tmp_pat
         ({"train.jsonl": '{"text": "a"}\n{"text"\n', "val.jsonl": "{}"}, ["train.jsonl, line 2"]),
         ({"train.jsonl": '{"text": "a"}\n'}, ["no val*.jsonl"]),
         ({"train.jsonl.gz": "no gzip", "val.jsonl": "{}"}, ["cannot read", "train.jsonl.gz"]),
-        ({"notes.txt": "a"}, ["holds neither train*.jsonl", "_train_*.bin"]),
+        ({"notes.txt": "a"}, ["contains neither train*.jsonl", "_train_*.bin"]),
         ({"x_train_0.bin": "no shard"}, ["--data.tokenizer"]),
     ],
     ids=["json", "no-val", "gzip", "nothing", "shards"],

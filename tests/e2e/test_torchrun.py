@@ -229,7 +229,7 @@ def test_misuse_is_said_once(options: list[str], tmp_path: Path) -> None:
         (("tiny", *options, "--train.batch-tokens", "64", "--train.micro-batch-tokens", "64",
           "--out", tmp_path / "a"), "for 2 ranks"),
         (("tiny", *options, "--data.source", tmp_path / "nothing", "--out", tmp_path / "b"),
-         "is no folder here"),
+         "is not a directory"),
     ):  # fmt: skip
         result = finish(torchrun(*arguments))
         assert result.code != 0
@@ -265,4 +265,4 @@ def test_the_bundle_says_once_what_is_wrong(undisturbed: FinishedRun, tmp_path: 
     )  # fmt: skip
     assert done.returncode != 0
     (message,) = own_lines(done.stderr)
-    assert "is no folder here" in message
+    assert "is not a directory" in message

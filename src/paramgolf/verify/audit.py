@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paramgolf.data.fingerprints import fingerprints
+from paramgolf.data.overlap import CopyFinder
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.provenance import Provenance
 from paramgolf.data.shards import write_shard
@@ -367,14 +369,14 @@ class _Auditor:
             return
         known = Provenance.load(self.run.provenance)
         label = known.label(self._texts)
-        seen = known.seen(self._texts)
-        max_seen = len(self._texts) // 200
+        copies = CopyFinder(known).find(fingerprints(self._texts))
+        max_copies = len(self._texts) // 200
         share = "none to compare" if label.overlap_share is None else f"{label.overlap_share:.2%}"
         figure = (
-            f"{len(seen)} of {len(self._texts):,} documents seen (limit {max_seen}), "
+            f"{len(copies)} of {len(self._texts):,} documents seen (limit {max_copies}), "
             f"shared shingles: {share} (limit 1 %)"
         )
-        good = label.name == "held-out" and len(seen) <= max_seen
+        good = label.name == "held-out" and len(copies) <= max_copies
         yield check(name, "provenance", good, figure)
         stages = self.results["stages"]
         expected = {mode.stage: label if mode.fixed else label.adaptive() for mode in self.modes}
