@@ -20,7 +20,7 @@ import zstandard
 from paramgolf.compress.artifact import Artifact, decode, encode
 from paramgolf.compress.entropy import Encoder
 from paramgolf.compress.matrices import code_matrices
-from paramgolf.compress.scales import LARGEST_INTEGER
+from paramgolf.compress.scales import MAX_INTEGER
 from paramgolf.model.roles import role
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     for name, matrices in roles.items():
         plain = b"".join(matrix.tobytes() for matrix in matrices)
         encoder = Encoder()
-        code_matrices(encoder, [m.shape for m in matrices], LARGEST_INTEGER, matrices)
+        code_matrices(encoder, [m.shape for m in matrices], MAX_INTEGER, matrices)
         ideal += encoder.ideal_bits / 8
         order0 = sum(map(order0_bytes, matrices))
         baseline = len(brotli.compress(shuffled(plain), quality=11, lgwin=24))

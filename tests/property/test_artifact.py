@@ -460,7 +460,7 @@ def test_what_cannot_be_stored_is_refused() -> None:
     artifact = random_artifact(CONFIG)
     key = artifact.matrices["blocks.1.key"]
     artifact.matrices["blocks.1.key"] = replace(key, columns=key.columns.flip(0))
-    with pytest.raises(ValueError, match=r"blocks.1.key have other scales"):
+    with pytest.raises(ValueError, match=r"column scales of blocks.1.key"):
         encode(artifact)
     artifact = random_artifact(CONFIG)
     artifact.vectors["skip_gate"] = artifact.vectors["skip_gate"].half()

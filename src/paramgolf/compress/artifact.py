@@ -1,14 +1,14 @@
-"""The packed model: a container of header, sections and checksum; no pickle, no code.
+"""The artifact: a container of header, sections and checksums for a packed model; no pickle.
 
 Layout (integers little-endian; see docs/format.md):
 
     8 bytes   magic "PARAGOLF"
     4 bytes   uint32 version
     4 bytes   uint32 length of the header
-    32 bytes  SHA-256 of all that follows
+    32 bytes  SHA-256 of everything that follows
     32 bytes  SHA-256 of the decoded tensors
     header    JSON: model shape, hashes of tokenizer and provenance, lengths of sections
-    sections  one a matrix role, then all scales, then all vectors, each a range-coded stream
+    sections  one per matrix role, then scales, then vectors, each a range-coded stream
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from paramgolf.compress.entropy import Decoder, Encoder, ScaleModel, VectorModel
 from paramgolf.compress.matrices import code_matrices
 from paramgolf.compress.quantized import Quantized
-from paramgolf.compress.scales import LARGEST_INTEGER, scale_exponents, scales_from_exponents
+from paramgolf.compress.scales import MAX_INTEGER, scale_exponents, scales_from_exponents
 from paramgolf.config import ModelConfig, ScoreFirstConfig, from_json
 from paramgolf.errors import UserError
 from paramgolf.model.layout import layout
@@ -54,26 +54,26 @@ _MAX_PARAMETERS = 1 << 28
 
 
 class ArtifactError(UserError):
-    """The file is no artifact of this version, or it is damaged."""
+    """The file is not an artifact of this version, or it is damaged."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """Everything the file holds, decoded."""
+    """The decoded content of the file."""
 
     model: ModelConfig
     tokenizer_sha256: str
     provenance_sha256: str
     stride: int
-    """Stride of sliding windows that the recipe scores with."""
+    """Stride of the recipe's sliding windows."""
     score_first: ScoreFirstConfig
-    """How the recipe learns while it scores."""
+    """How the recipe learns during scoring."""
     matrices: dict[str, Quantized]
     vectors: dict[str, Tensor]
     """bfloat16 tensors by name."""
 
     def state(self) -> dict[str, Tensor]:
-        """All parameters in float32, by name."""
+        """Return all parameters in float32, by name."""
         state = {name: matrix.dequantize() for name, matrix in self.matrices.items()}
         return state | {name: vector.float() for name, vector in self.vectors.items()}
 
@@ -81,15 +81,15 @@ class Artifact:
 def encode(
     artifact: Artifact, progress: Callable[[int, int], None] | None = None
 ) -> tuple[bytes, dict[str, int]]:
-    """The file's content, and its bytes by part (they add up to its length).
+    """Return the file's content, and the bytes of its parts, which add up to its length.
 
     Args:
         artifact: what to store.
-        progress: called with the numbers coded and all.
+        progress: called with how many numbers are coded, and with the total.
 
     Raises:
-        ValueError: for a scale that is no power of 2^(1/8), scales of columns that differ between
-            matrices of one input, an integer of -128, or a vector that is not bfloat16.
+        ValueError: for a scale that is not a power of 2^(1/8), scales of columns that differ
+            between matrices of one input, an integer of -128, or a vector that is not bfloat16.
     """
     sections, tensors = _sections(artifact.model), _tensors(artifact)
     total, done = sum(section.numbers for section in sections.values()), 0
@@ -120,7 +120,7 @@ def encode(
 
 
 def _digest(artifact: Artifact) -> bytes:
-    """SHA-256 of all tensors: decoding has to give exactly these."""
+    """Return the SHA-256 of all tensors: decoding must reproduce them exactly."""
     digest = hashlib.sha256()
     for matrix in artifact.matrices.values():
         digest.update(matrix.integers.cpu().contiguous().numpy().tobytes())
@@ -134,7 +134,7 @@ def _digest(artifact: Artifact) -> bytes:
 
 @dataclass(frozen=True)
 class _Section:
-    """Tensors that are coded as one stream."""
+    """Tensors coded as one stream."""
 
     kind: Literal["integers", "scales", "vectors"]
     shapes: dict[str, torch.Size]
@@ -145,7 +145,7 @@ class _Section:
 
 
 def _sections(config: ModelConfig) -> dict[str, _Section]:
-    """All sections in their order: integers by role, scales of rows and columns, vectors."""
+    """Return all sections in order: integers by role, scales of rows and of columns, vectors."""
     matrices, vectors = layout(config)
     by_role: dict[str, dict[str, torch.Size]] = {}
     columns: dict[str, torch.Size] = {}
@@ -163,10 +163,10 @@ def _encoded(section: _Section, tensors: dict[str, Tensor]) -> bytes:
     encoder = Encoder()
     parts = [tensors[name].cpu().contiguous() for name in section.shapes]
     if section.kind == "integers":
-        if min(int(part.min()) for part in parts) < -LARGEST_INTEGER:
-            raise ValueError(f"an integer is below {-LARGEST_INTEGER}")
+        if min(int(part.min()) for part in parts) < -MAX_INTEGER:
+            raise ValueError(f"an integer is below {-MAX_INTEGER}")
         known = [part.numpy() for part in parts]
-        code_matrices(encoder, _rows_columns(section), LARGEST_INTEGER, known)
+        code_matrices(encoder, _rows_columns(section), MAX_INTEGER, known)
     elif section.kind == "scales":
         model = ScaleModel()
         for scales in parts:
@@ -182,16 +182,16 @@ def _encoded(section: _Section, tensors: dict[str, Tensor]) -> bytes:
 
 
 def _tensors(artifact: Artifact) -> dict[str, dict[str, Tensor]]:
-    """What each section holds.
+    """Return the tensors of each section.
 
     Raises:
-        ValueError: if matrices of one input have other scales of columns.
+        ValueError: if matrices of one input differ in the scales of their columns.
     """
     matrices = artifact.matrices
     columns: dict[str, Tensor] = {}
     for name, matrix in matrices.items():
         if not torch.equal(columns.setdefault(input_of(name), matrix.columns), matrix.columns):
-            raise ValueError(f"the columns of {name} have other scales than those of its input")
+            raise ValueError(f"the column scales of {name} differ from those of its input")
     integers = {name: matrix.integers for name, matrix in matrices.items()}
     rows = {name: matrix.rows for name, matrix in matrices.items()}
     known = {"rows": rows, "columns": columns, "vectors": artifact.vectors}
@@ -199,14 +199,14 @@ def _tensors(artifact: Artifact) -> dict[str, dict[str, Tensor]]:
 
 
 def _decoded(section: _Section, content: bytes) -> dict[str, Tensor]:
-    """The reverse of `_encoded`.
+    """Decode a section: the inverse of `_encoded`.
 
     Raises:
-        ValueError: if the stream is damaged or not fully used.
+        ValueError: if the stream is damaged, or longer than the section.
     """
     decoder = Decoder(content)
     if section.kind == "integers":
-        matrices = code_matrices(decoder, _rows_columns(section), LARGEST_INTEGER)
+        matrices = code_matrices(decoder, _rows_columns(section), MAX_INTEGER)
         tensors = {n: torch.from_numpy(m) for n, m in zip(section.shapes, matrices, strict=True)}
     elif section.kind == "scales":
         model = ScaleModel()
@@ -230,11 +230,10 @@ def _rows_columns(section: _Section) -> list[tuple[int, int]]:
 
 
 def decode(content: bytes, name: str = "artifact") -> Artifact:
-    """Read an artifact; `name` stands for the file in errors.
+    """Decode an artifact; errors call it `name`.
 
     Raises:
-        ArtifactError: one line saying whether the file is foreign, of another version, truncated
-            or damaged.
+        ArtifactError: if the content is not an artifact, of another version, truncated or damaged.
     """
     if len(content) < _PREFIX.size or not content.startswith(MAGIC):
         raise ArtifactError(f"{name} is not a paramgolf artifact (it does not begin with {MAGIC})")
@@ -256,8 +255,8 @@ def decode(content: bytes, name: str = "artifact") -> Artifact:
         raise ArtifactError(f"{name} is damaged: {' '.join(str(error).split())}") from error
     if _digest(artifact) != tensors_digest:
         raise ArtifactError(
-            f"{name} decodes to other tensors than were packed: it is damaged, or this machine "
-            "computes differently"
+            f"{name} does not decode to the tensors that were packed: it is damaged, or this "
+            "machine computes differently"
         )
     return artifact
 
@@ -266,7 +265,7 @@ def read(path: Path) -> Artifact:
     """Read the artifact at `path`.
 
     Raises:
-        UserError: if the file is missing, or see `decode`.
+        UserError: if the file cannot be read or decoded.
     """
     try:
         content = path.read_bytes()
@@ -277,14 +276,14 @@ def read(path: Path) -> Artifact:
 
 def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
     if not isinstance(header, dict) or set(header) != _HEADER_KEYS:
-        raise ValueError(f"its header does not hold exactly {', '.join(sorted(_HEADER_KEYS))}")
+        raise ValueError(f"the keys of its header are not {', '.join(sorted(_HEADER_KEYS))}")
     if not all(isinstance(header[key], str) for key in ("tokenizer_sha256", "provenance_sha256")):
-        raise ValueError("a hash in its header is no string")
+        raise ValueError("a hash in its header is not a string")
     config = from_json(ModelConfig, header["model"], "model.")
     if _num_parameters(config) > _MAX_PARAMETERS:
         raise ValueError("the header describes a model of more than 2^28 parameters")
     if type(header["stride"]) is not int or not 0 < header["stride"] <= config.seq_len:
-        raise ValueError(f"stride out of range: {header['stride']!r}")
+        raise ValueError(f"its stride is out of range: {header['stride']!r}")
     stored = header["score_first"]
     learning = ScoreFirstConfig() if stored is None else from_json(ScoreFirstConfig, stored)
     if learning.chunk_tokens % config.seq_len and learning.learns:
@@ -322,7 +321,7 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
 
 
 def _num_parameters(config: ModelConfig) -> int:
-    """An upper bound, without building anything."""
+    """Return an upper bound, without building the model."""
     blocks = config.num_layers * config.width * (
         (4 + 2 * config.mlp_ratio) * config.width + 8
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from paramgolf.compress.scales import LARGEST_INTEGER, round_to_integers
+from paramgolf.compress.scales import MAX_INTEGER, round_to_integers
 
 _BLOCK_COLUMNS = 128
 _DAMPING_GROWTH = 10.0
@@ -24,19 +24,20 @@ class Factor(NamedTuple):
     upper_MCC: Tensor
     """Upper triangular, float32: inverse(H) = upper.T @ upper, H permuted and damped."""
     order_MC: Tensor
-    """Columns by falling diagonal of H."""
+    """Columns by descending diagonal of H."""
     damping_M: Tensor
-    """Share of the mean diagonal that was added; more than asked for where H was not positive
-    definite without."""
+    """Share of the mean diagonal that was added to the diagonal; more than requested where H was
+    not positive definite otherwise."""
 
 
 def factor_hessians(hessians_MCC: Tensor, damping: float) -> Factor:
     """Damp, order and factor Hessians, in float64.
 
-    A column that calibration never excited has a diagonal of 0; damping makes it harmless.
+    Damping also handles columns that were 0 in all calibration data. It is multiplied by 10, up to
+    five times, for the Hessians that are not positive definite.
 
     Raises:
-        ValueError: if a Hessian cannot be factored with any damping tried, or is not finite.
+        ValueError: if a Hessian is not finite, or cannot be factored with any damping tried.
     """
     if not bool(hessians_MCC.isfinite().all()):
         raise ValueError("a Hessian is not finite: the model has diverged")
@@ -60,7 +61,7 @@ def factor_hessians(hessians_MCC: Tensor, damping: float) -> Factor:
 
 
 def pivots(factor: Factor) -> Tensor:
-    """Diagonal of the Cholesky factors, (M, C) float32, in the columns' original order."""
+    """Return the diagonals of the Cholesky factors, (M, C) float32, in original column order."""
     diagonal = factor.upper_MCC.diagonal(dim1=-2, dim2=-1)
     return torch.empty_like(diagonal).scatter_(1, factor.order_MC, diagonal)
 
@@ -68,7 +69,7 @@ def pivots(factor: Factor) -> Tensor:
 def solve(
     matrices_MRC: Tensor, factor: Factor, rows_MR: Tensor, columns_MC: Tensor | None = None
 ) -> Tensor:
-    """Quantize column by column, feeding each column's error forward to the later ones.
+    """Quantize column by column, compensating each column's error in the later ones.
 
     Args:
         matrices_MRC: the weights, any float dtype.
@@ -77,12 +78,12 @@ def solve(
         columns_MC: scales of the columns, as stored (float16); None: all are 1.
 
     Returns:
-        (M, R, C) int8, in the columns' original order.
+        Integers, (M, R, C) int8, in the original column order.
     """
     M, R, C = matrices_MRC.shape
     index = factor.order_MC[:, None, :].expand(M, R, C)
     weights, upper = matrices_MRC.float(), factor.upper_MCC
-    if columns_MC is not None:  # count in units of the columns, weights and inverse Hessian alike
+    if columns_MC is not None:  # weights and inverse Hessian in units of the column scales
         weights = weights / columns_MC.float()[:, None, :]
         upper = upper / columns_MC.float().gather(1, factor.order_MC)[:, None, :]
     weights = weights.gather(2, index)
@@ -105,18 +106,18 @@ def solve(
 
 
 class MatrixReport(NamedTuple):
-    """How one matrix took quantization."""
+    """The quality of one quantized matrix."""
 
     gptq_error: float
     """trace(E H E^T) / trace(W H W^T), E = W - quantized W."""
     nearest_error: float
     """The same for rounding to nearest."""
     clipped_share: float
-    """Share of the integers at either end of their range."""
+    """Share of the integers at the ends of their range."""
     entropy_bits: float
-    """Order-0 entropy of the integers, bits a weight."""
+    """Order-0 entropy of the integers, bits per weight."""
     damping: float
-    """Share of the mean diagonal added to the Hessian."""
+    """Share of the mean diagonal that was added to the Hessian's diagonal."""
 
 
 def report(
@@ -127,10 +128,9 @@ def report(
     Args:
         matrix_RC: the weights.
         hessian_CC: their Hessian.
-        integers_RC: what `solve` gave.
-        scales_RC: of every weight (row times column), float32, on the same device; shapes that
-            broadcast will do.
-        damping: what was added, to be passed on.
+        integers_RC: from `solve`.
+        scales_RC: scale of every weight (row times column), float32, on the same device.
+        damping: the damping used, copied into the report.
     """
     weights, hessian = matrix_RC.double(), hessian_CC.double()
     scales = scales_RC.double()
@@ -140,13 +140,13 @@ def report(
 
     nearest = round_to_integers(matrix_RC.float(), scales_RC.float()).double()
     whole = max(energy(weights), torch.finfo(torch.float64).tiny)
-    shifted = integers_RC.flatten().long() + LARGEST_INTEGER
-    counts = torch.bincount(shifted, minlength=2 * LARGEST_INTEGER + 1)
+    shifted = integers_RC.flatten().long() + MAX_INTEGER
+    counts = torch.bincount(shifted, minlength=2 * MAX_INTEGER + 1)
     shares = counts[counts > 0].double() / counts.sum()
     return MatrixReport(
         gptq_error=energy(weights - integers_RC.double() * scales) / whole,
         nearest_error=energy(weights - nearest * scales) / whole,
-        clipped_share=float((integers_RC.abs() == LARGEST_INTEGER).double().mean()),
+        clipped_share=float((integers_RC.abs() == MAX_INTEGER).double().mean()),
         entropy_bits=float(-(shares * shares.log2()).sum()),
         damping=damping,
     )

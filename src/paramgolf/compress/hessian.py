@@ -1,4 +1,4 @@
-"""Calibration: H = sum of x x^T over everything that each quantized matrix multiplies.
+"""Calibration: H = sum of x x^T over all inputs x of each quantized matrix.
 
 Shape suffixes: B batch, T time, C columns (inputs of a matrix).
 """
@@ -25,9 +25,9 @@ def collect_hessians(
     """Sum the Hessians of all matrices over batches of tokens (B, T) on the model's device.
 
     Returns:
-        (C, C) float32 or wider by the names of `input_of`. Query, key and value share one;
-        looped blocks add up over all their visits. The embedding's is that of the final stream,
-        which it multiplies as the output head.
+        (C, C) float32 or wider, by input (`input_of`). Query, key and value share one; looped
+        blocks sum over all their visits. The embedding's input is the final stream, which it
+        multiplies as the output head.
     """
     hessians: dict[str, Tensor] = {}
 

@@ -1,9 +1,9 @@
-"""Coding of quantized matrices: what one integer tells about the others is not sent twice.
+"""Coding of quantized matrices under a model that learns from the integers already coded.
 
-A matrix is coded in groups of rows. The spread of an integer is expected from what its column held
-so far, and integers of equal expectation share one adaptive histogram; there are few of these, so
-that hundreds of symbols are coded in one call. A row that resembles an earlier one, as embeddings
-of related or of never seen tokens do, is coded as its difference from that row.
+A matrix is coded in groups of rows. The magnitude of an integer is predicted from those coded so
+far in its column, and integers of about the same prediction share one adaptive histogram; there are
+few of these, so that one call codes hundreds of symbols. A row that resembles an earlier one, as
+embeddings of related tokens or of tokens never seen do, is coded as its difference from that row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NUM_SPREADS = 32
 _SPREAD_RATIO = 1.15
 _PRIOR_ROWS = 8.0
 
-# A row's level l says that its difference from its reference spreads 2^(-l / 16) as far as the row.
+# A row of level l differs from its reference by 2^(-l / 16) of its own spread.
 _NUM_LEVELS = 64
 _LEVELS = np.arange(_NUM_LEVELS)
 _SPREAD_OF_LEVEL = np.rint(256 * 2.0 ** (-_LEVELS / 16)) / 256
@@ -41,22 +41,25 @@ _CENTERS = np.rint(4096 * _SPREAD_RATIO ** (np.arange(_NUM_SPREADS) - 19.5)) / 4
 def code_matrices(
     coder: Coder,
     shapes: Sequence[tuple[int, int]],
-    most: int,
+    max_integer: int,
     known: Sequence[NDArray[np.int8]] | None = None,
 ) -> list[NDArray[np.int8]]:
-    """Code matrices of one role with integers between -most and most.
+    """Code the matrices of one role, integers between -max_integer and max_integer.
 
     Args:
-        coder: an `Encoder`, for matrices that are `known`, or a `Decoder`.
+        coder: an `Encoder` or a `Decoder`.
         shapes: (rows, columns) of every matrix.
-        most: the largest integer.
-        known: the matrices; None to decode.
+        max_integer: the largest magnitude.
+        known: the matrices to encode; None to decode.
+
+    Returns:
+        The matrices.
 
     Raises:
         ValueError: if a stream does not decode to matrices of these shapes.
     """
-    mean = _Mean(most / 20)
-    integers = Histogram(_priors(mean.value, most), symmetric=True)
+    mean = _Mean(max_integer / 20)
+    integers = Histogram(_priors(mean.value, max_integer), symmetric=True)
     levels = Histogram(1 / (1.0 + _LEVELS[None]))
     coded = []
     for number, (rows, columns) in enumerate(shapes):
@@ -73,13 +76,13 @@ def code_matrices(
             )
             spreads = _SPREAD_OF_LEVEL[chosen]
             contexts = np.searchsorted(_BOUNDARIES, spreads[:, None] * of_columns)
-            integers.prior = _priors(mean.value, most)
+            integers.prior = _priors(mean.value, max_integer)
             symbols = None
             if truth is not None:
-                symbols = _wrapped(truth[begin:end] - predicted, most).ravel() + most
+                symbols = _wrapped(truth[begin:end] - predicted, max_integer).ravel() + max_integer
             found = code_in_contexts(coder, integers, contexts.ravel(), symbols)
-            differences = found.reshape(contexts.shape) - most
-            matrix[begin:end] = _wrapped(differences + predicted, most)
+            differences = found.reshape(contexts.shape) - max_integer
+            matrix[begin:end] = _wrapped(differences + predicted, max_integer)
             magnitudes = np.abs(matrix[begin:end])
             column_sums += magnitudes.sum(axis=0)
             mean.add(float(magnitudes.sum()), magnitudes.size)
@@ -87,10 +90,10 @@ def code_matrices(
     return coded
 
 
-def _priors(mean: float, most: int) -> NDArray[np.float64]:
-    """Distributions of integers by their expected spread: Student's t, 11 degrees of freedom."""
+def _priors(mean: float, max_integer: int) -> NDArray[np.float64]:
+    """Return the distribution of integers in each context: Student's t, 11 degrees of freedom."""
     deviations = 1.25 * mean * _CENTERS
-    x = np.arange(-most, most + 1) / deviations[:, None]
+    x = np.arange(-max_integer, max_integer + 1) / deviations[:, None]
     density = 1 / (1 + x * x / 11)
     density = density * density * density
     density = density * density
@@ -98,9 +101,9 @@ def _priors(mean: float, most: int) -> NDArray[np.float64]:
 
 
 def _groups(rows: int) -> list[tuple[int, int]]:
-    """First and last + 1 row of every group: 1, 1, 2, 4 and then 8 rows.
+    """Return the first row of every group and the row after its last: 1, 1, 2, 4, then 8 rows.
 
-    Whatever a group teaches serves the next; so the first ones, which know least, are small.
+    Counts are updated after each group; the first groups, with the fewest counts, are small.
     """
     groups, begin = [], 0
     while begin < rows:
@@ -111,7 +114,7 @@ def _groups(rows: int) -> list[tuple[int, int]]:
 
 
 class _Mean:
-    """Mean magnitude of all integers so far."""
+    """The mean magnitude of all integers coded so far."""
 
     def __init__(self, guess: float) -> None:
         self._sum, self._count = 10 * guess, 10.0
@@ -120,16 +123,16 @@ class _Mean:
     def add(self, total: float, count: int) -> None:
         self._sum += total
         self._count += count
-        # Of a role that is all zeros, too.
+        # Above 0 even if all matrices of the role are zero.
         self.value = max(self._sum / self._count, 1e-3)
 
 
-def _wrapped(values: Integers, most: int) -> Integers:
-    """Modulo 2 most + 1, into -most .. most: a difference takes no larger alphabet."""
-    return (values + most) % (2 * most + 1) - most
+def _wrapped(values: Integers, max_integer: int) -> Integers:
+    """Return the values modulo 2 max_integer + 1, so that differences need no larger alphabet."""
+    return (values + max_integer) % (2 * max_integer + 1) - max_integer
 
 
-# Rows that resemble earlier rows.
+# Rows predicted from earlier rows.
 
 
 class _Guide:
@@ -140,14 +143,14 @@ class _Guide:
         self.levels = np.zeros(rows, np.int32)
         self.references = np.zeros(rows, np.int32)
         values = matrix.astype(np.float32)
-        # Every column counts the same: likeness in a few large ones would save little.
+        # Every column counts the same: similarity in a few large ones would save little.
         values /= np.maximum(np.sqrt((values**2).mean(axis=0)), 0.1)
         values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-3)
         for begin, end in _groups(rows)[1:]:
-            likeness = values[begin:end] @ values[:begin].T
-            best = likeness.argmax(axis=1)
-            cosines = np.clip(likeness[np.arange(len(best)), best], 0, 0.999)
-            # 16 log2(1 / sqrt(1 - cos^2)): what a level means.
+            similarity = values[begin:end] @ values[:begin].T
+            best = similarity.argmax(axis=1)
+            cosines = np.clip(similarity[np.arange(len(best)), best], 0, 0.999)
+            # 16 log2(1 / sqrt(1 - cos^2)), the definition of a level.
             chosen = np.minimum(np.rint(-8 * np.log2(1 - cosines**2)), _NUM_LEVELS - 1)
             saved_bits = chosen / 16 * columns
             worth_it = saved_bits > math.log2(begin) + 8
@@ -158,14 +161,13 @@ class _Guide:
 def _code_references(
     coder: Coder, levels: Histogram, begin: int, end: int, guide: _Guide | None
 ) -> tuple[Integers, Integers]:
-    """Which earlier row each of the rows begin .. end - 1 resembles, and its level; 0: none."""
+    """Code the reference and the level of the rows begin .. end - 1; level 0: no reference."""
     references = np.zeros(end - begin, np.int32)
     if begin == 0:
         return references, references
-    group = slice(begin, end)
-    known_levels, known_references = (
-        (None, None) if guide is None else (guide.levels[group], guide.references[group])
-    )
+    known_levels = known_references = None
+    if guide is not None:
+        known_levels, known_references = guide.levels[begin:end], guide.references[begin:end]
     found = coder.code(levels.probabilities(0), end - begin, known_levels)
     levels.add(0, found)
     rows = np.flatnonzero(found)

@@ -1,4 +1,4 @@
-"""GPTQ of all matrices of a model, in batches of one shape and shared out over ranks."""
+"""GPTQ of all matrices of a model, batched by shape and distributed over ranks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class _Batch(NamedTuple):
 
 
 class Quantizer:
-    """This rank's share of the matrices, each Hessian factored once for any number of solves.
+    """Quantizes this rank's share of the matrices, any number of times.
 
     Attributes:
-        dampings: what each Hessian took, by name of the matrix.
-        spreads: how far its weights spread, by name of the matrix.
+        dampings: damping of each matrix's Hessian, by name.
+        spreads: how far each matrix's weights spread, by name.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Quantizer:
         split_columns: bool,
         ranks: Ranks | None = None,
     ) -> None:
-        """Factor the Hessians; of several ranks, each takes every W-th matrix of a shape.
+        """Factor the Hessians; each of W ranks takes every W-th matrix of a shape.
 
         Args:
             matrices: (R, C) weights by name, on the device to solve on.
-            hessians: (C, C) by the names of `input_of`.
-            damping: share of a Hessian's mean diagonal that is added to it.
-            split_columns: give every column the scale that its Hessian asks for; else 1.
-            ranks: who shares the work.
+            hessians: (C, C) by input (`input_of`).
+            damping: share of a Hessian's mean diagonal that is added to its diagonal.
+            split_columns: scale the columns by `column_scales`; otherwise all by 1.
+            ranks: the ranks that share the work; None: only this process.
 
         Raises:
             ValueError: see `factor_hessians`.
@@ -98,6 +98,6 @@ class Quantizer:
 
 def _spread(matrix_RC: Tensor) -> Spread:
     deviations = matrix_RC.std(dim=-1, correction=0)
-    used = deviations > 0  # a row of zeros takes no bits
+    used = deviations > 0  # rows of zeros take no bits
     columns = (matrix_RC[used] / deviations[used, None]).square().mean(dim=0).sqrt().nan_to_num()
     return Spread(deviations[used].cpu(), columns.cpu())

@@ -9,20 +9,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Quantized:
-    """One matrix as integers and scales."""
+    """One matrix: a weight is its integer times the scales of its row and its column."""
 
     integers: Tensor
     """(R, C) int8."""
     rows: Tensor
     """Scales of the rows, (R,) float16, powers of 2^(1/8)."""
     columns: Tensor
-    """Scales of the columns, (C,) float16, powers of 2^(1/8); the same in all matrices that
-    multiply the same input."""
+    """Scales of the columns, (C,) float16, powers of 2^(1/8); the same for all matrices of one
+    input."""
 
     def scales(self) -> Tensor:
-        """Of every weight, (R, C) float32."""
+        """Return the scale of every weight, (R, C) float32."""
         return self.rows.float()[:, None] * self.columns.float()
 
     def dequantize(self) -> Tensor:
-        """The matrix, (R, C) float32."""
+        """Return the matrix, (R, C) float32."""
         return self.integers.float() * self.scales()

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LARGEST_INTEGER = 127
-"""Integers are between -LARGEST_INTEGER and LARGEST_INTEGER."""
+MAX_INTEGER = 127
+"""Integers are between -MAX_INTEGER and MAX_INTEGER."""
 SCALES_PER_OCTAVE = 8
 _FIRST, _LAST = -24 * SCALES_PER_OCTAVE, 16 * SCALES_PER_OCTAVE - 1  # the range of float16
 _SCALES = torch.pow(
@@ -79,4 +79,4 @@ def column_scales(pivots_MC: Tensor) -> Tensor:
 
 def round_to_integers(values: Tensor, scales: Tensor) -> Tensor:
     """Return values / scales rounded to the nearest integer and clipped to the range; float32."""
-    return (values / scales).round().clamp(-LARGEST_INTEGER, LARGEST_INTEGER)
+    return (values / scales).round().clamp(-MAX_INTEGER, MAX_INTEGER)

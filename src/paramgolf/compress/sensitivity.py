@@ -1,4 +1,4 @@
-"""What quantizing each matrix costs, measured on the model's own predictions.
+"""The cost of quantizing each matrix: the divergence of the model's predictions.
 
 Shape suffixes: B batch, T time, N tokens, D width.
 """
@@ -25,20 +25,20 @@ def divergences(
     replacements: Mapping[str, Tensor],
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Kullback-Leibler divergence from the model to itself with one matrix replaced.
+    """Measure the Kullback-Leibler divergence from the model to itself with one matrix replaced.
 
-    Against a loss on some text it has a hundredth of the noise: what a replacement changes by
-    chance, for better here and for worse there, does not enter.
+    It has a hundredth of the noise of a difference in loss, in which random changes of the
+    predictions count, for better on some tokens and for worse on others.
 
     Args:
-        model: the model, on its device; left as it was.
+        model: the model, on its device; unchanged afterwards.
         order: the layer order.
         tokens_BT: a batch of text, on the model's device.
-        replacements: another value for each matrix to be measured, by name.
+        replacements: the other value of each matrix to measure, by name.
         progress: called with the number of matrices measured.
 
     Returns:
-        Mean nats a token, by name.
+        Mean nats per token, by name.
     """
     softcap = model.config.logit_softcap
     hidden, embedding = model(tokens_BT, order).flatten(0, 1), model.embedding.clone()

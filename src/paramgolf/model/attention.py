@@ -1,4 +1,4 @@
-"""Causal attention behind one function, with rotary positions and XSA.
+"""Causal attention, rotary positions and exclusive self-attention (XSA).
 
 Shape suffixes: B batch, T time, S time with the past, H query heads, K key/value heads, d head
 size, r rotated pairs.

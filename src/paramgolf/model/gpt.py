@@ -4,8 +4,8 @@ Shape suffixes: B batch, T time, D width, H query heads, K key/value heads, d he
 vocabulary, N tokens.
 
 The forward pass is compiled by the block, not as a whole: all blocks of one kind share one
-compiled graph, and so do both layer orders, which keeps compilation to seconds. Between blocks
-nothing is left to fuse but the residual stream, which has to be in memory anyway.
+compiled graph, and so do both layer orders, which limits compilation to seconds. Between blocks
+there is nothing to fuse but the residual stream, which must be written to memory anyway.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def _norm(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and MLP, one after the other or, in late blocks, side by side."""
+    """Attention and MLP, in sequence or, in late blocks, in parallel."""
 
     depth_scale: Tensor
 
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
-        """Create the block at physical index `layer`; parameters are uninitialised.
+        """Create the block at physical index `layer`, with uninitialised parameters.
 
-        Matrices and vectors are kept in float32 (float64 where the model computes in it) and cast
-        to `dtype` when they are used.
+        Matrices and vectors are stored in float32 (float64 where the model computes in it) and
+        cast to `dtype` when they are used.
         """
         super().__init__()
         D, hidden = config.width, config.width * config.mlp_ratio
@@ -68,7 +68,7 @@ class Block(nn.Module):
         self.query_gain = parameter(config.num_heads)
         self.attention_scale = parameter(D)
         self.mlp_scale = parameter(D)
-        # A tensor, not a float: the compiler would specialise on a float, one graph a block.
+        # A tensor: the compiler would specialise on a float, one graph per block.
         scale = torch.tensor((layer + 1) ** -0.5, dtype=master)
         self.register_buffer("depth_scale", scale, persistent=False)
         self.parallel = layer >= config.parallel_from
@@ -83,7 +83,7 @@ class Block(nn.Module):
         with_inputs: bool = False,
         past: Past | None = None,
     ) -> Tensor | tuple[Tensor, BlockInputs]:
-        """Return the new stream (B, T, D) and, on request, what the matrices multiplied."""
+        """Return the new stream (B, T, D) and, on request, what the block's matrices multiplied."""
         dtype = x_BTD.dtype
         mix = self.stream_mix.to(dtype)
         x = mix[0] * x_BTD + mix[1] * x0_BTD
@@ -121,22 +121,22 @@ class Block(nn.Module):
 
 
 def embed(tokens_BT: Tensor, embedding_VD: Tensor) -> Tensor:
-    """Normalised embeddings of the tokens, (B, T, D)."""
+    """Return the normalised embeddings of the tokens, (B, T, D)."""
     return _norm(F.embedding(tokens_BT, embedding_VD))
 
 
 def merge_skip(x_BTD: Tensor, skip_BTD: Tensor, weight_D: Tensor, gate_D: Tensor) -> Tensor:
-    """U-Net skip: lerp(weight * skip, x, sigmoid(gate)), learned per channel."""
+    """Merge a U-Net skip: lerp(weight * skip, x, sigmoid(gate)), learned per channel."""
     dtype = x_BTD.dtype
     return torch.lerp(weight_D.to(dtype) * skip_BTD, x_BTD, gate_D.sigmoid().to(dtype))
 
 
 def final_norm(x_BTD: Tensor) -> Tensor:
-    """The normalised stream that the output head multiplies."""
+    """Return the normalised stream, which the output head multiplies."""
     return _norm(x_BTD)
 
 
-def _directly(function: Callable[..., Any], *arguments: Any) -> Any:
+def _uncompiled(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
@@ -146,15 +146,15 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class GPT(nn.Module):
-    """The model of section 3 of the reference: weights, and the one forward pass over them."""
+    """The model: its weights, and the one forward pass (docs/method.md)."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
-        """Create the model with uninitialised parameters that computes in `dtype`."""
+        """Create the model, which computes in `dtype`, with uninitialised parameters."""
         super().__init__()
         self.config = config
         self.dtype = dtype
-        # Stored, with its Adam moments, as it is used (the reference does so): a float32 master
-        # changed no score and cost 1.4 % of the training speed:
+        # Stored in the compute dtype, as are its Adam moments (so does the reference): a float32
+        # master copy changed no score and cost 1.4 % of the training speed:
         # docs/experiments/float32-embedding.md.
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=dtype))
         self.blocks = nn.ModuleList(Block(config, i, dtype) for i in range(config.num_layers))
@@ -162,18 +162,18 @@ class GPT(nn.Module):
         skips = (num_skips(config), config.width)
         self.skip_weight = nn.Parameter(torch.empty(skips, dtype=master))
         self.skip_gate = nn.Parameter(torch.empty(skips, dtype=master))
-        self._call = _directly
+        self._call = _uncompiled
         self.compiled = False
         self._rotary: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def block_list(self) -> list[Block]:
-        """The physical blocks in order."""
+        """Return the physical blocks in order."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def compile_parts(self) -> None:
-        """From now on run blocks, skips, embedding and loss compiled (GPUs)."""
-        # Static shapes and a handful of stages, each with its own gradient mode, make more
-        # variants of the one block than PyTorch expects (8) before it gives up.
+        """Run blocks, skips, embedding and loss compiled from now on (GPUs)."""
+        # Static shapes and several stages, each with its own gradient mode, compile more variants
+        # of the one block than PyTorch allows by default (8).
         torch._dynamo.config.recompile_limit = 64
         for block in self.blocks:
             block.compile(fullgraph=True, dynamic=False)
@@ -182,15 +182,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Initialise every parameter from a CPU generator, whatever the device."""
-
-        def fill(parameter: Tensor, values: Tensor) -> None:
-            parameter.copy_(values)
-
+        """Initialise every parameter from a CPU generator: the same values on any device."""
         for parameter in self.parameters():
-            parameter.fill_(torch.nan)  # a parameter that is forgotten below shows at once
+            parameter.fill_(torch.nan)  # so that a parameter forgotten below is noticed
         normal = torch.empty(self.embedding.shape).normal_(std=_EMBEDDING_STD, generator=generator)
-        fill(self.embedding, normal)
+        self.embedding.copy_(normal)
         for block in self.block_list():
             for role in BLOCK_MATRICES:
                 matrix = getattr(block, role.name)
@@ -198,8 +194,8 @@ class GPT(nn.Module):
                     matrix.zero_()
                 else:
                     values = torch.empty(matrix.shape)
-                    fill(matrix, nn.init.orthogonal_(values, generator=generator))
-            fill(block.stream_mix, torch.tensor([[1.0], [0.0]]).expand(2, self.config.width))
+                    matrix.copy_(nn.init.orthogonal_(values, generator=generator))
+            block.stream_mix.copy_(torch.tensor([[1.0], [0.0]]))
             block.query_gain.fill_(self.config.query_gain)
             block.attention_scale.fill_(1)
             block.mlp_scale.fill_(1)
@@ -223,12 +219,12 @@ class GPT(nn.Module):
                 (decoding). A sequence may be fed in chunks of any length, up to seq_len positions
                 in all. Nothing runs compiled then, since the shapes differ from call to call.
         """
-        call = self._call if past is None else _directly
+        call = self._call if past is None else _uncompiled
         begin, length = past.length if past else 0, tokens_BT.size(1)
         cos, sin = self._rotary_tables(max(begin + length, self.config.seq_len if past else 0))
         cos, sin = cos[begin : begin + length], sin[begin : begin + length]
         x0 = call(embed, tokens_BT.long(), self.embedding)
-        # A tensor of its own: with x and x0 the same, block 0 would be compiled apart.
+        # A copy: if x and x0 were one tensor, block 0 would be compiled separately.
         x = x0.clone()
         skips: list[Tensor] = []
 
@@ -254,17 +250,17 @@ class GPT(nn.Module):
         return call(final_norm, x)
 
     def target_nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Loss of every target in nats, float32, shape of `targets`; hidden is (..., D)."""
+        """Return every target's loss in nats, float32, shape of `targets`; hidden is (..., D)."""
         flat = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1).long()
         nats = self._call(target_nats, flat[0], self.embedding, flat[1], self.config.logit_softcap)
         return nats.view(targets.shape)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of all tokens, float32, (..., V), after `hidden` (..., D)."""
+        """Return the logits of all tokens, float32, (..., V), from `hidden` (..., D)."""
         return softcapped(hidden @ self.embedding.T, self.config.logit_softcap)
 
     def mean_nats(self, tokens_BT1: Tensor, order: LayerOrder) -> Tensor:
-        """Mean loss in nats of predicting tokens 1..T from tokens 0..T-1 of (B, T + 1)."""
+        """Return the mean loss in nats of tokens 1..T, predicted from 0..T-1, of (B, T + 1)."""
         hidden = self(tokens_BT1[:, :-1], order)
         return self.target_nats(hidden, tokens_BT1[:, 1:]).mean()
 
@@ -284,5 +280,5 @@ class GPT(nn.Module):
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Numbers in all parameters of the model."""
+    """Return how many numbers all parameters have together."""
     return sum(parameter.numel() for parameter in model.parameters())

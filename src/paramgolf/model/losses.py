@@ -1,4 +1,4 @@
-"""The cross-entropy of softcapped logits, without ever holding them in float32.
+"""The cross-entropy of softcapped logits, without storing them in float32.
 
 Shape suffixes: N tokens, D width, V vocabulary.
 """
@@ -50,11 +50,11 @@ class SoftcappedCrossEntropy(torch.autograd.Function):
 
 
 def softcapped(products_NV: Tensor, softcap: float) -> Tensor:
-    """Logits in float32 or wider from raw products with the embedding."""
+    """Return logits in float32 or wider from raw products with the embedding."""
     wide = products_NV.to(torch.promote_types(products_NV.dtype, torch.float32))
     return softcap * torch.tanh(wide / softcap)
 
 
 def target_nats(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
-    """Loss of every target in nats, (N,); see `SoftcappedCrossEntropy`."""
+    """Return the loss of every target in nats, (N,); see `SoftcappedCrossEntropy`."""
     return SoftcappedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, softcap)  # pyright: ignore[reportReturnType]

@@ -11,7 +11,7 @@ class LayerOrder(NamedTuple):
     """Physical block indices in the order of execution.
 
     Decoder position i reads the output of encoder position `len(encoder) - 1 - i` through skip
-    row i, as long as there is one. Every caller of the forward pass takes its order from here.
+    row i, where there is such a position.
     """
 
     encoder: tuple[int, ...]
@@ -19,7 +19,7 @@ class LayerOrder(NamedTuple):
 
 
 def layer_order(config: ModelConfig, recurrent: bool) -> LayerOrder:
-    """The order with depth recurrence on or off (PR #1394, three visits: PR #1493)."""
+    """Return the order with depth recurrence on or off (PR #1394; three visits: PR #1493)."""
     loop = list(range(config.loop_first, config.loop_last + 1))
     visits = config.loop_visits if recurrent else 1
     layers = [
@@ -32,5 +32,5 @@ def layer_order(config: ModelConfig, recurrent: bool) -> LayerOrder:
 
 
 def num_skips(config: ModelConfig) -> int:
-    """Rows of skip weights: enough for the longer of both orders, which share them."""
+    """Return the rows of skip weights: both orders share them, recurrence needs the most."""
     return len(layer_order(config, recurrent=True).encoder)

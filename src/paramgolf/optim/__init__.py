@@ -1,4 +1,4 @@
-"""Training a model: optimizers, schedules, the moving average, one training step.
+"""Training: optimizers, schedules, the moving average, one training step.
 
-When to stop and what to write is decided in `stages`.
+No files and no clock: `stages` decides when to stop and what to write.
 """

@@ -7,10 +7,10 @@ from torch import nn
 
 
 class WeightAverage:
-    """average = decay * average + (1 - decay) * weight, in float32 or wider, from the start on."""
+    """average = decay * average + (1 - decay) * weight, in float32 or wider, at every step."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Start at the model's present weights."""
+        """Start at the current weights of the model."""
         self.decay = decay
         self._parameters = dict(model.named_parameters())
         self.average = {
@@ -20,7 +20,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the present weights."""
+        """Include the current weights."""
         averages = list(self.average.values())
         weights = [
             parameter.detach().to(average.dtype)

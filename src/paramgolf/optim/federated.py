@@ -1,4 +1,4 @@
-"""Federated averaging: every rank learns from its own chunks, then all weights are averaged.
+"""Federated averaging: every rank trains on its own chunks, then all weights are averaged.
 
 McMahan et al. 2017 (https://arxiv.org/abs/1602.05629), with local AdamW moments as in PR #1735.
 """
@@ -14,7 +14,7 @@ from paramgolf.runtime.ranks import Ranks
 
 
 class FederatedAdamW:
-    """AdamW (betas 0.9 and 0.999, no weight decay) on one rank, and the average over ranks."""
+    """AdamW (betas 0.9 and 0.999, no weight decay) on this rank, and the average over ranks."""
 
     def __init__(
         self, parameters: Sequence[Tensor], grad_clip: float, ranks: Ranks | None = None
@@ -37,10 +37,7 @@ class FederatedAdamW:
 
     @torch.no_grad()
     def average_over_ranks(self) -> None:
-        """Replace every weight by its mean over the ranks, in one flattened exchange.
-
-        Moments stay local.
-        """
+        """Replace every weight by its mean over the ranks, in one exchange; moments stay local."""
         if self._ranks.size == 1:
             return
         flat = torch.cat([parameter.flatten() for parameter in self._parameters])

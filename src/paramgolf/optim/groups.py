@@ -1,4 +1,4 @@
-"""Who updates what: every parameter in exactly one group."""
+"""Which optimizer updates which parameter: every parameter is in exactly one group."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def partition(model: GPT) -> ParameterGroups:
     """Split the parameters into block matrices, tied embedding, and scalars and vectors.
 
     Raises:
-        RuntimeError: if a parameter would be in no group or in two (a new parameter, say, whose
-            role nobody has decided).
+        RuntimeError: if a parameter would be in no group or in two, such as a new parameter that
+            is missing in `model.roles`.
     """
     matrices = [getattr(block, name) for block in model.block_list() for name in MATRIX_NAMES]
     vectors = [getattr(block, name) for block in model.block_list() for name in VECTOR_NAMES]
@@ -92,14 +92,14 @@ class Optimizers:
             parameter.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """All state as named tensors (live, not copies)."""
+        """Return all state as named tensors (live, not copies)."""
         tensors = {f"muon.{i}": momentum for i, momentum in enumerate(self.muon.momentum_MRC)}
         for index, state in self.adamw.state_dict()["state"].items():
             tensors |= {f"adamw.{index}.{key}": value for key, value in state.items()}
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state_tensors` gave; the reverse of it on a fresh object."""
+        """Restore the state from `state_tensors`."""
         adamw_state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, index, *key = name.split(".")
@@ -111,7 +111,7 @@ class Optimizers:
         self.adamw.load_state_dict({**state_dict, "state": adamw_state})
 
     def reset(self) -> None:
-        """Forget all state, as if freshly made."""
+        """Return to the initial, empty state."""
         for momentum in self.muon.momentum_MRC:
             momentum.zero_()
         self.adamw.state.clear()

@@ -1,7 +1,7 @@
-"""MuonEq-R: momentum, row-normalised, orthogonalised, for many matrices at once.
+"""MuonEq-R: row-normalised, orthogonalised momentum, for many matrices at once.
 
-Muon: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/). Row normalisation ahead of
-the orthogonalisation ("MuonEq-R") came with the challenge: -0.001 BPB.
+Muon: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/). Row normalisation before
+the orthogonalisation ("MuonEq-R") comes from the challenge: -0.001 BPB.
 
 Shape suffixes: M matrices, R rows, C columns.
 """
@@ -18,13 +18,13 @@ from torch import Tensor
 from paramgolf.runtime.ranks import Ranks, wait
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic a*s + b*s^3 + c*s^5 that one iteration applies to every singular value."""
+"""a, b, c of the quintic a*s + b*s^3 + c*s^5 applied to every singular value per iteration."""
 
 NUM_ITERATIONS = 5
 
 
 def orthogonalize(matrices_MRC: Tensor) -> Tensor:
-    """Newton-Schulz: send every singular value towards 1; same shape and dtype.
+    """Move every singular value towards 1 (Newton-Schulz); same shape and dtype.
 
     Each matrix is first divided by its Frobenius norm, which bounds its singular values by 1.
     """
@@ -52,11 +52,11 @@ class MuonEqR:
     ) -> None:
         """Take the matrices (2-D); `dtype` is that of the Newton-Schulz iteration.
 
-        Every rank keeps all momentum (its update is cheap, and a checkpoint then needs one rank
-        only) and orthogonalises its share of each shape.
+        Every rank stores all momentum (its update is cheap, and one rank can then write the
+        checkpoint) and orthogonalises its share of each shape.
 
         Raises:
-            ValueError: for a parameter that is no matrix.
+            ValueError: for a parameter that is not a matrix.
         """
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for matrix in matrices:
@@ -73,7 +73,7 @@ class MuonEqR:
         """Update every matrix from its gradient.
 
         Nesterov momentum; rows normalised; orthogonalised; times sqrt(max(1, R / C)); decoupled
-        weight decay. The shares of one shape travel while the next shape is computed.
+        weight decay. Ranks exchange the updates of one shape while they compute the next.
         """
         shares = [
             self._ranks.start_gather(self._share(matrices, momentum_MRC, momentum))
@@ -81,7 +81,7 @@ class MuonEqR:
         ]
         for matrices, (gathered, work) in zip(self._groups, shares, strict=True):
             wait(work)
-            # Matrix i is number i // ranks of rank i % ranks; what is left over is padding.
+            # Matrix i is number i // ranks of rank i % ranks; the rest is padding.
             update = gathered.transpose(0, 1).flatten(0, 1)[: len(matrices)].to(matrices[0].dtype)
             rows, columns = update.shape[-2:]
             step_size = lr * max(1.0, rows / columns) ** 0.5
@@ -89,7 +89,7 @@ class MuonEqR:
             torch._foreach_add_(matrices, list(update.unbind()), alpha=-step_size)
 
     def _share(self, matrices: list[Tensor], momentum_MRC: Tensor, momentum: float) -> Tensor:
-        """The orthogonalised updates of this rank's matrices, padded to the largest share."""
+        """Return this rank's orthogonalised updates, padded to the size of the largest share."""
         grads_MRC = torch.stack([_gradient(matrix) for matrix in matrices])
         momentum_MRC.lerp_(grads_MRC, 1 - momentum)
         update = self._ranks.mine(grads_MRC).lerp(self._ranks.mine(momentum_MRC), momentum)

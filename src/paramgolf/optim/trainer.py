@@ -1,4 +1,4 @@
-"""The state of training and one step of it; the train stage decides when to stop."""
+"""The state of training, warm-up, and one training step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from paramgolf.runtime.device import Runtime, named_generator
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What the schedule says of one step: a pure function of its number and the elapsed share."""
+    """The schedule of one step: a pure function of its number and the elapsed share."""
 
     recurrent: bool
     lr_factor: float
@@ -28,10 +28,10 @@ class StepPlan:
 
 
 class Trainer:
-    """Model, optimizers and weight average."""
+    """The model, its optimizers and its weight average."""
 
     def __init__(self, config: RunConfig, runtime: Runtime) -> None:
-        """Create and initialise everything from the run's seed."""
+        """Create everything, with weights drawn from the run's seed."""
         self.config = config
         self.runtime = runtime
         self.model = GPT(config.model, runtime.dtype)
@@ -49,7 +49,7 @@ class Trainer:
         self._orders = {on: layer_order(config.model, on) for on in (False, True)}
 
     def plan(self, share: float) -> StepPlan:
-        """The plan of the next step when `share` of the budget has passed."""
+        """Return the plan of the next step when `share` of the budget has elapsed."""
         train = self.config.train
         return StepPlan(
             recurrent=share >= train.recurrence_from,
@@ -60,15 +60,15 @@ class Trainer:
         )
 
     def train_step(self, sequences: Tensor, plan: StepPlan) -> Tensor:
-        """One optimizer step on this rank's share of a batch.
+        """Take one optimizer step on this rank's share of a batch.
 
         Args:
-            sequences: (S, seq_len + 1) on the device: the numbers `share_of_batch` of the batch.
+            sequences: (S, seq_len + 1) on the device, those of the batch in `share_of_batch`.
             plan: the same on all ranks.
 
         Returns:
             The mean loss of the whole batch in nats, a scalar on the device (reading it waits for
-            the step).
+            the step to end).
         """
         rows = self.micro_batch_tokens // self.config.model.seq_len
         loss = torch.zeros((), dtype=torch.float32, device=self.runtime.device)
@@ -90,10 +90,10 @@ class Trainer:
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Compile and warm up both layer orders on synthetic tokens, then undo every effect.
 
-        While a micro-batch does not fit the memory of every GPU, it is halved.
+        Halves the micro-batch until it fits the memory of every GPU.
 
         Args:
-            progress: called with the number of synthetic steps done and of all.
+            progress: called with the number of synthetic steps done, and with the total.
 
         Raises:
             torch.OutOfMemoryError: if not even one sequence fits.
@@ -116,20 +116,20 @@ class Trainer:
         seq_len, ranks = self.config.model.seq_len, self.runtime.ranks
         while sum(ranks.agree(not self._fits())):
             if self.micro_batch_tokens < 2 * seq_len:
-                raise torch.OutOfMemoryError("not even one sequence fits the GPU's memory")
+                raise torch.OutOfMemoryError("not even one sequence fits in GPU memory")
             rows = self.micro_batch_tokens // seq_len // 2
             self.micro_batch_tokens = rows * seq_len
             torch.cuda.empty_cache()
 
     def _fits(self) -> bool:
-        """Try a micro-batch on this rank alone, twice: the second finds gradients in memory."""
+        """Try a micro-batch on this rank alone, twice: the second time with gradients in memory."""
         reserved: list[Tensor] = []
         rows = min(self.micro_batch_tokens // self.config.model.seq_len, len(self.share_of_batch))
         try:
-            if self.runtime.ranks.size > 1:  # what gradients and updates on their way take
+            if self.runtime.ranks.size > 1:  # for the exchange of gradients and updates
                 reserved = [torch.empty_like(p) for p in self.model.parameters()]
             for _ in range(2):
-                # The larger graph: what it leaves free is enough for the other.
+                # The layer order that takes more memory.
                 self.model.mean_nats(self._synthetic(rows), self._orders[True]).backward()
         except torch.OutOfMemoryError:
             return False
@@ -158,7 +158,7 @@ class Trainer:
         return dict(self.model.named_parameters())
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, except the step, by name."""
+        """Return all that a resumed run needs, except the step, by name."""
         state = {f"model.{name}": tensor for name, tensor in self._weights().items()}
         state |= {f"average.{name}": tensor for name, tensor in self.average.average.items()}
         state |= {f"optim.{k}": tensor for k, tensor in self.optimizers.state_tensors().items()}
@@ -166,7 +166,7 @@ class Trainer:
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Go on from what `state_tensors` gave at `step`."""
+        """Restore the state from `state_tensors` at `step`."""
         for name, parameter in self._weights().items():
             parameter.copy_(tensors[f"model.{name}"])
         for name, average in self.average.average.items():
