@@ -10,7 +10,7 @@ from paramgolf.data.prepared import PreparedText
 from paramgolf.data.provenance import Provenance
 from paramgolf.runtime.files import read_json, sha256_of_file
 from paramgolf.runtime.ledger import OTHER, account
-from paramgolf.runtime.rundir import RunDir
+from paramgolf.runtime.rundir import INCOMPLETE_EVENT, RunDir
 from paramgolf.verify.checks import Check, check
 
 _REQUIRED_PHASES = {
@@ -19,7 +19,7 @@ _REQUIRED_PHASES = {
     "score": ("score: load artifact", "score: quantized", "score: sliding"),
 }
 _MAX_SECONDS_IN_NO_PHASE = 0.5
-_FALLBACK_EVENTS = ("micro_batch_reduced", "budget_not_filled")
+_REPORTED_EVENTS = ("micro_batch_reduced", "budget_not_filled", INCOMPLETE_EVENT)
 
 
 def file_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
@@ -103,7 +103,7 @@ def _budgets(config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
 
 def _fallbacks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
     """List all fallbacks; check that every matrix with raised damping is reported."""
-    found = [event["event"] for event in run.read_events() if event["event"] in _FALLBACK_EVENTS]
+    found = [event["event"] for event in run.read_events() if event["event"] in _REPORTED_EVENTS]
     reported = set(results["raised_dampings"])
     found += [f"damping raised: {name}" for name in results["raised_dampings"]]
     matrices = read_json(run.quantization_file)
