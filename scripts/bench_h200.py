@@ -1,23 +1,23 @@
-"""The bench of one H200: both branches from one training, beside the reference's figures.
+"""Benchmark on one H200: one training and both branches from it, beside the reference's figures.
 
-Cost: about 12 minutes on one NVIDIA H200 with 16 CPU cores. Needs the folder `corpus/` (the text
-and tokenizer of the bench) in the current directory. Expected: the tables of
+Cost: about 12 minutes on one NVIDIA H200 with 16 CPU cores. Needs the folder `corpus/` (text and
+tokenizer of the benchmark) in the current directory. Expected: the table of
 docs/experiments/bench-h200.md.
 
     python scripts/bench_h200.py --out runs/bench            # both branches
-    python scripts/bench_h200.py --out runs/smoke --smoke    # the same in 3 minutes, no figures
+    python scripts/bench_h200.py --out runs/smoke --smoke    # a test of the script in 3 minutes
     python scripts/bench_h200.py --out runs/bench --table    # print the table again
 
-Every run directory is resumable: a second call goes on where the first was stopped.
+If interrupted, the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from runs import run_or_resume
 
 SMOKE = [
     "--train.max-seconds=15",
@@ -37,15 +37,6 @@ REFERENCE = {
     "bytes that count": 15_996_242 + 82_820,
     "peak GPU bytes": 40_400_000_000,
 }
-
-
-def run(recipe: str, out: Path, *options: str) -> None:
-    command = [sys.executable, "-m", "paramgolf", "run"]
-    if (out / "config.json").exists():
-        command += ["--resume", str(out)]
-    else:
-        command += [recipe, "--out", str(out), *options]
-    subprocess.run(command, check=True)
 
 
 def figures(plain: dict, adapted: dict) -> dict[str, float | None]:
@@ -90,8 +81,9 @@ def main() -> None:
     options = SMOKE if arguments.smoke else []
     if not arguments.table:
         plain = arguments.out / "not-adapted"
-        run("h200", plain, *options)
-        run("h200-in-sample", arguments.out / "in-sample", "--from", str(plain), *options)
+        run_or_resume("h200", plain, options)
+        adapted = arguments.out / "in-sample"
+        run_or_resume("h200-in-sample", adapted, ["--from", str(plain), *options])
     print_table(arguments.out)
 
 

@@ -1,43 +1,32 @@
-"""Two ranks against one on the same machine: speed of every shared stage, and equal scores.
+"""Two ranks against one on the same machine: speed of every stage they share, and equal scores.
 
-Cost: about 10 minutes on two NVIDIA H200s of one host. Needs the folder `corpus/` (the text and
-tokenizer of the bench) in the current directory. Expected: the table of
-docs/experiments/ranks-two-h100.md, 1.9 times the speed (training 1.85) and BPB equal to about
+Cost: about 10 minutes on two NVIDIA H100 or H200 GPUs of one host. Needs the folder `corpus/` (text
+and tokenizer of the benchmark) in the current directory. Expected: the table of
+docs/experiments/ranks-two-h100.md: 1.9 times the speed (training 1.85) and BPB equal to about
 0.002.
 
     python scripts/bench_ranks.py --out /tmp/ranks
-    python scripts/bench_ranks.py --out /tmp/ranks --cpu     # the recipe tiny, shrunk, on the CPU
+    python scripts/bench_ranks.py --out /tmp/ranks --cpu     # the recipe tiny, shortened, on a CPU
 
-Every run directory is resumable: a second call goes on where the first was stopped.
+If interrupted, the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-GPU = [
+from runs import run_or_resume
+
+GPU = (
     "h200-in-sample",
-    "--train.max-steps=400",
-    "--adapt.epochs=4",
-    "--pack.calibration-batches=64",
-]
-CPU = ["tiny", "--device=cpu", "--train.max-steps=40", "--adapt.text=scored", "--adapt.epochs=2"]
-SIZES = (2, 1)
-
-
-def run(size: int, out: Path, options: list[str]) -> dict:
-    """One run on `size` ranks; gives what it measured."""
-    launch = [sys.executable, "-m"]
-    if size > 1:
-        launch += ["torch.distributed.run", "--standalone", f"--nproc-per-node={size}", "-m"]
-    fresh = not (out / "config.json").exists()
-    rest = [*options, "--out", str(out)] if fresh else ["--resume", str(out)]
-    subprocess.run([*launch, "paramgolf", "run", *rest], check=True)
-    return json.loads((out / "results.json").read_text())
+    ["--train.max-steps=400", "--adapt.epochs=4", "--pack.calibration-batches=64"],
+)
+CPU = (
+    "tiny",
+    ["--device=cpu", "--train.max-steps=40", "--adapt.text=scored", "--adapt.epochs=2"],
+)
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def main() -> None:
@@ -45,9 +34,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()
-    options = CPU if arguments.cpu else GPU
-    results = {size: run(size, arguments.out / f"ranks{size}", options) for size in SIZES}
-    two, one = results[2], results[1]
+    recipe, options = CPU if arguments.cpu else GPU
+    two = run_or_resume(recipe, arguments.out / "ranks2", options, TORCHRUN)
+    one = run_or_resume(recipe, arguments.out / "ranks1", options)
     print("\n| what | 1 rank | 2 ranks | ratio |\n|---|---:|---:|---:|")
     for name, value in one["tokens_per_second"].items():
         other = two["tokens_per_second"][name]

@@ -1,34 +1,35 @@
-"""CaseOps on one H200: the recipe h200 with two tokenizers that were trained alike, one with it.
+"""CaseOps on one GPU: the recipe h200 with two tokenizers that differ in CaseOps alone.
 
-Both have 8,192 pieces from the same 40 MB of training text, both models train for 180 s, and both
-are scored on the same documents, in bits per byte of the original text: those that hold the first
-2,883,585 tokens of the plain tokenizer, whole. (`--data.val-targets` counts tokens, so that it
-would end the two at different places.)
+Both tokenizers have 8,192 pieces from the same 40 MB of training text. Both models train for 180 s
+and are scored on the same documents, in bits per byte of the original text: the whole documents
+that contain the first 2,883,585 tokens of the plain tokenizer. (`--data.val-targets` counts tokens,
+so it would end the two at different places.)
 
-Cost: about 6 minutes a run on one NVIDIA H200 with 16 CPU cores, in two commands. Needs the folder
-`corpus/` (train.jsonl.xz and val.jsonl.xz of the bench). Prints, for each and as a difference:
-bytes a token, tokens scored, steps and text seen in training, BPB after EMA, quantized, and
-quantized with sliding windows (not adapted), and the bytes that count.
+Cost: about 6 minutes per run on one NVIDIA H100 or H200 with 16 CPU cores. Needs the folder
+`corpus/` (train.jsonl.xz and val.jsonl.xz of the benchmark). Prints for each run, and as a
+difference: bytes per token, tokens scored, steps and text seen in training, BPB after EMA,
+quantized, and quantized with sliding windows (not adapted), and the counted bytes. Expected: the
+table of docs/experiments/caseops-h100.md.
 
     python scripts/caseops_bench.py --out runs/caseops --only plain
     python scripts/caseops_bench.py --out runs/caseops --only caseops
     python scripts/caseops_bench.py --out runs/caseops --table
     python scripts/caseops_bench.py --out runs/caseops --speed   # of encoding 16 MB, on a CPU
-    python scripts/caseops_bench.py --out runs/smoke --smoke  # both, on a CPU, no figures
+    python scripts/caseops_bench.py --out runs/smoke --smoke     # a test of the script, on a CPU
 
-Every run directory is resumable: a second call goes on where the first was stopped.
+If interrupted, the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from runs import run_or_resume
 
 from paramgolf.data.caseops import from_caseops, to_caseops
 from paramgolf.data.documents import Document, find_jsonl, read_jsonl
@@ -38,7 +39,7 @@ from paramgolf.runtime.files import write_bytes
 
 
 class Size(NamedTuple):
-    """The bench, or a small one."""
+    """The sizes of an experiment."""
 
     recipe: str
     vocab_size: int
@@ -56,7 +57,7 @@ NAMES = ("plain", "caseops")
 
 
 def documents(corpus: Path, split: str, max_bytes: float) -> Iterator[Document]:
-    """The first documents of a split, up to so many bytes."""
+    """Yield the first documents of a split, up to `max_bytes`."""
     size = 0
     for path in find_jsonl(corpus, split):
         for document in read_jsonl(path):
@@ -71,14 +72,14 @@ def write_jsonl(path: Path, texts: list[str]) -> None:
 
 
 def prepare(out: Path, corpus: Path, size: Size) -> None:
-    """The tokenizers, and a folder of the training text and of the documents to score."""
+    """Train the tokenizers; write a folder of the training text and of the documents to score."""
     folder = out / "text"
     if (folder / "val.jsonl").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     sample = [text for _, text in documents(corpus, "train", size.sample_bytes)]
     for name in NAMES:
-        if not (out / f"{name}.model").exists():  # they can be made beforehand, without a GPU
+        if not (out / f"{name}.model").exists():  # they may have been trained before, without a GPU
             model = train_tokenizer(sample, size.vocab_size, case_ops=name == "caseops")
             write_bytes(out / f"{name}.model", model)
     if size.train_bytes < float("inf"):
@@ -100,15 +101,10 @@ def prepare(out: Path, corpus: Path, size: Size) -> None:
 
 
 def run(name: str, out: Path, size: Size) -> None:
-    command = [sys.executable, "-m", "paramgolf", "run"]
-    if (out / name / "config.json").exists():
-        command += ["--resume", str(out / name)]
-    else:
-        command += [size.recipe, "--out", str(out / name), *size.options]
-        command += ["--data.source", str(out / "text"), "--data.val-targets", "0"]
-        command += ["--data.tokenizer", str(out / f"{name}.model")]
-        command += ["--model.vocab-size", str(size.vocab_size)]
-    subprocess.run(command, check=True)
+    options = [*size.options, "--data.source", str(out / "text"), "--data.val-targets", "0"]
+    options += ["--data.tokenizer", str(out / f"{name}.model")]
+    options += ["--model.vocab-size", str(size.vocab_size)]
+    run_or_resume(size.recipe, out / name, options)
 
 
 def figures(run: Path) -> dict[str, float]:
@@ -120,23 +116,23 @@ def figures(run: Path) -> dict[str, float]:
     return {
         "bytes scored": score["bytes"],
         "tokens scored": score["tokens"],
-        "bytes a token": per_token,
+        "bytes per token": per_token,
         "steps": results["steps"],
         "MB of text seen (by that ratio)": results["steps"] * batch * per_token / 1e6,
         "BPB after EMA": stages["ema"]["bpb"],
         "BPB quantized, plain": stages["quantized"]["bpb"],
         "BPB quantized, sliding": score["bpb"],
-        "bytes that count": results["bytes"]["total"],
+        "counted bytes": results["bytes"]["total"],
     }
 
 
 def print_table(out: Path) -> None:
-    there = [name for name in NAMES if (out / name / "results.json").exists()]
-    columns = {name: figures(out / name) for name in there}
+    finished = [name for name in NAMES if (out / name / "results.json").exists()]
+    columns = {name: figures(out / name) for name in finished}
     if len({column["bytes scored"] for column in columns.values()}) > 1:
-        raise SystemExit("the runs scored different texts: nothing to compare")
-    print(f"\n| what | {' | '.join(there)} | difference |\n|---|{'---:|' * (len(there) + 1)}")
-    for what in columns[there[0]] if there else ():
+        raise SystemExit("the runs scored different texts and cannot be compared")
+    print(f"\n| what | {' | '.join(finished)} | difference |\n|---|{'---:|' * (len(finished) + 1)}")
+    for what in columns[finished[0]] if finished else ():
         values = [column[what] for column in columns.values()]
         difference = values[1] - values[0] if len(values) == 2 else None
         shown = [
@@ -147,22 +143,22 @@ def print_table(out: Path) -> None:
 
 
 def print_speed(out: Path, corpus: Path) -> None:
-    """Of the transform alone, and of both tokenizers (all threads), with their bytes a token."""
+    """Print the speed of the transform and of both tokenizers (on all threads)."""
     texts = [text for _, text in documents(corpus, "train", 16e6)]
     size = sum(len(text.encode()) for text in texts)
     start = time.process_time()
     written = [to_caseops(text) for text in texts]
-    print(f"\nto_caseops    {size / 1e6 / (time.process_time() - start):6.1f} MB a CPU second")
+    print(f"\nto_caseops    {size / 1e6 / (time.process_time() - start):6.1f} MB per CPU second")
     start = time.process_time()
     back = [from_caseops(text) for text in written]
-    print(f"from_caseops  {size / 1e6 / (time.process_time() - start):6.1f} MB a CPU second")
+    print(f"from_caseops  {size / 1e6 / (time.process_time() - start):6.1f} MB per CPU second")
     assert back == texts
     for name in NAMES:
         tokenizer = Tokenizer.load(out / f"{name}.model")
         start = time.process_time()
         tokens = sum(map(len, tokenizer.encode(texts)))
         speed = size / 1e6 / (time.process_time() - start)
-        print(f"{name:<13} {speed:6.1f} MB a CPU second; {size / tokens:.4f} bytes a token")
+        print(f"{name:<13} {speed:6.1f} MB per CPU second; {size / tokens:.4f} bytes per token")
 
 
 def main() -> None:

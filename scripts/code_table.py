@@ -1,6 +1,7 @@
-"""Where the bytes of the code file go, by room, and its size for every recipe.
+"""Which packages take how many bytes of the code file, and its size for every recipe.
 
-Takes a second. Expect about 49 kB for every recipe.
+Cost: seconds. Expected: the tables of docs/experiments/code-file.md; less than 50,000 bytes for
+every recipe.
 
     python scripts/code_table.py
 """
@@ -14,20 +15,23 @@ from paramgolf.codefile.build import build, stripped_sources
 from paramgolf.recipes import RECIPES
 
 
+def package(module: str) -> str:
+    """Return the package that a module is in; "(root)" for those in none."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "(root)"
+
+
 def main() -> None:
     """Print the tables."""
     modules = stripped_sources()
     everything = len(bz2.compress("".join(modules.values()).encode()))
-    sizes, saved = Counter[str](), Counter[str]()
-    for name in modules:
-        room = name.split(".")[1] if "." in name else "(root)"
-        sizes[room] += len(modules[name])
-    for room in sizes:
-        others = [text for name, text in modules.items() if f"{name}.".split(".")[1] != room]
-        saved[room] = everything - len(bz2.compress("".join(others).encode()))
-    print("| room | characters, stripped | bytes that leaving it out would save |\n|---|---:|---:|")
+    sizes = Counter[str]()
+    for name, text in modules.items():
+        sizes[package(name)] += len(text)
+    print("| package | characters, stripped | bytes saved by leaving it out |\n|---|---:|---:|")
     for room, size in sizes.most_common():
-        print(f"| {room} | {size:,} | {saved[room]:,} |")
+        others = "".join(text for name, text in modules.items() if package(name) != room)
+        print(f"| {room} | {size:,} | {everything - len(bz2.compress(others.encode())):,} |")
     print("\n| recipe | bytes |\n|---|---:|")
     for recipe, (_, config) in RECIPES.items():
         print(f"| {recipe} | {len(build(config)):,} |")

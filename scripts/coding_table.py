@@ -1,7 +1,7 @@
-"""What the integers of an artifact take under several coders, and what ours takes a role.
+"""The size of an artifact's integers under several compressors, and under ours for every role.
 
-Cost: two minutes on two cores for 36 M weights (Brotli-11 and LZMA take most of it). Expected: the
-table of docs/experiments/coding.md. Needs brotli and zstandard (the extra `dev`).
+Cost: two minutes on two cores for 36 M weights (most of it for Brotli and LZMA). Needs brotli and
+zstandard (the extra `dev`). Expected: the table of docs/experiments/coding.md.
 
     python scripts/coding_table.py runs/tiny-.../model.bin
 """
@@ -55,7 +55,7 @@ def main() -> None:
     assert again == content
 
     roles = by_role(packed)
-    print("| role | weights | bits a weight | order 0, a matrix | Brotli | ours / Brotli |")
+    print("| role | weights | bits per weight | order 0, per matrix | Brotli | ours / Brotli |")
     print("|---|---:|---:|---:|---:|---:|")
     ideal = 0.0
     for name, matrices in roles.items():
@@ -74,7 +74,7 @@ def main() -> None:
     plain = b"".join(matrix.tobytes() for matrices in roles.values() for matrix in matrices)
     coded = sum(parts[name] for name in roles)
     rows = {
-        "order-0 entropy, a matrix": sum(order0_bytes(m) for ms in roles.values() for m in ms),
+        "order-0 entropy, per matrix": sum(order0_bytes(m) for ms in roles.values() for m in ms),
         "byte shuffle + Brotli-11": len(brotli.compress(shuffled(plain), quality=11, lgwin=24)),
         "LZMA": len(lzma.compress(plain, preset=9 | lzma.PRESET_EXTREME)),
         "zstd-22": len(zstandard.ZstdCompressor(level=22).compress(plain)),

@@ -1,7 +1,7 @@
-"""Encoding here beside SentencePiece's own batch encoding: the same text, tokenizer and cores.
+"""Speed of encoding text, beside SentencePiece's own batch encoding on the same cores.
 
-Cost: about two minutes on two cores. Needs a folder with train.jsonl.xz and a SentencePiece model
-(the bench's, by default). Expected: at least 0.9 times SentencePiece's speed
+Cost: about two minutes on two cores. Needs a folder with train.jsonl.xz and a SentencePiece model,
+by default those of the benchmark in `corpus/`. Expected: at least 0.9 times SentencePiece's speed
 (docs/experiments/encoding-speed.md).
 
     python scripts/encoding_speed.py
@@ -27,7 +27,7 @@ REPEATS = 5
 
 
 def first_documents(corpus: Path, max_bytes: int) -> tuple[list[Document], int]:
-    """The first documents of the training text, and their UTF-8 bytes."""
+    """Return the first documents of the training text, and their UTF-8 bytes."""
     documents: list[Document] = []
     size = 0
     for path in find_jsonl(corpus, "train"):
@@ -39,13 +39,13 @@ def first_documents(corpus: Path, max_bytes: int) -> tuple[list[Document], int]:
     return documents, size
 
 
-def seconds(ways: Sequence[Callable[[], object]]) -> list[float]:
-    """The median wall time of each, in turns, so that all meet the same noise."""
-    taken: list[list[float]] = [[] for _ in ways]
+def seconds(functions: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the median wall time of each; they take turns, so that all meet the same noise."""
+    taken: list[list[float]] = [[] for _ in functions]
     for _ in range(REPEATS):
-        for way, times in zip(ways, taken, strict=True):
+        for function, times in zip(functions, taken, strict=True):
             start = time.perf_counter()
-            way()
+            function()
             times.append(time.perf_counter() - start)
     return [statistics.median(times) for times in taken]
 
@@ -63,19 +63,17 @@ def main() -> None:
     ours = Tokenizer.load(arguments.tokenizer)
     for text, tokens, ids in zip(texts, ours.encode(texts), theirs.encode(texts), strict=True):
         assert "\u2581" in text or np.array_equal(tokens[1:], ids)  # a space to SentencePiece
-    ways = {
+    functions = {
         "SentencePiece's encode(list, num_threads)": lambda: theirs.encode(
             texts, num_threads=threads
         ),
         "Tokenizer.encode": lambda: ours.encode(texts),
-        "encode_documents (hashes every shingle beside it)": lambda: encode_documents(
-            documents, ours
-        ),
+        "encode_documents (also hashes every shingle)": lambda: encode_documents(documents, ours),
     }
-    medians = seconds(list(ways.values()))
+    medians = seconds(list(functions.values()))
     print(f"{len(documents):,} documents, {size:,} bytes, {threads} threads, median of {REPEATS}")
     print("\n| what | s | MB/s | of SentencePiece's |\n|---|---:|---:|---:|")
-    for name, median in zip(ways, medians, strict=True):
+    for name, median in zip(functions, medians, strict=True):
         print(f"| {name} | {median:.2f} | {size / median / 1e6:.2f} | {medians[0] / median:.3f} |")
 
 

@@ -1,6 +1,6 @@
-"""Writes text of any size that no tokenizer has learned by heart, to see what a build takes.
+"""Write text of any size whose documents hardly overlap, to measure what `data build` needs.
 
-Cost: a minute a gigabyte. Expected: the figures of docs/experiments/data-build.md.
+Cost: a minute per gigabyte. Expected: the figures of docs/experiments/data-build.md.
 
     python scripts/generated_text.py --out /tmp/big/text.jsonl --bytes 2000000000
     /usr/bin/time -v paramgolf data build /tmp/big/text.jsonl --out /tmp/big/out --max-overlap 1

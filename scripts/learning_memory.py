@@ -1,4 +1,4 @@
-"""What a step of score-first learning takes on a CPU: seconds and peak memory.
+"""Seconds and peak memory of one chunk of score-first learning on a CPU.
 
 Cost: half a minute on two cores. Expected: the figures of
 docs/experiments/score-first-cpu-memory.md.

@@ -1,10 +1,10 @@
-"""The learning-rate schedule of adaptation: one cosine over epochs against a restart in each.
+"""The learning-rate schedule of adaptation: one cosine over all epochs, or a restart in each.
 
 Adapts one trained model on the scored text (in-sample, as the reference did) for E and 3 E epochs
-under both schedules, scoring after every epoch.
+under both schedules, and scores it after every epoch.
 
-Cost: 8 E epochs; E = 6 on one NVIDIA H200: about 6 minutes after the training that it starts from.
-Expected: the table of docs/experiments/adaptation-schedule.md.
+Cost: 8 E epochs; with E = 6 on one NVIDIA H200 about 6 minutes, besides the training that it starts
+from. Expected: the table of docs/experiments/adaptation-schedule.md.
 
     python scripts/schedule_ablation.py --run /tmp/bench/not-adapted --epochs 6 --out /tmp/ablation
     python scripts/schedule_ablation.py --out /tmp/ablation --plot docs/experiments/schedule.svg
@@ -22,7 +22,7 @@ SCHEDULES = ("restart-every-epoch", "cosine-over-epochs")
 
 
 def adapt(source: Path, out: Path, schedule: str, epochs: int) -> list[float]:
-    """Adapt the run's trained weights; gives the BPB after every epoch."""
+    """Adapt the run's trained weights and return the BPB after every epoch."""
     from paramgolf.pipeline.run import new_run
     from paramgolf.runtime.console import standard_output
     from paramgolf.runtime.device import select_runtime

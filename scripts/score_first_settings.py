@@ -1,7 +1,7 @@
-"""Which settings help score-first learning: BPB and seconds of each, for one packed model.
+"""BPB and seconds of several settings of score-first learning, for one packed model.
 
-Cost: about 8 minutes on one NVIDIA H200 (compilation once for every size of chunk). Needs the
-folder `corpus/` and a packed model with its tokenizer beside it. Expected: the table of
+Cost: about 8 minutes on one NVIDIA H200 (of which each chunk size compiles once). Needs the folder
+`corpus/` and a packed model with its tokenizer beside it. Expected: the table of
 docs/experiments/score-first-settings.md.
 
     python scripts/score_first_settings.py --artifact runs/bench/not-adapted/model.bin
