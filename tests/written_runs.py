@@ -1,4 +1,4 @@
-"""Finished runs that are files alone: nothing was trained, every figure is chosen."""
+"""Write the files of finished runs: nothing is trained, and every figure is made up."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ def write_run(
     config: RunConfig = TINY,
     stages: tuple[str, ...] = ("ema", "quantized", "sliding"),
 ) -> Path:
-    """Write what `seeds`, `compare`, `ablate` and `record` read of a run.
+    """Write the files of a run that `seeds`, `compare`, `ablate` and `submission` read.
 
-    Every stage but "ema" has these losses; that one is a bit a byte worse and has none by document.
+    Every stage except "ema" has these losses; "ema" is one bit per byte worse and has no losses by
+    document.
     """
     path.mkdir(parents=True)
     nats, size = float(nats_D.sum()), int(bytes_D.sum())
@@ -109,7 +110,7 @@ def write_seeds(folder: Path, nats: dict[int, Array], **options: Any) -> Path:
 
 
 def write_audit(path: Path, failed: tuple[str, ...] = ()) -> None:
-    """Write what an audit of a written run might have found."""
+    """Write the audit.json of a written run."""
     stages = json.loads((path / "results.json").read_text())["stages"]
     outcome = "NOT compliant: " + ", ".join(failed) if failed else "compliant as fixed predictor"
     write_json(
@@ -117,7 +118,7 @@ def write_audit(path: Path, failed: tuple[str, ...] = ()) -> None:
         {
             "passed": not failed,
             "failed": list(failed),
-            "verdict": [f"verdict        {outcome}", "               the maker's word"],
+            "verdict": [f"verdict        {outcome}", "               self-reported"],
             "artifact_sha256": "abc",
             "scores": {
                 name: {"bpb": score["bpb"], "label": score["label"]}

@@ -1,4 +1,4 @@
-"""Chromium for the tests here; where it is missing they are skipped, but not in CI."""
+"""Chromium for these tests; if it is missing, they are skipped, except in CI."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For a run and its report."""
+    """A directory for a run and its report."""
     return tmp_path_factory.mktemp("browser")

@@ -1,4 +1,4 @@
-"""The report as a browser shows it: a run whose text tries to be more than text."""
+"""The report in a browser, from a run whose text contains markup."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DESKTOP, PHONE = 1280, 390
 
 @pytest.fixture(scope="session")
 def report(folder: Path) -> Path:
-    """The report of a run long enough for a curve of its loss."""
+    """The report of a run that is long enough for a loss curve."""
     source, run = folder / "source", folder / "run"
     source.mkdir()
     write_source(source)
@@ -71,7 +71,7 @@ class Browser:
 
 @pytest.fixture
 def browser(driver: Any, report: Path) -> Iterator[Browser]:
-    """The page, opened; afterwards its console must be empty."""
+    """The opened page; its console must be empty afterwards."""
     driver.get_log("browser")
     browser = Browser(driver, report)
     browser.open()
@@ -80,7 +80,7 @@ def browser(driver: Any, report: Path) -> Iterator[Browser]:
 
 
 def check_tip(browser: Browser, number: int) -> None:
-    """The tooltip is that of a token, by the data of the page."""
+    """Check that the tooltip shows the page's data on a token."""
     data = browser.run("JSON.parse(document.getElementById('data').textContent)")
     piece, bits, share, rank, best = data["tokens"][number]
     tip = browser.tip()
@@ -108,7 +108,7 @@ def check_tip(browser: Browser, number: int) -> None:
     assert box["bottom"] <= browser.run("innerHeight")
 
 
-def test_nothing_is_fetched_and_no_text_runs(browser: Browser, report: Path) -> None:
+def test_nothing_is_fetched_and_no_text_is_executed(browser: Browser, report: Path) -> None:
     browser.driver.get_log("performance")
     browser.open()
     messages = [json.loads(entry["message"])["message"] for entry in
@@ -126,7 +126,7 @@ def test_nothing_is_fetched_and_no_text_runs(browser: Browser, report: Path) -> 
     assert report.stat().st_size < 3_000_000
 
 
-def test_pointing_at_a_token_shows_what_was_expected(browser: Browser) -> None:
+def test_pointing_at_a_token_shows_its_prediction(browser: Browser) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     assert not browser.tip().is_displayed()
@@ -164,7 +164,7 @@ def test_the_keyboard_reaches_every_token(browser: Browser) -> None:
     assert not browser.tip().is_displayed()
 
 
-def test_a_tap_on_a_phone_shows_it_too(browser: Browser) -> None:
+def test_tapping_a_token_on_a_phone_shows_its_prediction(browser: Browser) -> None:
     browser.open(PHONE)
     token = browser.tokens()[30]
     browser.run("arguments[0].scrollIntoView({block: 'center'})", token)
@@ -178,14 +178,14 @@ def test_a_tap_on_a_phone_shows_it_too(browser: Browser) -> None:
 
 
 def luminance(color: str) -> float:
-    """Relative luminance (WCAG 2) of "rgb(...)"."""
+    """Return the relative luminance (WCAG 2) of "rgb(...)"."""
     parts = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast of two colours (WCAG 2), 1 to 21."""
+    """Return the contrast ratio of two colours (WCAG 2), 1 to 21."""
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
 
@@ -200,7 +200,7 @@ def test_light_and_dark_are_legible(browser: Browser, scheme: str) -> None:
     assert contrast(paper, browser.style(".caption", "color")) > 4.5
     levels = [browser.style(f".legend .q{level}", "backgroundColor") for level in range(1, 9)]
     assert all(contrast(ink, level) >= 4.5 for level in levels)
-    # One way from pale to strong, whatever colours are seen.
+    # Monotonic from pale to strong, also for those who do not see the colours.
     lights = [luminance(level) for level in levels]
     assert lights == sorted(lights, reverse=scheme == "light")
     assert contrast(paper, browser.style(".area span", "color")) > 4.5
@@ -208,7 +208,7 @@ def test_light_and_dark_are_legible(browser: Browser, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("width", [PHONE, 768, DESKTOP])
-def test_a_page_is_no_wider_than_its_window(browser: Browser, width: int) -> None:
+def test_a_page_and_its_charts_fit_the_window(browser: Browser, width: int) -> None:
     browser.open(width)
     assert browser.run("document.documentElement.scrollWidth") == width
     charts = "main :is(.chart, .waterfall, .bars)"
@@ -238,7 +238,7 @@ def test_print_is_light_and_without_tooltips(browser: Browser) -> None:
     assert len(browser.command("Page.printToPDF", printBackground=True)["data"]) > 50_000
 
 
-def test_without_scripts_the_colours_are_there(browser: Browser) -> None:
+def test_without_scripts_the_tokens_are_coloured(browser: Browser) -> None:
     browser.command("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open()

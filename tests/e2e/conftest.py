@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -57,3 +58,13 @@ def mini_run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Fi
 def run_copy(mini_run: FinishedRun, tmp_path: Path) -> Path:
     """A copy of the mini run, tmp_path/run, that a test may change."""
     return Path(shutil.copytree(mini_run.path, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of links to all installed packages except paramgolf."""
+    folder = tmp_path_factory.mktemp("libraries")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "paramgolf" not in entry.name and not entry.name.startswith("__editable__"):
+            (folder / entry.name).symlink_to(entry)
+    return folder

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -18,16 +17,6 @@ from paramgolf.compress.artifact import read
 from tests.e2e.command import ENVIRONMENT, TIMEOUT, Cli, one_line_error
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import MINI, read_results
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that is installed, but for paramgolf."""
-    folder = tmp_path_factory.mktemp("libraries")
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if "paramgolf" not in entry.name and not entry.name.startswith("__editable__"):
-            (folder / entry.name).symlink_to(entry)
-    return folder
 
 
 def python(libraries: Path, folder: Path, code: str) -> subprocess.CompletedProcess[str]:

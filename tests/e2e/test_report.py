@@ -1,4 +1,4 @@
-"""The report of a run: scores with their labels, the scorer's losses, text that stays text."""
+"""The report of a run: scores with labels, losses of the scorer, text that stays text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from paramgolf.report.sections import training_points
 from paramgolf.runtime.device import select_runtime
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.predictor import Predictor, load_on
-from tests.e2e.command import Cli, one_line_error
+from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import read_results
 
@@ -39,7 +39,7 @@ HOSTILE = """</script><img src=x onerror="alert(1)">{{ 7 * 7 }}<!--<script>'&amp
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: elements, texts, tokens, data."""
+    """A parsed page: elements, text, tokens of the passage, data of the script."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Page(HTMLParser):
 
     @property
     def passage(self) -> bytes:
-        """The bytes that the tokens stand for."""
+        """The bytes that the tokens of the passage represent."""
         parts = (
             bytes.fromhex(text)
             if "byte" in classes
@@ -113,12 +113,6 @@ def page(html: str) -> Page:
     return Page(html)
 
 
-@pytest.fixture
-def run(mini_run: FinishedRun, tmp_path: Path) -> Path:
-    """A copy of the mini run, to be written to."""
-    return shutil.copytree(mini_run.path, tmp_path / "run")
-
-
 @pytest.fixture(scope="module")
 def passage(mini_run: FinishedRun) -> dict[str, Any]:
     run = RunDir(mini_run.path)
@@ -132,7 +126,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def loaded(run: Path) -> tuple[Predictor, np.ndarray[Any, Any]]:
-    """The packed model of a run and the text that it was scored on."""
+    """Return the packed model of a run and the text that it was scored on."""
     directory = RunDir(run)
     stream = PreparedText.of(directory).stream("val", directory.data)
     return load_on(directory.artifact, None, select_runtime("cpu")), stream
@@ -141,7 +135,7 @@ def loaded(run: Path) -> tuple[Predictor, np.ndarray[Any, Any]]:
 # The page.
 
 
-def test_every_score_stands_beside_its_label(page: Page, mini_run: FinishedRun) -> None:
+def test_every_score_has_its_label_beside_it(page: Page, mini_run: FinishedRun) -> None:
     stages = read_results(mini_run.path)["stages"]
     assert page.words.startswith(f"tiny: {stages['sliding']['bpb']:.4f} BPB, held-out")
     assert f"{stages['sliding']['bpb']:.4f} bits per byte held-out" in page.words
@@ -152,7 +146,7 @@ def test_every_score_stands_beside_its_label(page: Page, mini_run: FinishedRun) 
         assert len(re.findall(rf"{score['bpb']:.4f} {score['label']}", page.words)) >= 2
 
 
-def test_a_page_needs_nothing_else(html: str, page: Page) -> None:
+def test_a_page_is_self_contained(html: str, page: Page) -> None:
     assert len(html.encode()) < 3_000_000
     for tag, attributes in page.elements:
         assert tag not in ("img", "iframe", "object", "embed", "base", "form")
@@ -167,7 +161,7 @@ def test_a_page_needs_nothing_else(html: str, page: Page) -> None:
     assert targets <= set(ids)
 
 
-def test_equal_runs_are_equal_pages(
+def test_equal_runs_have_equal_pages(
     html: str, mini_run: FinishedRun, passage: dict[str, Any]
 ) -> None:
     assert render(read_run_files(mini_run.path), passage) == html
@@ -194,7 +188,9 @@ def test_figures_of_the_run_are_on_the_page(page: Page, mini_run: FinishedRun) -
 # The passage.
 
 
-def test_the_passage_has_the_losses_of_the_score(page: Page, mini_run: FinishedRun) -> None:
+def test_the_losses_of_the_passage_are_those_of_the_score(
+    page: Page, mini_run: FinishedRun
+) -> None:
     predictor, stream = loaded(mini_run.path)
     losses = predictor.losses(stream, fixed=True).double().numpy()
     documents = document_bounds(stream, predictor.tokenizer.bos)
@@ -216,8 +212,8 @@ def test_the_passage_has_the_losses_of_the_score(page: Page, mini_run: FinishedR
         assert f"q{level}" in classes or min(abs(loss - np.array(LEVELS_BITS))) < 1e-4
 
 
-def test_alternatives_are_those_of_the_window(mini_run: FinishedRun) -> None:
-    """Against the rule of docs/rules.md: the window of a target, one forward pass, softmax."""
+def test_the_most_likely_tokens_are_those_of_the_window(mini_run: FinishedRun) -> None:
+    """Against the definition in docs/rules.md: a target's window, one forward pass, softmax."""
     predictor, stream = loaded(mini_run.path)
     length, stride = predictor.artifact.model.seq_len, predictor.artifact.stride
     passage = read_passage(predictor, stream, 1, 90)
@@ -237,7 +233,7 @@ def test_alternatives_are_those_of_the_window(mini_run: FinishedRun) -> None:
         assert passage.ranks[place] == 1 + (shares > own).sum()
 
 
-def test_the_tokens_are_the_text(page: Page, mini_run: FinishedRun) -> None:
+def test_the_tokens_spell_the_text(page: Page, mini_run: FinishedRun) -> None:
     predictor, stream = loaded(mini_run.path)
     texts = predictor.tokenizer.decode_documents(stream)
     assert any(text.encode().startswith(page.passage) for text in texts)
@@ -245,7 +241,7 @@ def test_the_tokens_are_the_text(page: Page, mini_run: FinishedRun) -> None:
     assert len(page.passage) > 500
 
 
-def test_probabilities_of_the_page(page: Page) -> None:
+def test_probabilities_on_the_page_are_consistent(page: Page) -> None:
     data = page.data
     for piece, bits, share, rank, best in data["tokens"]:
         assert share == pytest.approx(2**-bits, rel=1e-3)
@@ -257,7 +253,7 @@ def test_probabilities_of_the_page(page: Page) -> None:
         assert all(0 <= other < len(data["pieces"]) for other, _ in best)
 
 
-def test_the_typical_document_is_the_nearest_of_those_long_enough() -> None:
+def test_the_typical_document_is_the_closest_of_the_long_ones() -> None:
     rng = np.random.default_rng(1)
     for _ in range(50):
         sizes, tokens = rng.integers(1, 2000, 12), rng.integers(1, 900, 12)
@@ -278,28 +274,30 @@ def test_the_typical_document_is_the_nearest_of_those_long_enough() -> None:
         ([1, 1, 7], [[1, 1], [2, 3]]),
     ],
 )
-def test_bounds_of_documents(stream: list[int], bounds: list[list[int]]) -> None:
+def test_document_bounds(stream: list[int], bounds: list[list[int]]) -> None:
     assert document_bounds(np.array(stream, np.uint16), 1).tolist() == bounds
 
 
 # Hostile text.
 
 
-def test_text_stays_text(run: Path, passage: dict[str, Any]) -> None:
+def test_text_stays_text(run_copy: Path, passage: dict[str, Any]) -> None:
     def change(values: dict[str, Any]) -> None:
         values["corpus"]["source"] = HOSTILE
         values["stages"]["sliding"]["label"] = "in-sample"
 
-    edit(run / "results.json", change)
-    edit(run / "config.json", lambda values: values["data"].update(source=HOSTILE))
-    edit(run / "environment.json", lambda values: values.update(gpu=HOSTILE))
+    edit(run_copy / "results.json", change)
+    edit(run_copy / "config.json", lambda values: values["data"].update(source=HOSTILE))
+    edit(run_copy / "environment.json", lambda values: values.update(gpu=HOSTILE))
     row = {"name": HOSTILE, "condition": HOSTILE, "outcome": HOSTILE, "figure": HOSTILE}
     audit = {"passed": False, "verdict": [HOSTILE, HOSTILE], "scores": {}, "checks": [row]}
-    audit["artifact_sha256"] = json.loads((run / "results.json").read_text())["artifact_sha256"]
-    (run / "audit.json").write_text(json.dumps(audit))
+    audit["artifact_sha256"] = json.loads((run_copy / "results.json").read_text())[
+        "artifact_sha256"
+    ]
+    (run_copy / "audit.json").write_text(json.dumps(audit))
     tokens = [{"text": HOSTILE, "kind": "text", "level": 3}]
     data = {"pieces": [[HOSTILE, "text"]], "tokens": [[0, 1.0, 0.5, 1, [[0, 0.5]] * NUM_BEST]]}
-    page = Page(render(read_run_files(run), {**passage, "tokens": tokens, "data": data}))
+    page = Page(render(read_run_files(run_copy), {**passage, "tokens": tokens, "data": data}))
     tags = [tag for tag, _ in page.elements]
     assert "img" not in tags
     assert tags.count("script") == 2
@@ -312,15 +310,17 @@ def test_text_stays_text(run: Path, passage: dict[str, Any]) -> None:
 # The verdict.
 
 
-def test_without_an_audit_the_page_says_how_to_get_one(page: Page, mini_run: FinishedRun) -> None:
+def test_without_an_audit_the_page_names_the_command(page: Page, mini_run: FinishedRun) -> None:
     assert f"Not audited paramgolf audit {mini_run.path}" in page.words
     assert "compliant" not in page.words
 
 
-def test_the_verdict_is_the_audit_s(cli: Cli, run: Path, passage: dict[str, Any]) -> None:
-    assert cli("audit", run, "--device", "cpu", "--positions", "1").code == 0
-    audit = json.loads((run / "audit.json").read_text())
-    words = Page(render(read_run_files(run), passage)).words
+def test_the_verdict_is_that_of_the_audit(
+    cli: Cli, run_copy: Path, passage: dict[str, Any]
+) -> None:
+    assert cli("audit", run_copy, "--device", "cpu", "--positions", "1").code == 0
+    audit = json.loads((run_copy / "audit.json").read_text())
+    words = Page(render(read_run_files(run_copy), passage)).words
     assert "Audit passed compliant as fixed predictor" in words
     for check in audit["checks"]:
         assert " ".join(f"{check['outcome']} {check['name']}".split()) in words
@@ -330,8 +330,8 @@ def test_the_verdict_is_the_audit_s(cli: Cli, run: Path, passage: dict[str, Any]
         values["passed"], values["checks"][0]["outcome"] = False, "FAIL"
         values["verdict"][0] = "verdict        NOT compliant: bytes"
 
-    edit(run / "audit.json", fail)
-    html = render(read_run_files(run), passage)
+    edit(run_copy / "audit.json", fail)
+    html = render(read_run_files(run_copy), passage)
     words = Page(html).words
     assert "Audit FAILED NOT compliant: bytes" in words
     assert " BPB, held-out, audit failed " in words
@@ -340,13 +340,13 @@ def test_the_verdict_is_the_audit_s(cli: Cli, run: Path, passage: dict[str, Any]
     of_another_score = copy.deepcopy(audit)
     of_another_score["scores"]["sliding"]["bpb"] = 1.0
     for other in (of_another_score, {**audit, "artifact_sha256": "0" * 64}):
-        (run / "audit.json").write_text(json.dumps(other))
-        words = Page(render(read_run_files(run), passage)).words
+        (run_copy / "audit.json").write_text(json.dumps(other))
+        words = Page(render(read_run_files(run_copy), passage)).words
         assert "Audit out of date" in words
         assert "compliant" not in words
 
 
-# Runs of other kinds.
+# Other kinds of runs.
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_a_resumed_run_shows_only_the_steps_that_led_to_its_weights() -> None:
 
 
 def test_a_branch_says_where_the_curve_of_its_loss_is(
-    run: Path, mini_run: FinishedRun, passage: dict[str, Any]
+    run_copy: Path, mini_run: FinishedRun, passage: dict[str, Any]
 ) -> None:
     def logged(*steps: int) -> str:
         return "".join(
@@ -411,16 +411,16 @@ def test_a_branch_says_where_the_curve_of_its_loss_is(
             for step in steps
         )  # fmt: skip
 
-    (run / "events.jsonl").write_text(logged(1))
-    words = Page(render(read_run_files(run), passage)).words
+    (run_copy / "events.jsonl").write_text(logged(1))
+    words = Page(render(read_run_files(run_copy), passage)).words
     assert "No loss curve: fewer than two steps were logged." in words
-    trained = run.with_name("trained")
-    edit(run / "stages/train.json", lambda record: record.update(taken_from=str(trained)))
-    words = Page(render(read_run_files(run), passage)).words
+    trained = run_copy.with_name("trained")
+    edit(run_copy / "stages/train.json", lambda record: record.update(taken_from=str(trained)))
+    words = Page(render(read_run_files(run_copy), passage)).words
     assert f"No loss curve: {trained}, which trained, is gone." in words
     shutil.copytree(mini_run.path, trained)
     (trained / "events.jsonl").write_text(logged(2, 4, 6))
-    words = Page(render(read_run_files(run), passage)).words
+    words = Page(render(read_run_files(run_copy), passage)).words
     assert "(3 of 6 steps); at step 6, the last one logged, it is 5.0000 nats per token" in words
     # By the schedule at 0.35 of 6 steps, each of 0.1 s.
     assert "Depth recurrence was switched on after 0.2 s: from then on, the looped" in words
@@ -430,18 +430,17 @@ def test_a_branch_says_where_the_curve_of_its_loss_is(
 # Mistakes.
 
 
-def test_an_unfinished_run_has_no_report(cli: Cli, run: Path) -> None:
-    (run / "results.json").unlink()
-    message = one_line_error(cli("report", run))
-    assert f"`paramgolf run --resume {run}`" in message
-    assert not (run / "report.html").exists()
+def test_an_unfinished_run_has_no_report(cli: Cli, run_copy: Path) -> None:
+    (run_copy / "results.json").unlink()
+    assert f"`paramgolf run --resume {run_copy}`" in cli.error("report", run_copy)
+    assert not (run_copy / "report.html").exists()
 
 
-def test_another_artifact_has_no_report(cli: Cli, run: Path) -> None:
-    with (run / "model.bin").open("ab") as file:
+def test_another_artifact_has_no_report(cli: Cli, run_copy: Path) -> None:
+    with (run_copy / "model.bin").open("ab") as file:
         file.write(b"x")
-    assert "model.bin is not the artifact" in one_line_error(cli("report", run))
+    assert "model.bin is not the artifact" in cli.error("report", run_copy)
 
 
 def test_no_run_has_no_report(cli: Cli, tmp_path: Path) -> None:
-    assert "contains no run" in one_line_error(cli("report", tmp_path))
+    assert "contains no run" in cli.error("report", tmp_path)

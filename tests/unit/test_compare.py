@@ -1,4 +1,4 @@
-"""The tests of `compare` against formulas, brute force and data of known truth; what it refuses."""
+"""The statistics of `compare` against formulas, brute force and known truth; what it refuses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def upper_tail(t: float, df: float) -> float:
 
 @pytest.mark.parametrize(("num_a", "num_b"), [(2, 2), (3, 3), (3, 8), (5, 2)])
 @pytest.mark.parametrize("seed", range(5))
-def test_welch_is_his_formula(num_a: int, num_b: int, seed: int) -> None:
+def test_welch_agrees_with_the_formula(num_a: int, num_b: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     a = random.normal(1.20, 0.004, num_a).tolist()
     b = random.normal(1.21, 0.010, num_b).tolist()
@@ -53,7 +53,7 @@ def test_welch_is_his_formula(num_a: int, num_b: int, seed: int) -> None:
     assert test.units == num_a + num_b
 
 
-def test_welch_needs_two_seeds_and_chance() -> None:
+def test_welch_needs_two_seeds_that_differ() -> None:
     one, two = np.array([1.2]), np.array([1.2, 1.3])
     for a, b in ((one, two), (two, one)):
         assert "2 seeds" in str(welch_test(a, b, 0.0))
@@ -61,7 +61,7 @@ def test_welch_needs_two_seeds_and_chance() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_paired_test_leaves_each_document_out(seed: int) -> None:
+def test_the_paired_test_is_a_jackknife_over_documents(seed: int) -> None:
     random = np.random.default_rng(seed)
     sizes = random.integers(50, 5000, 40).tolist()
     bits = [size * random.normal(0.01, 0.02) for size in sizes]
@@ -78,7 +78,7 @@ def test_the_paired_test_leaves_each_document_out(seed: int) -> None:
     assert test.p_worse == pytest.approx(upper_tail(-gain / error, df), rel=1e-9)
 
 
-def test_of_documents_of_one_size_it_is_the_t_test() -> None:
+def test_for_documents_of_equal_size_it_is_the_t_test() -> None:
     random = np.random.default_rng(8)
     bits_D, bytes_D = random.normal(20, 9, 30), np.full(30, 1000.0)
     test = paired_test(bits_D, bytes_D, 0.018)
@@ -87,8 +87,8 @@ def test_of_documents_of_one_size_it_is_the_t_test() -> None:
     assert test.p_better == pytest.approx(expected.pvalue, rel=1e-9)
 
 
-def test_long_documents_and_short_ones_are_no_noise() -> None:
-    """All of them gain about as much a byte: shown, though bits differ by three magnitudes."""
+def test_a_mix_of_long_and_short_documents_is_not_noise() -> None:
+    """All gain about the same per byte: significant, though bits span three magnitudes."""
     bytes_D = np.array([10.0, 100, 1000, 10_000, 9000, 30, 300, 3000, 5000, 50, 8000, 7000])
     bits_D = bytes_D * np.random.default_rng(1).normal(0.25, 0.02, 12)
     test = paired_test(bits_D, bytes_D, 0.003)
@@ -104,7 +104,7 @@ def test_the_paired_test_needs_documents_that_differ() -> None:
     assert "differ by the same amount" in str(paired_test(np.ones(5), np.ones(5), 0.0))
 
 
-def test_the_bootstrap_is_that_of_a_loop() -> None:
+def test_the_bootstrap_agrees_with_a_loop() -> None:
     random = np.random.default_rng(3)
     bytes_D = random.integers(50, 5000, 30).astype(float)
     bits_D = bytes_D * random.normal(0.01, 0.02, 30)
@@ -120,7 +120,9 @@ def test_the_bootstrap_is_that_of_a_loop() -> None:
     assert (low, high) == bootstrap_interval(bits_D, bytes_D)
 
 
-def test_the_bootstrap_of_many_documents_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bootstrap_of_many_documents_is_computed_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     random = np.random.default_rng(4)
     bytes_D = random.integers(50, 5000, 64).astype(float)
     bits_D = bytes_D * random.normal(0.01, 0.02, 64)
@@ -184,7 +186,7 @@ def test_better_worse_and_not_shown(good: Path, bad: Path) -> None:
     json.dumps(found.to_json())
 
 
-def test_a_run_alone_is_compared_by_document(tmp_path: Path) -> None:
+def test_single_runs_are_compared_by_document(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", nats_D=noisy(1.0, 1))
     b = write_run(tmp_path / "b", nats_D=noisy(1.05, 2))
     found = compare(a, b, "", 0.005)
@@ -194,14 +196,16 @@ def test_a_run_alone_is_compared_by_document(tmp_path: Path) -> None:
     assert found.to_json()["seeds"] == {"not_applicable": found.seeds}
 
 
-def test_a_stage_that_is_not_of_the_packed_file_has_no_documents(good: Path, bad: Path) -> None:
+def test_a_stage_that_is_not_scored_from_the_packed_file_has_no_documents(
+    good: Path, bad: Path
+) -> None:
     found = compare(good, bad, "ema", 0.005)
     assert "not scored from the packed file" in str(found.documents)
     assert found.interval_bpb is None
     assert found.verdict == "better"
 
 
-def test_other_tokens_are_compared_by_the_byte(tmp_path: Path, bad: Path) -> None:
+def test_different_tokens_are_compared_per_byte(tmp_path: Path, bad: Path) -> None:
     more = {seed: noisy(1.0, seed) for seed in (1, 2, 3)}
     a = write_seeds(tmp_path / "a", more, tokens=2 * TOKENS)
     found = compare(a, bad, "", 0.005)
@@ -210,7 +214,7 @@ def test_other_tokens_are_compared_by_the_byte(tmp_path: Path, bad: Path) -> Non
     assert found.verdict == "better"
 
 
-def test_the_last_stage_that_all_have(tmp_path: Path) -> None:
+def test_the_last_common_stage_is_compared(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", stages=("quantized", "sliding", "score_first"))
     b = write_run(tmp_path / "b", stages=("quantized", "sliding"))
     assert compare(a, a, "", 0.0).stage == "score_first"
@@ -228,7 +232,7 @@ def test_the_last_stage_that_all_have(tmp_path: Path) -> None:
         ({"bytes_D": BYTES_D[::-1].copy()}, "split at different places"),
     ],
 )
-def test_what_does_not_compare_is_refused(
+def test_scores_that_are_not_comparable_are_refused(
     good: Path, tmp_path: Path, options: dict[str, object], words: str
 ) -> None:
     other = write_run(tmp_path / "other", **options)  # type: ignore[arg-type]
@@ -241,14 +245,16 @@ def test_what_does_not_compare_is_refused(
 
 
 @pytest.mark.parametrize("options", [{"label": "in-sample"}, {"tokens": 701}, {"text": "other"}])
-def test_a_side_has_to_be_of_one_kind(good: Path, bad: Path, options: dict[str, object]) -> None:
+def test_runs_of_one_side_must_be_comparable(
+    good: Path, bad: Path, options: dict[str, object]
+) -> None:
     write_run(good / "seed-4", 4, **options)  # type: ignore[arg-type]
     name = {"text": "text_sha256"}.get(*options, *options)
     with pytest.raises(UserError, match=f"are not comparable: {name} is .*seed-1.*seed-4"):
         compare(good, bad, "", 0.005)
 
 
-def test_seeds_that_did_not_finish_are_named(good: Path, bad: Path) -> None:
+def test_unfinished_seeds_are_named(good: Path, bad: Path) -> None:
     (good / "seed-2" / "results.json").unlink()
     found = compare(good, bad, "", 0.005)
     assert [(m.seed, m.state) for m in found.a.left_out] == [(2, "not finished")]
@@ -260,7 +266,7 @@ def test_seeds_that_did_not_finish_are_named(good: Path, bad: Path) -> None:
         compare(good, bad, "", 0.005)
 
 
-def test_files_that_are_missing_or_of_another_score(good: Path, bad: Path, tmp_path: Path) -> None:
+def test_missing_files_and_files_of_another_score(good: Path, bad: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither a run .* nor a folder of seeds"):
         compare(tmp_path / "nothing", bad, "", 0.005)
     with pytest.raises(ConfigError, match="margin-nats = -1"):

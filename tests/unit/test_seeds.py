@@ -1,4 +1,4 @@
-"""Statistics over seeds, and grids: nothing is left out, nothing of another configuration taken."""
+"""Seeds and grids: no run is left out silently, and none of another configuration is used."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_a_statistic_agrees_with_numpy(seed: int) -> None:
     assert statistic.worst_seed == 10 + int(values.argmax())
 
 
-def test_one_seed_has_no_deviation() -> None:
+def test_one_seed_has_no_standard_deviation() -> None:
     assert Statistic({3: 1.5}).std is None
 
 
-# Folders of seeds. All runs in them are finished: nothing trains here.
+# Folders of seeds. All runs in them are finished, so nothing is trained here.
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "all"
 
 
-def test_finished_runs_are_taken_and_the_folders_others_shown(folder: Path) -> None:
+def test_finished_runs_are_used_and_others_in_the_folder_shown(folder: Path) -> None:
     found = run_seeds("tiny", TINY, [20, 3], folder, SILENT)
     assert [run.seed for run in found.runs] == [1, 3, 20]
     assert found.coverage() == "3 of 3 seeds"
@@ -65,13 +65,13 @@ def test_finished_runs_are_taken_and_the_folders_others_shown(folder: Path) -> N
     assert (said["over"], said["left_out"]) == ([1, 3, 20], [])
 
 
-def test_labels_that_differ_are_all_there(folder: Path) -> None:
+def test_different_labels_are_all_shown(folder: Path) -> None:
     write_run(folder / "seed-4", 4, label="in-sample")
     found = run_seeds("tiny", TINY, [3], folder, SILENT)
     assert found.stages()["sliding"].labels == ("held-out", "in-sample")
 
 
-def test_a_run_that_lost_its_result_is_counted_as_not_finished(folder: Path) -> None:
+def test_a_run_without_results_counts_as_not_finished(folder: Path) -> None:
     run_seeds("tiny", TINY, [3], folder, SILENT)
     (folder / "seed-1" / "results.json").unlink()
     found = read_seeds(folder)
@@ -79,7 +79,7 @@ def test_a_run_that_lost_its_result_is_counted_as_not_finished(folder: Path) -> 
     assert set(found.stages()["sliding"].by_seed) == {3, 20}
 
 
-def test_another_configuration_is_named_by_its_key(folder: Path, tmp_path: Path) -> None:
+def test_another_configuration_is_refused_by_its_key(folder: Path, tmp_path: Path) -> None:
     other = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, max_steps=7))
     before = sorted(folder.rglob("*"))
     for seeds in ([3], [99]):
@@ -91,7 +91,7 @@ def test_another_configuration_is_named_by_its_key(folder: Path, tmp_path: Path)
         run_seeds("tiny", TINY, [1], folder, SILENT)
 
 
-def test_seeds_that_make_no_sense(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_seeds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seeds, words in (([], "at least one seed"), ([1, 2, 1], "seed 1 is named twice")):
         with pytest.raises(ConfigError, match=words):
             run_seeds("tiny", TINY, seeds, folder, SILENT)
@@ -159,22 +159,22 @@ def test_values_of_other_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (["train.matrix_lr=1", "train.matrix-lr=2"], "is given twice"),
     ],
 )
-def test_a_grid_that_is_not_possible_is_refused_at_the_door(vary: list[str], words: str) -> None:
+def test_an_invalid_grid_is_refused(vary: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         parse_grid(TINY, vary)
 
 
-def written_grid(tmp_path: Path, vary: list[str], seeds: tuple[int, ...], **options: str) -> Path:
-    """The folder of a grid whose runs are all there; later cells score worse."""
+def written_grid(tmp_path: Path, vary: list[str], seeds: tuple[int, ...]) -> Path:
+    """Write a grid whose runs are all finished; later cells score worse."""
     for number, (values, config) in enumerate(parse_grid(TINY, vary)):
         cell = tmp_path / "grid" / ",".join(f"{key}={value}" for key, value in values.items())
         for seed in seeds:
             scale = 1 + 0.1 * number + 0.01 * seed
-            write_run(cell / f"seed-{seed}", seed, NATS_D * scale, config=config, **options)
+            write_run(cell / f"seed-{seed}", seed, NATS_D * scale, config=config)
     return tmp_path / "grid"
 
 
-def test_a_grid_is_told_by_table_and_plot(tmp_path: Path) -> None:
+def test_a_grid_is_summarised_as_json_and_plot(tmp_path: Path) -> None:
     vary = ["train.matrix_lr=0.01,0.02,0.4", "model.num_layers=6,8"]
     out = written_grid(tmp_path, vary, (1, 2, 3))
     found = run_grid("tiny", parse_grid(TINY, vary), [1, 2], out, SILENT)
@@ -196,13 +196,13 @@ def test_a_grid_is_told_by_table_and_plot(tmp_path: Path) -> None:
         assert text in texts
 
 
-def test_a_grid_of_words_has_them_on_its_axis(tmp_path: Path) -> None:
+def test_values_that_are_words_label_the_axis(tmp_path: Path) -> None:
     out = written_grid(tmp_path, ["adapt.text=none,adapt"], (1,))
     run_grid("tiny", parse_grid(TINY, ["adapt.text=none,adapt"]), [1], out, SILENT)
     assert re.search(">none<.*>adapt<", (out / "ablation.svg").read_text(), re.DOTALL)
 
 
-def test_a_cell_on_another_text_is_noticed(tmp_path: Path) -> None:
+def test_a_cell_scored_on_another_text_is_noticed(tmp_path: Path) -> None:
     vary = ["train.matrix_lr=0.01,0.02"]
     out = written_grid(tmp_path, vary, (1,))
     grid = parse_grid(TINY, vary)
@@ -210,7 +210,7 @@ def test_a_cell_on_another_text_is_noticed(tmp_path: Path) -> None:
     assert run_grid("tiny", grid, [1], out, SILENT).num_texts == 2
 
 
-def test_a_grid_on_a_folder_of_another(tmp_path: Path) -> None:
+def test_a_folder_with_another_configuration_is_refused(tmp_path: Path) -> None:
     vary = ["train.matrix_lr=0.01,0.02"]
     out = written_grid(tmp_path, vary, (1,))
     other = dataclasses.replace(TINY, pack=dataclasses.replace(TINY.pack, damping=0.5))

@@ -1,4 +1,4 @@
-"""What a submission folder says comes from the files of the runs, the bad news first."""
+"""A submission folder takes everything from the files of the runs, bad news first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCALES = {5: 1.02, 7: 0.98, 9: 1.0}
 
 
 def audited(folder: Path, failed: tuple[str, ...] = ()) -> Path:
-    """A folder of three seeds, with their audits."""
+    """Write a folder of three seeds with their audits."""
     write_seeds(folder, {seed: NATS_D * scale for seed, scale in SCALES.items()})
     for seed in SCALES:
         write_audit(folder / f"seed-{seed}", failed if seed == 9 else ())
@@ -29,11 +29,11 @@ def audited(folder: Path, failed: tuple[str, ...] = ()) -> Path:
 
 
 def beginning(out: Path) -> str:
-    """README.md up to the first table."""
+    """Return README.md up to the first table."""
     return (out / "README.md").read_text().split("|")[0]
 
 
-def test_every_figure_is_that_of_the_runs(tmp_path: Path) -> None:
+def test_every_figure_comes_from_the_runs(tmp_path: Path) -> None:
     folder, out = audited(tmp_path / "seeds"), tmp_path / "out"
     said = write_submission([folder], out, "A. Author", "A title", SILENT)
     assert json.loads((out / "submission.json").read_text()) == said
@@ -55,7 +55,7 @@ def test_every_figure_is_that_of_the_runs(tmp_path: Path) -> None:
     assert (said["name"], said["author"], said["date"]) == ("A title", "A. Author", "1971-01-02")
     assert (said["compliant"], said["label"]) == (True, "held-out")
     assert said["verdict"] == "compliant as fixed predictor"
-    # The median's files, as they are.
+    # The files of the median, unchanged.
     assert said["model_of_seed"] == 9
     for name in ("model.bin", "train_gpt.py", "tokenizer.model", "provenance.safetensors"):
         assert (out / name).read_bytes() == (folder / "seed-9" / name).read_bytes()
@@ -71,7 +71,7 @@ def test_every_figure_is_that_of_the_runs(tmp_path: Path) -> None:
     assert "**The audit" not in text
 
 
-def test_runs_by_name_are_as_good_as_their_folder(tmp_path: Path) -> None:
+def test_runs_may_be_named_one_by_one(tmp_path: Path) -> None:
     folder = audited(tmp_path / "seeds")
     runs = [folder / f"seed-{seed}" for seed in (9, 5, 7)]
     one = write_submission(runs, tmp_path / "one", "", "", SILENT)
@@ -79,7 +79,7 @@ def test_runs_by_name_are_as_good_as_their_folder(tmp_path: Path) -> None:
     assert (one["name"], one["author"]) == ("tiny", None)
 
 
-def test_a_failed_audit_is_the_first_thing_said(tmp_path: Path) -> None:
+def test_a_failed_audit_comes_first(tmp_path: Path) -> None:
     folder = audited(tmp_path / "seeds", ("1 causal", "bytes"))
     said = write_submission([folder], tmp_path / "out", "", "", SILENT)
     assert said["compliant"] is False
@@ -91,7 +91,7 @@ def test_a_failed_audit_is_the_first_thing_said(tmp_path: Path) -> None:
     assert "| FAILS |" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_an_in_sample_score_is_named_before_its_number(tmp_path: Path) -> None:
+def test_an_in_sample_label_comes_before_the_score(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", label="in-sample")
     write_audit(run, ("provenance",))
     said = write_submission([run], tmp_path / "out", "", "", SILENT)
@@ -114,7 +114,7 @@ def test_a_seed_without_a_score_is_not_hidden(tmp_path: Path) -> None:
     assert "| 7 | - | - | - | failed |" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_runs_that_make_no_submission(tmp_path: Path) -> None:
+def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     folder, out = audited(tmp_path / "seeds"), tmp_path / "out"
     other = dataclasses.replace(TINY, pack=dataclasses.replace(TINY.pack, damping=0.5))
     write_run(tmp_path / "other", 3, config=other)

@@ -1,4 +1,4 @@
-"""Several runs in one command: seeds, compared with a worse recipe's, and their record alone."""
+"""Several runs in one command: seeds, a comparison, a grid, and a submission of the seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,8 @@ def summary(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def good(cli: Cli, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("seeds") / "good"
-    result = cli("seeds", "tiny", "--seeds", *SEEDS, *options, "--out", out)
-    assert (result.code, result.stderr) == (0, "")
-    rows = {row[0]: row for row in table_rows(result.stdout)}
+    printed = cli.output("seeds", "tiny", "--seeds", *SEEDS, *options, "--out", out)
+    rows = {row[0]: row for row in table_rows(printed)}
     mean = summary(out)["statistics"]["bpb sliding"]["mean"]
     assert rows["BPB, quantized, sliding"][1] == f"{mean:.4f}"
     assert rows["BPB, quantized, sliding"][-1] == "held-out"
@@ -46,20 +44,18 @@ def good(cli: Cli, options: list[str], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def bad(cli: Cli, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained for a third of the steps."""
+    """Seeds that are trained for a third of the steps."""
     out = tmp_path_factory.mktemp("seeds") / "bad"
     worse = [*options, "--train.max-steps", "2"]
-    result = cli("seeds", "tiny", "--seeds", *SEEDS, *worse, "--out", out)
-    assert (result.code, result.stderr) == (0, "")
+    cli.output("seeds", "tiny", "--seeds", *SEEDS, *worse, "--out", out)
     return out
 
 
-def test_a_run_among_others_is_the_run_alone(
+def test_a_run_among_several_equals_the_same_run_alone(
     good: Path, cli: Cli, options: list[str], tmp_path: Path
 ) -> None:
-    """The second of three in one process, bit for bit."""
-    result = cli("run", "tiny", *options, "--seed", "2", "--out", tmp_path / "alone")
-    assert result.code == 0, result.stderr
+    """The second of three runs in one process is bit for bit the same."""
+    cli.output("run", "tiny", *options, "--seed", "2", "--out", tmp_path / "alone")
     ours, theirs = good / "seed-2", tmp_path / "alone"
     for name in ("model.bin", "train_gpt.py", "documents.safetensors"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
@@ -67,22 +63,19 @@ def test_a_run_among_others_is_the_run_alone(
 
 
 def test_the_verdict(good: Path, bad: Path, cli: Cli, tmp_path: Path) -> None:
-    result = cli("compare", good, bad, "--out", tmp_path / "verdict.json")
-    assert (result.code, result.stderr) == (0, "")
-    assert "A is better than B by more than 0.005 nats per token" in result.stdout
+    printed = cli.output("compare", good, bad, "--out", tmp_path / "verdict.json")
+    assert "A is better than B by more than 0.005 nats per token" in printed
     said = json.loads((tmp_path / "verdict.json").read_text())
     assert (said["verdict"], said["label"], said["stage"]) == ("better", "held-out", "sliding")
     low, high = said["interval_bpb"]
     assert 0 < said["margin_bpb"] < low < said["gain_bpb"] < high
-    result = cli("compare", bad, good)
-    assert result.code == 0
-    assert "A is worse than B" in result.stdout
-    alone = cli("compare", good / "seed-1", bad / "seed-1")
-    assert "not applicable: needs 2 seeds" in alone.stdout
+    assert "A is worse than B" in cli.output("compare", bad, good)
+    alone = cli.output("compare", good / "seed-1", bad / "seed-1")
+    assert "not applicable: needs 2 seeds" in alone
 
 
-def test_gone_on_with(good: Path, cli: Cli, options: list[str], tmp_path: Path) -> None:
-    """One run of three stopped before it was scored, one whose weights cannot be read, one new."""
+def test_seeds_resume(good: Path, cli: Cli, options: list[str], tmp_path: Path) -> None:
+    """Of three runs one is not scored yet, one has an unreadable artifact, and one is new."""
     out = Path(shutil.copytree(good, tmp_path / "seeds"))
     for seed in ("1", "2"):
         for name in ("results.json", "stages/score.json"):
@@ -98,13 +91,12 @@ def test_gone_on_with(good: Path, cli: Cli, options: list[str], tmp_path: Path) 
     assert without_times(read_results(out / "seed-1")) == without_times(
         read_results(good / "seed-1")
     )
-    # Remembered, and shown, when others are asked for.
-    result = cli("seeds", "tiny", "--seeds", "1", *options, "--out", out)
-    assert result.code == 0
-    assert re.search(r"seed 2 failed: .*model\.bin", result.stdout)
+    # The failure is remembered and shown when only other seeds are asked for.
+    printed = cli.output("seeds", "tiny", "--seeds", "1", *options, "--out", out)
+    assert re.search(r"seed 2 failed: .*model\.bin", printed)
 
 
-def test_a_signal_ends_it_and_is_no_failure(options: list[str], tmp_path: Path) -> None:
+def test_a_signal_ends_all_runs_and_is_not_a_failure(options: list[str], tmp_path: Path) -> None:
     out = tmp_path / "seeds"
     arguments = ("seeds", "tiny", "--seeds", "1", "2", *options, "--out", out)
     process = command.start(*arguments)
@@ -119,17 +111,9 @@ def test_a_signal_ends_it_and_is_no_failure(options: list[str], tmp_path: Path) 
 
 
 def test_a_grid(cli: Cli, options: list[str], tmp_path: Path) -> None:
-    """One cell of two cannot meet its budget; what is finished is not run again, nor trained."""
-    out = tmp_path / "grid"
-    arguments = (
-        "ablate",
-        "tiny",
-        *options,
-        "--vary",
-        "pack.budget-bytes=85000,30000",
-        "--out",
-        out,
-    )
+    """One cell of two cannot meet its budget; finished stages and runs are not repeated."""
+    out, vary = tmp_path / "grid", "pack.budget-bytes=85000,30000"
+    arguments = ("ablate", "tiny", *options, "--vary", vary, "--out", out)
     result = cli(*arguments)
     first, second = (out / f"pack.budget_bytes={size}" / "seed-1337" for size in (85000, 30000))
     assert stages_started(first) == ["prepare", "train", "adapt", "pack", "score"]
@@ -149,12 +133,12 @@ def test_a_grid(cli: Cli, options: list[str], tmp_path: Path) -> None:
     assert again == events
 
 
-# The record.
+# The submission folder.
 
 
 @pytest.fixture(scope="module")
 def submitted(good: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of the runs audited before, one by the command itself."""
+    """Two of the runs are audited before, one by the command itself."""
     for seed in ("1", "2"):
         result = cli("audit", good / f"seed-{seed}", "--positions", "1", "--device", "cpu")
         assert result.code == 0, result.stdout + result.stderr
@@ -168,7 +152,7 @@ def submitted(good: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_the_folder_is_what_the_runs_say(good: Path, submitted: Path) -> None:
+def test_the_folder_contains_the_figures_and_files_of_the_runs(good: Path, submitted: Path) -> None:
     said = json.loads((submitted / "submission.json").read_text())
     row = summary(good)["statistics"]["bpb sliding"]
     assert (said["val_bpb"], said["val_bpb_std"]) == (row["mean"], row["std"])
@@ -185,14 +169,9 @@ def test_the_folder_is_what_the_runs_say(good: Path, submitted: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def without_paramgolf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PATH, whose `python` has all libraries but paramgolf and no environment."""
+def without_paramgolf(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for PATH whose isolated `python` has all libraries except paramgolf."""
     folder = tmp_path_factory.mktemp("path")
-    libraries = folder / "libraries"
-    libraries.mkdir()
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if "paramgolf" not in entry.name and not entry.name.startswith("__editable__"):
-            (libraries / entry.name).symlink_to(entry)
     code = (
         f"import runpy, sys; sys.path.append({str(libraries)!r}); del sys.argv[0]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -203,7 +182,7 @@ def without_paramgolf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_its_readme_says_repeats_the_run(
+def test_the_commands_of_its_readme_repeat_the_run(
     source: Path, submitted: Path, without_paramgolf: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(submitted, tmp_path / "submission"))
@@ -217,7 +196,7 @@ def test_what_its_readme_says_repeats_the_run(
     (folder / "probe.py").write_text("import paramgolf\n")
 
     def shell(line: str) -> subprocess.CompletedProcess[str]:
-        # What else may choose a kernel (OPENBLAS_CORETYPE) is as it was for the first run.
+        # Variables that may select a kernel (OPENBLAS_CORETYPE) are those of the first run.
         environment = command.ENVIRONMENT | {"PATH": f"{without_paramgolf}:/usr/bin:/bin"}
         return subprocess.run(
             ["sh", "-c", line], cwd=folder, env=environment, capture_output=True, text=True,
@@ -239,10 +218,10 @@ def test_what_its_readme_says_repeats_the_run(
     assert f"The expected score is {mine['val_bpb']:.6f} BPB (sliding)." in text
 
 
-def test_all_seeds_again_with_paramgolf(
+def test_the_seeds_command_of_its_readme_repeats_a_seed(
     cli: Cli, source: Path, submitted: Path, tmp_path: Path
 ) -> None:
-    """The last command of its README, for the first of its seeds."""
+    """The last command of the README, reduced to the first of its seeds."""
     folder = Path(shutil.copytree(submitted, tmp_path / "submission"))
     shutil.copytree(source, folder / "data")
     text = (folder / "README.md").read_text()
@@ -251,8 +230,7 @@ def test_all_seeds_again_with_paramgolf(
     arguments = shlex.split(line[1])
     assert arguments[3:6] == list(SEEDS)
     del arguments[4:6]
-    result = cli(*arguments, cwd=folder)
-    assert result.code == 0, result.stderr
+    cli.output(*arguments, cwd=folder)
     again = read_results(folder / "runs" / "seeds-tiny" / "seed-1")
     said = json.loads((folder / "submission.json").read_text())
     assert again["stages"]["sliding"]["bpb"] == said["seeds"]["1"]["val_bpb"]
