@@ -9,7 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,11 +19,26 @@ from paramgolf.runtime.ranks import Ranks
 _TIMEOUT = 300
 """Seconds; ranks that take longer hang, however busy the machine is."""
 _PRELOADED = ["torch._dynamo", "paramgolf.pipeline.run", "tests.helpers"]
-"""What every process would import first; a process forked from one that has it starts at once."""
+"""Imported once in the process from which all ranks are forked, so that they start at once."""
+
+
+class Outcome(NamedTuple):
+    """How a rank ended: what the function returned, or the error, which may be that it died."""
+
+    result: Any
+    error: str | None
 
 
 def on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(ranks, *arguments)` returns on each of `size` ranks that Gloo connects."""
+    """Return what `function(ranks, *arguments)` returns on each of `size` ranks joined by Gloo."""
+    outcomes = outcomes_on_ranks(size, function, *arguments)
+    for rank, (_, error) in enumerate(outcomes):
+        assert error is None, f"rank {rank}:\n{error}"
+    return [result for result, _ in outcomes]
+
+
+def outcomes_on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Outcome]:
+    """Like `on_ranks`; a rank may fail or die."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
@@ -36,23 +51,20 @@ def on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[A
             process.start()
             sender.close()
         try:
-            outcomes = [_received(receiver) for receiver, _ in pipes]
+            return [_received(receiver) for receiver, _ in pipes]
         finally:
             for process in processes:
                 process.join(10)
                 process.kill()
-    for rank, (_, error) in enumerate(outcomes):
-        assert error is None, f"rank {rank}:\n{error}"
-    return [result for result, _ in outcomes]
 
 
-def _received(receiver: Connection) -> tuple[Any, str | None]:
+def _received(receiver: Connection) -> Outcome:
     if not receiver.poll(_TIMEOUT):
-        return None, "said nothing"
+        return Outcome(None, "timed out")
     try:
-        return pickle.loads(receiver.recv_bytes())
+        return Outcome(*pickle.loads(receiver.recv_bytes()))
     except EOFError:
-        return None, "died"
+        return Outcome(None, "died")
 
 
 def _one_rank(

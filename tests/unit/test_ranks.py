@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from paramgolf import runtime
 from paramgolf.compress.quantize import Quantizer
 from paramgolf.config import RunConfig, ScoreFirstConfig
 from paramgolf.model.order import layer_order
@@ -19,11 +26,12 @@ from paramgolf.optim.muon import MuonEqR
 from paramgolf.optim.trainer import Trainer
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.ranks import Ranks, wait
+from paramgolf.runtime.watch import Watch
 from paramgolf.scoring.score_first import score_first_losses
 from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import windows_of
 from tests.helpers import random_model, random_tokens, small_config, small_run_config
-from tests.processes import on_ranks
+from tests.processes import on_ranks, outcomes_on_ranks
 
 SIZES = [1, 2, 3]
 
@@ -86,6 +94,81 @@ def test_shares_cover_everything_once(size: int) -> None:
         for shares in (spans, mine):
             lengths = [len(share) for share in shares]
             assert max(lengths) - min(lengths) <= 1
+
+
+# Ranks that hang
+
+
+COLLECTIVES: dict[str, Callable[[Ranks], object]] = {
+    "sum": lambda ranks: ranks.sum_(torch.ones(1)),
+    "gather": lambda ranks: ranks.mean_in_order(torch.ones(1)),
+    "agreement": lambda ranks: ranks.agree(1),
+    "broadcast from rank 0": lambda ranks: ranks.from_main(1),
+    "gather to rank 0": lambda ranks: ranks.gather_to_main(1),
+    "barrier": lambda ranks: ranks.barrier(),
+}
+
+
+def watched(ranks: Ranks, logs: Path) -> Watch:
+    """Watch with limits of a second."""
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    runtime.ranks.PARALLEL_SECONDS = 1.0
+    runtime.watch._REPORT_SECONDS = 0.1
+    runtime.watch._GRACE_SECONDS = 2.0
+    watch = Watch(ranks)
+    watch.log_to(logs)
+    return watch
+
+
+def with_a_missing_rank(ranks: Ranks, logs: Path, missing: int, name: str, stopped: bool) -> None:
+    watched(ranks, logs)
+    ranks.barrier()
+    if ranks.rank == missing and stopped:
+        subprocess.Popen(["sh", "-c", f"sleep 6; kill -9 {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if ranks.rank == missing:
+        time.sleep(60)
+    COLLECTIVES[name](ranks)
+    ranks.barrier()
+
+
+@pytest.mark.parametrize("name", COLLECTIVES)
+def test_a_rank_that_hangs_is_named(name: str, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    outcomes = outcomes_on_ranks(2, with_a_missing_rank, tmp_path, 1, name, False)
+    assert time.monotonic() - begin < 30
+    assert [outcome.error for outcome in outcomes] == ["died"] * 2
+    logs = [(tmp_path / "logs" / f"rank{rank}.log").read_text() for rank in range(2)]
+    for log in logs:
+        assert "rank 1 failed: it did not enter collective " in log
+        assert f" ({name}) within 1 s of rank 0" in log
+    assert "it hangs here:" in logs[1]
+    assert "time.sleep(60)" in logs[1]
+
+
+@pytest.mark.parametrize(("missing", "stopped"), [(0, False), (0, True), (2, True)])
+def test_any_rank_that_hangs_is_named(missing: int, stopped: bool, tmp_path: Path) -> None:
+    """Also rank 0, and one whose whole process is stopped, so that it cannot tell."""
+    outcomes = outcomes_on_ranks(3, with_a_missing_rank, tmp_path, missing, "barrier", stopped)
+    assert [outcome.error for outcome in outcomes] == ["died"] * 3
+    for rank in {0, 1, 2} - {missing}:
+        log = (tmp_path / "logs" / f"rank{rank}.log").read_text()
+        assert f"rank {missing} failed: it did not enter collective " in log
+
+
+def with_slow_rank_0(ranks: Ranks, logs: Path) -> list[float]:
+    watch = watched(ranks, logs)
+    if ranks.main:
+        time.sleep(3)
+    ranks.barrier(60)
+    total = ranks.agree(1)
+    watch.close()
+    return total
+
+
+def test_work_of_rank_0_may_last_longer(tmp_path: Path) -> None:
+    assert on_ranks(2, with_slow_rank_0, tmp_path) == [[2.0]] * 2
+    assert not (tmp_path / "logs").exists()
 
 
 # Training
