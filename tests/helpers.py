@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from paramgolf.config import ModelConfig, RunConfig, ScoreConfig, TrainConfig
+from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.model.roles import MATRIX_NAMES
 
@@ -84,6 +86,14 @@ def in_numpy(model: GPT) -> dict[str, Array]:
         name: parameter.detach().double().numpy().copy()
         for name, parameter in model.named_parameters()
     }
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    """Return the message of an error for users, which is one line."""
+    message = str(error.value)
+    assert message
+    assert "\n" not in message
+    return message
 
 
 class Reference(NamedTuple):
