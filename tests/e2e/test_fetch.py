@@ -314,7 +314,7 @@ def test_a_fetch_that_fails_keeps_what_is_complete(case: Case) -> None:
     case.hub.faults[path] = Fault(500)
     message = case.error()
     assert f"cannot fetch {path} of {REPO} at {case.hub.heads[REPO][:12]} from http" in message
-    assert "(the hub answered 500); check the network, then try again: files" in message
+    assert "(the hub answered 500); check the network, then try again: complete" in message
     case.hub.requests.clear()
     case.get()
     assert case.hub.taken() == [*names()[2:4], "fineweb_8192_bpe.model"]

@@ -23,7 +23,7 @@ USAGE = """\
 usage: paramgolf data COMMAND ...
 
 commands:
-  build SOURCE... --out DIR        build shards from text files, folders, JSON Lines, Parquet, stdin
+  build SOURCE... --out DIR        build shards from text files, JSON Lines, Parquet or stdin
   fetch fineweb --variant sp8192   fetch the challenge's shards from the Hugging Face hub
   info DIR                         show what a folder of shards contains
 

@@ -194,7 +194,7 @@ class _Build:
     def _sample(self) -> list[str]:
         """Return the documents with the smallest hashes that are in the training split.
 
-        Hashes are random numbers, but the same for equal texts, in whatever order they come.
+        This is a random sample that does not depend on the order of the documents.
         """
         kept: list[tuple[int, str]] = []  # a heap with the largest hash on top
         keys: set[int] = set()

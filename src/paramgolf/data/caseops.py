@@ -49,12 +49,12 @@ def _with_operators(found: re.Match[str]) -> str:
     capitals, text = found[0], found.string
     if capitals in OPERATORS:
         return ESCAPE + capitals
-    before, behind = text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
+    before, after = text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
     letters = capitals.lower()
     first = NEXT if before.isascii() and before.isalpha() else TITLE
     if len(letters) == 1:
         return first + letters
-    if not "a" <= behind <= "z":
+    if not "a" <= after <= "z":
         return CAPS + letters
     return (CAPS if len(letters) > 2 else first) + letters[:-1] + NEXT + letters[-1]
 

@@ -89,7 +89,7 @@ def fetch(
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or out}: {error.strerror or error}; free space or name "
-            "another folder with --out, then try again: files that are complete are kept"
+            "another folder with --out, then try again: complete files are kept"
         ) from error
 
 

@@ -145,7 +145,7 @@ class Repository:
                 reason = _one_line(error)
         return (
             f"cannot fetch {what} of {self} from {self.endpoint} ({reason}); check the network, "
-            "then try again: files that are complete are kept"
+            "then try again: complete files are kept"
         )
 
     def _no_access(self, reason: str) -> str:
