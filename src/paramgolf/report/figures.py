@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from paramgolf.model.roles import MATRIX_NAMES, role
 
-Points = list[tuple[float, float]]
-"""x and y of every point."""
+_MIN_PERCENT = 1e-4  # zero has no place on a logarithmic axis
 
 
 class Tick(NamedTuple):
@@ -53,7 +52,7 @@ class Line(NamedTuple):
     """A line through points, given in percent of a chart with y pointing downwards."""
 
     kind: str
-    points: Points
+    points: list[tuple[float, float]]
 
     @property
     def path(self) -> str:
@@ -93,8 +92,8 @@ class LineChart:
 
     @property
     def gutter(self) -> int:
-        """Characters of the longest label of the y axis."""
-        return max((len(tick.text) for tick in self.y.ticks), default=1)
+        """Width for the labels of the y axis in characters, the same for most charts."""
+        return max(4, *(len(tick.text) for tick in self.y.ticks))
 
 
 class Step(NamedTuple):
@@ -209,7 +208,10 @@ def quantization_errors(matrices: dict[str, dict[str, float]]) -> list[LineChart
     kinds = {"nearest": "nearest_error", "gptq": "gptq_error"}
     percents = {
         name: {
-            kind: (sorted(layers), [100 * layers[layer][key] for layer in sorted(layers)])
+            kind: (
+                sorted(layers),
+                [max(100 * layers[layer][key], _MIN_PERCENT) for layer in sorted(layers)],
+            )
             for kind, key in kinds.items()
         }
         for name, layers in by_role.items()

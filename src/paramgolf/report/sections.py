@@ -23,18 +23,12 @@ _TITLES = {
     "ema": ("after EMA", "trained weights, averaged; full precision"),
     "adapted": ("after adaptation", "full precision"),
     "quantized": ("quantized", "the packed file, consecutive windows"),
-    "sliding": (
-        "sliding windows",
-        "the packed file, overlapping windows for more context",
-    ),
-    "score_first": (
-        "score-first",
-        "sliding windows, learning from each part of the text after scoring it",
-    ),
+    "sliding": ("sliding windows", "the packed file, overlapping windows for more context"),
+    "score_first": ("score-first", "sliding windows; learns from each part after scoring it"),
 }
 _MEANINGS = {
     "held-out": "According to the run's own record, the weights were not trained on this text.",
-    "score-first": "The predictor learned from each part of this text, but only after scoring it. "
+    "score-first": "The model learned from each part of this text, but only after scoring it. "
     "According to the run's own record, the weights were not trained on it before.",
     "in-sample": "The weights were trained on the scored text: this is not a score on unseen text "
     "and not comparable with one.",
