@@ -1,4 +1,4 @@
-"""A recipe that takes seconds: `tiny`, shrunk, on a small folder of English text."""
+"""A recipe that takes seconds: a smaller `tiny` on a small folder of English text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paramgolf.config import RunConfig
 from paramgolf.recipes import RECIPES
 
 MINI: dict[str, dict[str, Any]] = {
-    # One target more than windows of 64, and of 64 with stride 16, cover.
+    # One target more than whole windows of 64 cover, consecutive or with stride 16.
     # A second implementation of decoding needs no more than SentencePiece without CaseOps.
     "data": {"val_targets": 3009, "case_ops": False},
     "model": {
@@ -57,12 +57,15 @@ MINI: dict[str, dict[str, Any]] = {
     "score": {"stride": 16, "batch_tokens": 4096},
 }
 
+SHAPED_FILES = ("model.bin", "provenance.safetensors", "tokenizer.model", "quantization.json")
+"""Files of a run that are equal for equal configurations."""
+
 _MAX_CHARS = 2400
 _NUM_VAL = 14
 
 
 def mini_config(source: Path) -> RunConfig:
-    """The configuration of a mini run on the text in `source`."""
+    """Return the configuration of a mini run on the text in `source`."""
     config = dataclasses.replace(RECIPES["tiny"][1], device="cpu")
     for section, values in MINI.items():
         changed = dataclasses.replace(getattr(config, section), **values)
@@ -71,7 +74,7 @@ def mini_config(source: Path) -> RunConfig:
 
 
 def mini_options(source: Path) -> list[str]:
-    """The options that turn the recipe `tiny` into `mini_config`."""
+    """Return the options that turn the recipe `tiny` into `mini_config`."""
     options = ["--device", "cpu", "--data.source", str(source)]
     for section, values in MINI.items():
         for key, value in values.items():
@@ -80,9 +83,9 @@ def mini_options(source: Path) -> list[str]:
 
 
 def write_source(folder: Path) -> None:
-    """Write train.jsonl and val.jsonl: help topics of Python, long ones cut.
+    """Write train.jsonl and val.jsonl: help topics of Python, the long ones cut.
 
-    A paragraph that an earlier topic had is left out, so that the splits are disjoint.
+    Paragraphs of earlier topics are left out, so that the splits are disjoint.
     """
     texts: dict[str, str] = {}
     seen: set[str] = set()
@@ -99,14 +102,14 @@ def write_source(folder: Path) -> None:
 
 
 def _beginning(text: str) -> str:
-    """Whole paragraphs from the beginning of a text."""
+    """Return whole paragraphs from the beginning of a text."""
     if len(text) <= _MAX_CHARS:
         return text
     return text[: text.rfind("\n\n", 0, _MAX_CHARS)] + "\n"
 
 
 def texts_of(source: Path, split: str) -> list[str]:
-    """The documents of a split of `write_source`."""
+    """Return the documents of a split of `write_source`."""
     lines = (source / f"{split}.jsonl").read_text().splitlines()
     return [json.loads(line)["text"] for line in lines]
 
@@ -115,8 +118,14 @@ def read_results(run: Path) -> dict[str, Any]:
     return json.loads((run / "results.json").read_text())
 
 
+def require_same_artifact(ours: Path, theirs: Path) -> None:
+    """Check that two runs have written the same artifact, byte for byte."""
+    for name in SHAPED_FILES:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
 def without_times(results: dict[str, Any]) -> dict[str, Any]:
-    """What runs of one result have in common: not the time, nor the code, which names every key."""
+    """Return what equal runs have in common: no times, and no code, which names every key."""
     sizes = {k: v for k, v in results["bytes"].items() if k not in ("code", "total")}
     rest = {
         k: v for k, v in results.items() if k not in ("seconds", "budgets", "tokens_per_second")
@@ -125,7 +134,7 @@ def without_times(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def events(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of events.jsonl so far; none if there is no such file yet."""
+    """Return the complete lines of events.jsonl so far; none if the file does not exist yet."""
     path = run / "events.jsonl"
     if not path.exists():
         return []
@@ -133,12 +142,12 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 
 def stages_started(run: Path) -> list[str]:
-    """The stages that were begun so far, in this order."""
+    """Return the stages that were started so far, in order."""
     return [event["stage"] for event in events(run) if event["event"] == "stage_started"]
 
 
 def table_rows(printed: str) -> list[list[str]]:
-    """The cells of every body row of all printed tables."""
+    """Return the cells of every body row of all printed tables."""
     rows = [
         line[1:-1].split("\u2502") for line in printed.splitlines() if line.startswith("\u2502")
     ]
@@ -146,5 +155,5 @@ def table_rows(printed: str) -> list[list[str]]:
 
 
 def unboxed(message: str) -> str:
-    """A message without the frame around it and without line breaks."""
+    """Return a message without its frame and line breaks."""
     return " ".join(re.sub(r"[\u2500-\u257f]", " ", message).split())

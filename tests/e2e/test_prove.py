@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import command
-from tests.e2e.command import Cli, one_line_error
+from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.test_compress import TEXT
 
@@ -40,9 +40,9 @@ def test_any_text_is_proven(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> 
 
 
 def test_what_cannot_be_proven(cli: Cli, mini_run: FinishedRun) -> None:
-    message = one_line_error(cli("prove", mini_run.path, "--mode", "score-first"), 2)
+    message = cli.error("prove", mini_run.path, "--mode", "score-first", code=2)
     assert "does not learn" in message
-    assert "--text" in one_line_error(cli("prove", mini_run.path / "model.bin"), 2)
+    assert "--text" in cli.error("prove", mini_run.path / "model.bin", code=2)
 
 
 @pytest.mark.slow

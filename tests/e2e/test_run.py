@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, and that every number in it is true."""
+"""Whole runs: the files that they write, and that every number in them is correct."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.runtime.ledger import OTHER, account
 from tests.e2e import command
-from tests.e2e.command import Cli, one_line_error
+from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import (
     MINI,
     events,
     mini_config,
     read_results,
+    require_same_artifact,
     stages_started,
     table_rows,
     texts_of,
@@ -49,11 +50,10 @@ NUM_TARGETS = MINI["data"]["val_targets"]
 SEQ_LEN, STRIDE = MINI["model"]["seq_len"], MINI["score"]["stride"]
 
 
-def run_tiny(cli: Cli, *arguments: str | Path, cwd: Path | None = None) -> command.Result:
-    """A run that must succeed."""
-    result = cli("run", "tiny", *arguments, cwd=cwd)
-    assert (result.code, result.stderr) == (0, ""), result.stderr
-    return result
+@pytest.fixture(scope="session")
+def tiny(options: list[str]) -> list[str]:
+    """The arguments that start a mini run."""
+    return ["run", "tiny", *options]
 
 
 def labels(results: dict[str, Any]) -> dict[str, str]:
@@ -65,12 +65,12 @@ def printed_labels(stdout: str) -> dict[str, str]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return the content of every file in a folder and its subfolders."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-# What a run leaves behind.
+# Files and figures.
 
 
 def test_results_have_the_documented_keys(mini_run: FinishedRun, source: Path) -> None:
@@ -135,8 +135,8 @@ def test_seconds_by_phase_cover_the_run(mini_run: FinishedRun) -> None:
     assert all(value >= 0 for value in seconds.values())
     lines = events(mini_run.path)
     wall = lines[-1]["time"] - lines[0]["time"]
-    booked = sum(seconds.values()) - seconds["set-up: imports"]
-    assert booked == pytest.approx(wall, rel=0.1)
+    in_phases = sum(seconds.values()) - seconds["set-up: imports"]
+    assert in_phases == pytest.approx(wall, rel=0.1)
     assert sum(read_results(mini_run.path)["budgets"].values()) == pytest.approx(
         sum(seconds.values())
     )
@@ -156,15 +156,15 @@ def test_documents_add_up_to_the_scores(mini_run: FinishedRun, source: Path) -> 
         assert bits_per_byte == pytest.approx(stages[stage]["bpb"], rel=1e-12)
 
 
-def test_events_tell_the_story(mini_run: FinishedRun) -> None:
-    story = [(event["event"], event.get("stage", "")) for event in events(mini_run.path)]
+def test_events_name_every_stage_and_epoch(mini_run: FinishedRun) -> None:
+    happened = [(event["event"], event.get("stage", "")) for event in events(mini_run.path)]
     stages = ["prepare", "train", "adapt", "pack", "score"]
-    bounds = [step for step in story if step[0].startswith("stage_")]
+    bounds = [step for step in happened if step[0].startswith("stage_")]
     assert bounds == [(f"stage_{what}", s) for s in stages for what in ("started", "finished")]
-    assert story.count(("adapt_epoch", "")) == 2
+    assert happened.count(("adapt_epoch", "")) == 2
 
 
-def test_printed_table_says_what_the_results_say(mini_run: FinishedRun) -> None:
+def test_printed_table_matches_the_results(mini_run: FinishedRun) -> None:
     results = read_results(mini_run.path)
     rows = {row[0]: row[1:] for row in table_rows(mini_run.stdout)}
     for title, stage in TITLES.items():
@@ -215,7 +215,7 @@ def artifact(mini_run: FinishedRun) -> Artifact:
 
 @pytest.fixture(scope="module")
 def weights(artifact: Artifact) -> dict[str, np.ndarray]:
-    """All parameters in float64, from integers and scales."""
+    """All parameters in float64, computed from integers and scales."""
     values = {name: vector.double().numpy() for name, vector in artifact.vectors.items()}
     for name, matrix in artifact.matrices.items():
         rows, columns = matrix.rows.double().numpy(), matrix.columns.double().numpy()
@@ -225,7 +225,7 @@ def weights(artifact: Artifact) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def stream(mini_run: FinishedRun, source: Path) -> list[int]:
-    """All tokens of the validation file, from SentencePiece alone."""
+    """All tokens of the validation file, encoded by SentencePiece alone."""
     processor = sentencepiece.SentencePieceProcessor(
         model_file=str(mini_run.path / "tokenizer.model")
     )
@@ -258,7 +258,7 @@ def test_splits_are_what_they_should_be(mini_run: FinishedRun, stream: list[int]
 def test_quantized_score_from_a_second_implementation(
     mini_run: FinishedRun, artifact: Artifact, weights: dict[str, np.ndarray], stream: list[int]
 ) -> None:
-    """The model in numpy, window by window, in float64."""
+    """Against the model in NumPy, window by window, in float64."""
     order = layer_order(artifact.model, recurrent=True)
     scored = stream[: NUM_TARGETS + 1]
     total = 0.0
@@ -281,7 +281,7 @@ def test_quantized_score_from_a_second_implementation(
 def test_sliding_score_one_window_at_a_time(
     mini_run: FinishedRun, artifact: Artifact, weights: dict[str, np.ndarray], stream: list[int]
 ) -> None:
-    """Every target has its own window: as much context as its place between strides gives."""
+    """Against one forward pass per window: a window scores the targets that are not scored yet."""
     model = GPT(artifact.model, torch.float64)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     order = layer_order(artifact.model, recurrent=True)
@@ -313,7 +313,7 @@ def test_xz_for_scale(mini_run: FinishedRun, stream: list[int]) -> None:
 
 
 def score_rows(cli: Cli, artifact: Path, *arguments: str | Path, cwd: Path) -> dict[str, list[str]]:
-    """The printed cells by file."""
+    """Return the printed cells by file."""
     result = cli("score", artifact, *arguments, cwd=cwd)
     assert (result.code, result.stderr) == (0, ""), result.stderr
     return {row[0]: row[1:] for row in table_rows(result.stdout)}
@@ -392,16 +392,16 @@ def test_score_from_artifact_and_tokenizer_alone(
     assert sorted(path.name for path in alone.iterdir()) == ["model.bin", "tokenizer.model"]
 
 
-# Adaptation on the scored text is labelled as such, wherever its score is shown.
+# Adaptation on the scored text is labelled wherever its score is shown.
 
 
 @pytest.fixture(scope="module")
 def in_sample_run(
-    cli: Cli, options: list[str], tmp_path_factory: pytest.TempPathFactory
+    cli: Cli, tiny: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> FinishedRun:
     path = tmp_path_factory.mktemp("in-sample") / "run"
-    result = run_tiny(cli, *options, "--adapt.text", "scored", "--out", path)
-    return FinishedRun(path, result.stdout)
+    stdout = cli.output(*tiny, "--adapt.text", "scored", "--out", path)
+    return FinishedRun(path, stdout)
 
 
 def test_in_sample_labels(in_sample_run: FinishedRun, mini_run: FinishedRun) -> None:
@@ -441,12 +441,12 @@ def test_score_of_a_scored_document_is_in_sample_however_edited(
 
 
 def test_run_without_adaptation(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path
 ) -> None:
-    result = run_tiny(cli, *options, "--adapt.text", "none", "--out", tmp_path / "run")
+    stdout = cli.output(*tiny, "--adapt.text", "none", "--out", tmp_path / "run")
     results = read_results(tmp_path / "run")
     assert labels(results) == dict.fromkeys(("ema", "quantized", "sliding"), "held-out")
-    assert printed_labels(result.stdout) == labels(results)
+    assert printed_labels(stdout) == labels(results)
     assert results["adaptation"] == []
     assert not (tmp_path / "run" / "checkpoints" / "adapted.safetensors").exists()
     assert results["stages"]["ema"] == read_results(mini_run.path)["stages"]["ema"]
@@ -455,32 +455,33 @@ def test_run_without_adaptation(
     assert predictor.score(val[-1]).label == "held-out"  # the adaptation text shaped nothing
 
 
-# Seeds, and other ways to give the same text.
+# Seeds, and other formats of the same text.
 
-SHAPED_FILES = ("model.bin", "provenance.safetensors", "tokenizer.model", "quantization.json")
+
+def require_same_tensors(ours: Path, theirs: Path) -> None:
+    first, second = load_file(ours), load_file(theirs)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_same_seed_same_bytes(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path
 ) -> None:
-    result = run_tiny(cli, *options, cwd=tmp_path)
+    stdout = cli.output(*tiny, cwd=tmp_path)
     (again,) = (tmp_path / "runs").iterdir()  # no --out: runs/RECIPE-DATE-TIME
     assert again.name.startswith("tiny-20")
-    assert f"runs/{again.name}" in result.stdout
-    for name in SHAPED_FILES:
-        assert (again / name).read_bytes() == (mini_run.path / name).read_bytes(), name
+    assert f"runs/{again.name}" in stdout
+    require_same_artifact(again, mini_run.path)
     for name in ("ema", "adapted"):
         file = Path("checkpoints", f"{name}.safetensors")
-        ours, theirs = load_file(again / file), load_file(mini_run.path / file)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        require_same_tensors(again / file, mini_run.path / file)
     assert without_times(read_results(again)) == without_times(read_results(mini_run.path))
 
 
 def test_another_seed_differs(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path
 ) -> None:
-    run_tiny(cli, *options, "--seed", "7", "--out", tmp_path / "run")
+    cli.output(*tiny, "--seed", "7", "--out", tmp_path / "run")
     ours, theirs = read_results(tmp_path / "run"), read_results(mini_run.path)
     assert ours["seed"] == 7
     assert ours["corpus"] == theirs["corpus"]
@@ -490,31 +491,27 @@ def test_another_seed_differs(
 
 
 def test_compressed_text_is_the_same_text(
-    cli: Cli, mini_run: FinishedRun, source: Path, options: list[str], tmp_path: Path
+    cli: Cli, mini_run: FinishedRun, source: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "compressed"
     folder.mkdir()
     train, val = ((source / f"{name}.jsonl").read_bytes() for name in ("train", "val"))
     (folder / "train.jsonl.gz").write_bytes(gzip.compress(train))
     (folder / "val.jsonl.xz").write_bytes(lzma.compress(val))
-    run_tiny(cli, *options, "--data.source", "compressed", "--out", "run", cwd=tmp_path)
-    for name in SHAPED_FILES:
-        assert (tmp_path / "run" / name).read_bytes() == (mini_run.path / name).read_bytes()
+    cli.output(*tiny, "--data.source", "compressed", "--out", "run", cwd=tmp_path)
+    require_same_artifact(tmp_path / "run", mini_run.path)
 
 
 def test_shards_of_a_run_train_the_same_weights(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path
 ) -> None:
     data = mini_run.path / "data"
     changes = ["--data.source", str(data), "--adapt.text", "none", "--data.val-targets", "0"]
-    refused = cli("run", "tiny", *options, *changes, "--out", tmp_path / "refused")
-    assert "--data.tokenizer" in one_line_error(refused)
+    assert "--data.tokenizer" in cli.error(*tiny, *changes, "--out", tmp_path / "refused")
     tokenizer = ["--data.tokenizer", str(mini_run.path / "tokenizer.model")]
-    run_tiny(cli, *options, *changes, *tokenizer, "--out", tmp_path / "run")
+    cli.output(*tiny, *changes, *tokenizer, "--out", tmp_path / "run")
     ema = Path("checkpoints", "ema.safetensors")
-    ours, theirs = load_file(tmp_path / "run" / ema), load_file(mini_run.path / ema)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    require_same_tensors(tmp_path / "run" / ema, mini_run.path / ema)
     ours, theirs = read_results(tmp_path / "run"), read_results(mini_run.path)
     assert ours["stages"]["ema"] == theirs["stages"]["ema"]
     assert not list((tmp_path / "run" / "data").glob("text_train*"))  # used where they are
@@ -536,11 +533,11 @@ train.time = SimpleNamespace(monotonic=monotonic)
 
 
 def test_training_by_the_clock_stays_within_its_budget(
-    cli: Cli, options: list[str], tmp_path: Path
+    cli: Cli, tiny: list[str], tmp_path: Path
 ) -> None:
     clock = ["--train.max-steps", "0", "--train.max-seconds", "2", "--train.reserve-seconds", "0.5"]
     more = ["--train.checkpoint-seconds", "0.2", "--adapt.text", "none", "--out", tmp_path / "run"]
-    result = cli("run", "tiny", *options, *clock, *more, patch=CLOCK)
+    result = cli(*tiny, *clock, *more, patch=CLOCK)
     assert (result.code, result.stderr) == (0, "")
     results = read_results(tmp_path / "run")
     assert results["steps"] > 6
@@ -557,7 +554,7 @@ def test_training_by_the_clock_stays_within_its_budget(
 
 
 def test_from_takes_trained_and_adapted_weights_over(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path
 ) -> None:
     before = content(mini_run.path)
     out = tmp_path / "run"
@@ -569,34 +566,33 @@ def test_from_takes_trained_and_adapted_weights_over(
         "--pack.fill-budget",
         "False",
     ]
-    result = run_tiny(cli, *options, *coarse, "--from", mini_run.path, "--out", out)
+    stdout = cli.output(*tiny, *coarse, "--from", mini_run.path, "--out", out)
     for stage in ("prepare", "train", "adapt"):
-        assert f"{stage}: finished before" in result.stdout
+        assert f"{stage}: finished before" in stdout
     assert stages_started(out) == ["pack", "score"]
     ours, theirs = read_results(out), read_results(mini_run.path)
     for stage in ("ema", "adapted"):
         assert ours["stages"][stage] == theirs["stages"][stage]
     assert ours["seconds"]["train: steps"] == theirs["seconds"]["train: steps"]
-    assert ours["bytes"]["model"] < theirs["bytes"]["model"]  # larger steps
+    assert ours["bytes"]["model"] < theirs["bytes"]["model"]  # wider bins
     assert ours["stages"]["quantized"]["bpb"] != theirs["stages"]["quantized"]["bpb"]
     assert content(mini_run.path) == before
-    # The new run stands on its own.
-    moved = shutil.move(out, tmp_path / "moved")
+    # The new run does not depend on the old one.
+    moved = Path(shutil.move(out, tmp_path / "moved"))
     assert paramgolf.load(moved / "model.bin", device="cpu").score("Some words.").bytes == 11
 
 
 def test_from_adapts_anew_where_adaptation_differs(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     more = ["--adapt.epochs", "3"]
-    result = run_tiny(cli, *options, *more, "--from", mini_run.path, "--out", out)
-    assert "train: finished before" in result.stdout
-    assert "adapt: finished before" not in result.stdout
+    stdout = cli.output(*tiny, *more, "--from", mini_run.path, "--out", out)
+    assert "train: finished before" in stdout
+    assert "adapt: finished before" not in stdout
     assert len(read_results(out)["adaptation"]) == 3
-    run_tiny(cli, *options, *more, "--out", tmp_path / "at-once")
-    artifacts = [(path / "model.bin").read_bytes() for path in (out, tmp_path / "at-once")]
-    assert artifacts[0] == artifacts[1]
+    cli.output(*tiny, *more, "--out", tmp_path / "at-once")
+    require_same_artifact(out, tmp_path / "at-once")
 
 
 @pytest.mark.parametrize(
@@ -610,31 +606,28 @@ def test_from_adapts_anew_where_adaptation_differs(
     ],
 )
 def test_from_refuses_what_would_train_other_weights(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path, key: str, value: str
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path, key: str, value: str
 ) -> None:
     out = tmp_path / "deep" / "run"
-    result = cli("run", "tiny", *options, key, value, "--from", mini_run.path, "--out", out)
-    message = one_line_error(result, code=2)
+    message = cli.error(*tiny, key, value, "--from", mini_run.path, "--out", out, code=2)
     assert key.removeprefix("--").replace("-", "_") in message
     assert str(mini_run.path) in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_from_nothing(cli: Cli, options: list[str], tmp_path: Path) -> None:
-    result = cli("run", "tiny", *options, "--from", tmp_path / "nothing", "--out", tmp_path / "run")
-    assert "contains no run" in one_line_error(result)
+def test_from_nothing(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    assert "contains no run" in cli.error(
+        *tiny, "--from", tmp_path / "nothing", "--out", tmp_path / "run"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 # Runs that cannot be finished.
 
 
-def test_budget_too_small(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
-) -> None:
+def test_budget_too_small(cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    result = cli("run", "tiny", *options, "--pack.budget-bytes", "1000", "--out", out)
-    message = one_line_error(result)
+    message = cli.error(*tiny, "--pack.budget-bytes", "1000", "--out", out)
     assert "budget_bytes = 1,000 cannot be met" in message
     (least,) = re.findall(rf"--from {out} --pack.budget-bytes (\d+)", message)
     assert not (out / "results.json").exists()
@@ -643,22 +636,22 @@ def test_budget_too_small(
             tensor.isfinite().all()
             for tensor in load_file(out / "checkpoints" / f"{name}.safetensors").values()
         )
-    assert one_line_error(cli("run", "--resume", out)) == message
+    assert cli.error("run", "--resume", out) == message
     # What the message proposes works.
     budget = ["--pack.budget-bytes", least]
-    result = run_tiny(cli, *options, *budget, "--from", out, "--out", tmp_path / "second")
-    assert "adapt: finished before" in result.stdout
+    stdout = cli.output(*tiny, *budget, "--from", out, "--out", tmp_path / "second")
+    assert "adapt: finished before" in stdout
     assert read_results(tmp_path / "second")["bytes"]["total"] <= int(least)
 
 
 @pytest.mark.parametrize("budget", [72_000, 75_500, 81_000])
 def test_the_budget_is_filled(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path, budget: int
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path, budget: int
 ) -> None:
     """Within 2,000 bytes, by three solves at most, wherever the first landed."""
     out = tmp_path / "run"
     changes = ["--pack.budget-bytes", str(budget), "--from", mini_run.path, "--out", out]
-    run_tiny(cli, *options, *changes)
+    cli.output(*tiny, *changes)
     size = read_results(out)["bytes"]
     assert size["total"] == sum(
         (out / name).stat().st_size for name in ("model.bin", "train_gpt.py")
@@ -669,12 +662,12 @@ def test_the_budget_is_filled(
 
 @pytest.mark.parametrize("split", ["measured", "uniform"])
 def test_a_budget_that_is_not_to_be_filled(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path, split: str
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path, split: str
 ) -> None:
     """The file takes what the configured bin widths take, divided over the matrices if balanced."""
     out = tmp_path / "run"
     changes = ["--pack.fill-budget", "False", "--pack.split", split, "--from", mini_run.path]
-    run_tiny(cli, *options, *changes, "--out", out)
+    cli.output(*tiny, *changes, "--out", out)
     solves = [event for event in events(out) if event["event"] == "packed"]
     given = {name: 0.1575 if name == "embedding" else 0.4145 for name in solves[0]["bin_widths"]}
     assert solves[0]["bin_widths"] == given
@@ -690,44 +683,42 @@ def test_a_budget_that_is_not_to_be_filled(
 
 
 def test_a_budget_too_large_to_fill(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     changes = ["--pack.budget-bytes", "200000", "--from", mini_run.path, "--out", out]
-    result = run_tiny(cli, *options, *changes)
-    assert "bytes of the budget are left: all bins are at their narrowest" in result.stdout
+    stdout = cli.output(*tiny, *changes)
+    assert "bytes of the budget are left: all bins are at their narrowest" in stdout
     reports = json.loads((out / "quantization.json").read_text())
     assert {report["bin_width"] for report in reports.values()} == {0.02}
 
 
-def test_out_is_not_empty(cli: Cli, options: list[str], tmp_path: Path) -> None:
+def test_out_is_not_empty(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    message = one_line_error(cli("run", "tiny", *options, "--out", tmp_path))
+    message = cli.error(*tiny, "--out", tmp_path)
     assert f"{tmp_path} is not empty" in message
     assert "--out" in message
     assert content(tmp_path) == {"mine.txt": b"mine"}
 
 
 @pytest.mark.parametrize("out", ["mine.txt", "mine.txt/below"])
-def test_out_is_no_folder(cli: Cli, options: list[str], tmp_path: Path, out: str) -> None:
+def test_out_is_no_folder(cli: Cli, tiny: list[str], tmp_path: Path, out: str) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    assert "mine.txt" in one_line_error(cli("run", "tiny", *options, "--out", tmp_path / out))
+    assert "mine.txt" in cli.error(*tiny, "--out", tmp_path / out)
     assert content(tmp_path) == {"mine.txt": b"mine"}
 
 
-def test_an_empty_folder_is_a_place_for_a_run(cli: Cli, options: list[str], tmp_path: Path) -> None:
-    message = one_line_error(
-        cli("run", "tiny", *options, "--data.source", "nowhere", "--out", tmp_path)
-    )
+def test_an_empty_folder_is_a_place_for_a_run(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    message = cli.error(*tiny, "--data.source", "nowhere", "--out", tmp_path)
     assert "nowhere" in message
 
 
-def test_a_run_is_worked_on_by_one_process(cli: Cli, options: list[str], tmp_path: Path) -> None:
+def test_only_one_process_works_on_a_run(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    first = command.start("run", "tiny", *options, "--train.max-steps", "100000", "--out", out)
+    first = command.start(*tiny, "--train.max-steps", "100000", "--out", out)
     try:
         command.wait_until(lambda: "train" in stages_started(out), first)
-        message = one_line_error(cli("run", "--resume", out))
+        message = cli.error("run", "--resume", out)
         assert f"{out} is in use" in message
         assert first.poll() is None
     finally:
@@ -753,21 +744,19 @@ def test_a_run_is_worked_on_by_one_process(cli: Cli, options: list[str], tmp_pat
     ],
     ids=["json", "no-val", "gzip", "nothing", "shards"],
 )
-def test_text_that_cannot_be_used(
-    cli: Cli, options: list[str], tmp_path: Path, folder: dict[str, str], words: list[str]
+def test_unusable_text(
+    cli: Cli, tiny: list[str], tmp_path: Path, folder: dict[str, str], words: list[str]
 ) -> None:
     (tmp_path / "text").mkdir()
     for name, text in folder.items():
         (tmp_path / "text" / name).write_text(text)
-    result = cli("run", "tiny", *options, "--data.source", "text", "--out", "run", cwd=tmp_path)
-    message = one_line_error(result)
+    message = cli.error(*tiny, "--data.source", "text", "--out", "run", cwd=tmp_path)
     for word in words:
         assert word in message
 
 
-def test_text_without_adaptation_split(cli: Cli, options: list[str], tmp_path: Path) -> None:
-    result = cli("run", "tiny", *options, "--data.val-targets", "0", "--out", tmp_path / "run")
-    message = one_line_error(result)
+def test_text_without_adaptation_split(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    message = cli.error(*tiny, "--data.val-targets", "0", "--out", tmp_path / "run")
     assert "--data.val-targets" in message
     assert "--adapt.text none" in message
 
@@ -776,12 +765,11 @@ def test_text_without_adaptation_split(cli: Cli, options: list[str], tmp_path: P
 
 
 @pytest.mark.parametrize("key", ["matrix-lr", "embedding-lr", "vector-lr"])
-def test_training_that_diverges(cli: Cli, options: list[str], tmp_path: Path, key: str) -> None:
-    """The kept checkpoint is a good one: not one that the diverged step made."""
+def test_training_that_diverges(cli: Cli, tiny: list[str], tmp_path: Path, key: str) -> None:
+    """The kept checkpoint was written before the step that diverged."""
     out = tmp_path / "run"
     wild = [f"--train.{key}", "1e10", "--train.checkpoint-seconds", "0.001"]
-    result = cli("run", "tiny", *options, *wild, "--out", out)
-    message = one_line_error(result)
+    message = cli.error(*tiny, *wild, "--out", out)
     assert re.search(r"(at|in|after) step \d+", message)
     assert "lower --train.matrix-lr" in message
     checkpoint = out / "checkpoints" / "training.safetensors"
@@ -789,16 +777,17 @@ def test_training_that_diverges(cli: Cli, options: list[str], tmp_path: Path, ke
     tensors = load_file(checkpoint)
     assert [name for name, tensor in tensors.items() if not tensor.isfinite().all()] == []
     assert not (out / "checkpoints" / "ema.safetensors").exists()
-    refused = cli("run", "tiny", *options, *wild, "--from", out, "--out", tmp_path / "second")
-    assert "has not finished the stage 'train'" in one_line_error(refused)
+    assert "has not finished the stage 'train'" in cli.error(
+        *tiny, *wild, "--from", out, "--out", tmp_path / "second"
+    )
     assert not (tmp_path / "second").exists()
 
 
 def test_training_that_diverges_without_checkpoint(
-    cli: Cli, options: list[str], tmp_path: Path
+    cli: Cli, tiny: list[str], tmp_path: Path
 ) -> None:
     wild = ["--train.matrix-lr", "1e30", "--train.checkpoint-seconds", "0"]
-    message = one_line_error(cli("run", "tiny", *options, *wild, "--out", tmp_path / "run"))
+    message = cli.error(*tiny, *wild, "--out", tmp_path / "run")
     assert "training loss is nan at step 2;" in message
     assert "there is no checkpoint" in message
     assert "lower --train.matrix-lr" in message
@@ -808,23 +797,21 @@ def test_training_that_diverges_without_checkpoint(
 
 @pytest.mark.parametrize("adapt", ["none", "adapt"])
 def test_training_that_diverges_in_its_last_step(
-    cli: Cli, options: list[str], tmp_path: Path, adapt: str
+    cli: Cli, tiny: list[str], tmp_path: Path, adapt: str
 ) -> None:
-    """All losses are finite, the weights are not: training has failed nevertheless."""
+    """All losses are finite but the weights are not: training has failed."""
     out = tmp_path / "run"
     wild = ["--train.embedding-lr", "1e5", "--adapt.text", adapt]
-    message = one_line_error(cli("run", "tiny", *options, *wild, "--out", out))
+    message = cli.error(*tiny, *wild, "--out", out)
     assert "--train.embedding-lr" in message
     assert not (out / "stages" / "train.json").exists()
 
 
 def test_adaptation_that_diverges(
-    cli: Cli, mini_run: FinishedRun, options: list[str], tmp_path: Path
+    cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    message = one_line_error(
-        cli("run", "tiny", *options, "--adapt.lr", "1e30", "--from", mini_run.path, "--out", out)
-    )
+    message = cli.error(*tiny, "--adapt.lr", "1e30", "--from", mini_run.path, "--out", out)
     assert "in epoch 1 of adaptation" in message
     assert "lower --adapt.lr" in message
     ema = Path("checkpoints", "ema.safetensors")

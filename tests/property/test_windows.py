@@ -1,8 +1,9 @@
-"""Windows and their losses, against loops written down from the definition."""
+"""Windows and their losses, against loops written from the definition."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder, layer_order
 from paramgolf.scoring.bits_per_byte import document_nats
 from paramgolf.scoring.windowed import window_losses
-from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows
+from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows, windows_of
+from tests.helpers import random_model
 
 LENGTH = 16
 VOCAB = 300
@@ -46,7 +48,7 @@ def brute_sliding(num_targets: int, length: int, stride: int) -> list[Window]:
 
 
 def listed(windows: Sequence[Windows], num_targets: int, length: int) -> list[Window]:
-    """What the package's windows say, one after the other."""
+    """Return the package's windows one by one."""
     return [
         (int(start), [t for t in range(start + length - scored, start + length) if t < num_targets])
         for starts, scored in windows
@@ -61,7 +63,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int]:
 
 
 @given(shapes())
-def test_plain_windows_are_those_of_the_definition(shape: tuple[int, int, int]) -> None:
+def test_plain_windows_match_the_definition(shape: tuple[int, int, int]) -> None:
     num_targets, length, _ = shape
     windows = listed(plain_windows(num_targets, length), num_targets, length)
     assert windows == brute_plain(num_targets, length)
@@ -70,7 +72,7 @@ def test_plain_windows_are_those_of_the_definition(shape: tuple[int, int, int]) 
 
 @settings(max_examples=400)
 @given(shapes())
-def test_sliding_windows_are_those_of_the_definition(shape: tuple[int, int, int]) -> None:
+def test_sliding_windows_match_the_definition(shape: tuple[int, int, int]) -> None:
     num_targets, length, stride = shape
     windows = listed(sliding_windows(num_targets, length, stride), num_targets, length)
     assert windows == brute_sliding(num_targets, length, stride)
@@ -83,7 +85,7 @@ def test_sliding_windows_score_all_once_with_enough_context(shape: tuple[int, in
     windows = listed(sliding_windows(num_targets, length, stride), num_targets, length)
     assert [t for _, targets in windows for t in targets] == list(range(num_targets))
     for start, targets in windows:
-        assert targets, "a window that scores nothing is work for nothing"
+        assert targets, "a window without targets is wasted work"
         for target in targets:
             context = target - start + 1
             assert context <= length
@@ -100,18 +102,12 @@ def test_stride_of_a_whole_window_is_plain() -> None:
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    """A small random model in float64: no parameter at its neutral start."""
+    """A small random model in float64."""
     config = ModelConfig(
         vocab_size=VOCAB, num_layers=4, width=16, num_heads=2, num_kv_heads=1, mlp_ratio=2,
         seq_len=LENGTH, rotary_dims=4, loop_first=1, loop_last=2, loop_visits=2, parallel_from=3,
     )  # fmt: skip
-    model = GPT(config, torch.float64)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(0.4 * values)
-    return model
+    return random_model(config, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +123,7 @@ def stream(num_targets: int, seed: int = 0) -> NDArray[np.uint16]:
 def losses_one_by_one(
     model: GPT, order: LayerOrder, tokens: NDArray[np.uint16], windows: list[Window]
 ) -> Tensor:
-    """Every window alone, with the tokens that exist and no padding."""
+    """Score every window separately, without padding."""
     ids = torch.tensor(tokens.tolist())
     losses = []
     for start, targets in windows:
@@ -142,34 +138,26 @@ def losses_one_by_one(
 BATCH_TOKENS = st.sampled_from([1, LENGTH, 3 * LENGTH, 50 * LENGTH])
 
 
-@settings(max_examples=50)
-@given(st.integers(1, 70), BATCH_TOKENS)
-def test_plain_losses_equal_those_of_windows_alone(
-    model: GPT, order: LayerOrder, num_targets: int, batch_tokens: int
+@settings(max_examples=100)
+@given(st.integers(1, 70), st.integers(0, LENGTH), BATCH_TOKENS)
+def test_losses_equal_those_of_windows_alone(
+    model: GPT, order: LayerOrder, num_targets: int, stride: int, batch_tokens: int
 ) -> None:
     tokens = stream(num_targets)
-    losses = window_losses(model, order, tokens, plain_windows(num_targets, LENGTH), batch_tokens)
-    expected = losses_one_by_one(model, order, tokens, brute_plain(num_targets, LENGTH))
+    windows = windows_of(num_targets, LENGTH, stride)
+    losses = window_losses(model, order, tokens, windows, batch_tokens)
+    if stride:
+        expected_windows = brute_sliding(num_targets, LENGTH, stride)
+    else:
+        expected_windows = brute_plain(num_targets, LENGTH)
+    expected = losses_one_by_one(model, order, tokens, expected_windows)
     assert losses.shape == (num_targets,)
     assert losses.dtype == torch.float64
     torch.testing.assert_close(losses, expected, rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=50)
-@given(st.integers(1, 70), st.integers(1, LENGTH), BATCH_TOKENS)
-def test_sliding_losses_equal_those_of_windows_alone(
-    model: GPT, order: LayerOrder, num_targets: int, stride: int, batch_tokens: int
-) -> None:
-    tokens = stream(num_targets)
-    windows = sliding_windows(num_targets, LENGTH, stride)
-    losses = window_losses(model, order, tokens, windows, batch_tokens)
-    expected = losses_one_by_one(model, order, tokens, brute_sliding(num_targets, LENGTH, stride))
-    assert losses.shape == (num_targets,)
-    torch.testing.assert_close(losses, expected, rtol=1e-10, atol=1e-10)
-
-
 def test_losses_differ_between_strides(model: GPT, order: LayerOrder) -> None:
-    """The comparisons above would be empty if context made no difference."""
+    """The comparisons above would be meaningless if context made no difference."""
     tokens = stream(80)
     wide = window_losses(model, order, tokens, sliding_windows(80, LENGTH, 1), 64)
     plain = window_losses(model, order, tokens, plain_windows(80, LENGTH), 64)
@@ -178,10 +166,10 @@ def test_losses_differ_between_strides(model: GPT, order: LayerOrder) -> None:
 
 
 @pytest.mark.parametrize("num_targets", [1, 5, 16, 17, 40, 63])
-def test_text_behind_the_last_target_does_not_matter(
+def test_text_after_the_last_target_does_not_matter(
     model: GPT, order: LayerOrder, num_targets: int
 ) -> None:
-    """Where one text ends in padding, a longer one has other tokens."""
+    """A text is padded where a longer one has other tokens."""
     longer = stream(3 * LENGTH + num_targets)
     short = longer[: num_targets + 1]
     losses = window_losses(model, order, short, plain_windows(num_targets, LENGTH), 64)
@@ -195,7 +183,7 @@ def test_text_behind_the_last_target_does_not_matter(
 def test_windows_of_padding_do_not_matter(
     model: GPT, order: LayerOrder, num_targets: int, batch_tokens: int
 ) -> None:
-    """A compiled model is given full batches; only the shape is compared here, eagerly."""
+    """A compiled model gets full batches; only the shapes are tested here, without compiling."""
     tokens = stream(num_targets)
     for windows in (plain_windows(num_targets, LENGTH), sliding_windows(num_targets, LENGTH, 3)):
         model.compiled = True
@@ -203,20 +191,18 @@ def test_windows_of_padding_do_not_matter(
             padded = window_losses(model, order, tokens, windows, batch_tokens)
         finally:
             model.compiled = False
-        expected = losses_one_by_one(
-            model, order, tokens, listed(windows, num_targets, LENGTH)
-        )  # fmt: skip
+        expected = losses_one_by_one(model, order, tokens, listed(windows, num_targets, LENGTH))
         torch.testing.assert_close(padded, expected, rtol=1e-10, atol=1e-10)
+
+
+def note(seen: list[tuple[int, int]], done: int, total: int) -> None:
+    seen.append((done, total))
 
 
 def test_progress_ends_at_the_number_of_targets(model: GPT, order: LayerOrder) -> None:
     for windows in (plain_windows(75, LENGTH), sliding_windows(75, LENGTH, 7)):
         seen: list[tuple[int, int]] = []
-
-        def note(done: int, total: int, seen: list[tuple[int, int]] = seen) -> None:
-            seen.append((done, total))
-
-        window_losses(model, order, stream(75), windows, 2 * LENGTH, note)
+        window_losses(model, order, stream(75), windows, 2 * LENGTH, partial(note, seen))
         assert seen == sorted(seen)
         assert seen[-1] == (75, 75)
         assert len(seen) > 1

@@ -1,4 +1,4 @@
-"""The data stage on small folders: what is on disk is what the record says and the texts are."""
+"""The data stage on small folders: files, stage result and texts agree."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Texts = list[str]
 
 @pytest.fixture(scope="module")
 def texts() -> Texts:
-    """Documents of some kilobytes, no two equal; some empty, short or with odd characters."""
+    """Different documents of a few kilobytes; some empty, short or with unusual characters."""
     long = [text.strip()[:6000] + "\n" for _, text in sorted(topics.items())[:30]]
     return [*long[:12], "", "short", " leading, caf\u00e9 \U0001f600\tand \0 more\r\n", *long[12:]]
 
@@ -56,7 +56,7 @@ def new_job(run_folder: Path, source: Path | str, vocab: int = VOCAB, **data: An
     config = replace(
         tiny,
         device="cpu",
-        # What decodes here is plain SentencePiece.
+        # These tests decode with plain SentencePiece.
         data=replace(tiny.data, source=str(source), case_ops=False, **data),
         model=replace(tiny.model, vocab_size=vocab),
     )
@@ -64,7 +64,7 @@ def new_job(run_folder: Path, source: Path | str, vocab: int = VOCAB, **data: An
 
 
 def prepared(job: Job) -> PreparedText:
-    """Run the stage and read its record as other stages do, from the file."""
+    """Run the stage and read its result from the file, as other stages do."""
     job.run.finish_stage("prepare", prepare.run(job))
     return Job(job.config, job.run, CPU).text
 
@@ -98,7 +98,7 @@ def tokens_of(text: PreparedText, split: str, data: Path) -> list[int]:
 
 
 def documents_in(tokens: list[int], model: bytes) -> Texts:
-    """Cut at every BOS (1) and decode, with SentencePiece alone."""
+    """Return the documents, split at every BOS (1) and decoded by SentencePiece alone."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     documents: list[list[int]] = []
     for token in tokens:
@@ -176,7 +176,7 @@ def test_shingles_of_the_splits_are_kept(
 def cut_jobs(
     texts: Texts, tokenizer_file: Path, folder: Path, targets: int
 ) -> tuple[list[int], PreparedText, Path]:
-    """The uncut validation stream, and the same text prepared with val_targets."""
+    """Return the uncut validation stream, and the same text prepared with val_targets."""
     source = jsonl_folder(folder / "text", texts[:20], texts[20:])
     whole = new_job(folder / "whole", source, tokenizer=str(tokenizer_file))
     stream = tokens_of(prepared(whole), "val", whole.run.data)
@@ -205,7 +205,7 @@ def test_val_targets_cut_the_validation_split(
     assert adapted_on == texts[-len(adapted_on) :]
     assert text.splits["adapt"].documents == len(adapted_on)
     assert text.splits["adapt"].text_sha256 == sha256_of_texts(adapted_on)
-    # No document is in both: the one that is cut has its rest left out.
+    # No document is in both: the rest of the one that is cut is left out.
     assert scored.count(1) + len(adapted_on) <= len(texts) - 20
     assert text.splits["train"].text_sha256 == sha256_of_texts(texts[:20])
     known = Provenance.load(data / "provenance.safetensors")
@@ -251,7 +251,7 @@ def test_val_targets_beyond_the_text_cut_nothing(
 def test_small_batches_encode_as_one(
     texts: Texts, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Large texts are encoded in batches; here the batches are small."""
+    """Large texts are encoded in batches, which are small here."""
     folder = jsonl_folder(tmp_path / "text", texts[:20], texts[20:28])
     whole = new_job(tmp_path / "whole", folder, tokenizer=str(tokenizer_file))
     expected = prepared(whole)
@@ -266,7 +266,7 @@ def test_small_batches_encode_as_one(
 
 
 def shard_folder(folder: Path, texts: Texts, tokenizer: Tokenizer) -> Path:
-    """Two training shards, cut at a document, and a validation shard."""
+    """Write two training shards, cut between documents, and a validation shard."""
     for name, part in (
         ("train_000000", texts[:10]), ("train_000001", texts[10:20]), ("val_000000", texts[20:]),
     ):  # fmt: skip
@@ -303,7 +303,7 @@ def test_shards_and_jsonl_give_the_same_validation_text(
     for number, source in enumerate((shards, lines)):
         job = new_job(tmp_path / f"run{number}", source, tokenizer=str(tokenizer_file))
         splits.append(prepared(job).splits["val"])
-    # Shards do not say what their documents were before a tokenizer that may normalise.
+    # Shards do not tell the size of the original text, which a tokenizer may normalise.
     assert splits[0] == replace(splits[1], original_bytes=None)
     assert splits[1].original_bytes == sum(len(text.encode()) for text in texts[20:])
 
@@ -337,7 +337,7 @@ def test_shards_need_a_tokenizer(texts: Texts, tokenizer_file: Path, tmp_path: P
         prepare.run(new_job(tmp_path / "run", folder))
 
 
-# (c) What is missing.
+# (c) Missing parts.
 
 
 def no_folder(folder: Path) -> None:
@@ -397,7 +397,7 @@ def broken_line(folder: Path) -> None:
         (broken_line, "line 2"),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(
+def test_missing_parts_are_reported_in_one_line(
     make: Callable[[Path], None], fragment: str, tokenizer_file: Path, tmp_path: Path
 ) -> None:
     make(tmp_path / "text")
@@ -445,12 +445,12 @@ def stdlib() -> list[Document]:
 
 
 def plain_words(text: str) -> list[str]:
-    """Words in lower case, without what stands between letters and digits."""
+    """Return the words in lower case, without punctuation."""
     return "".join(c if c.isalnum() or c == "_" else " " for c in text.lower()).split()
 
 
 def word_tuples(texts: Sequence[str]) -> set[tuple[str, ...]]:
-    """All runs of 13 words."""
+    """Return all sequences of 13 consecutive words."""
     result: set[tuple[str, ...]] = set()
     for text in texts:
         words = plain_words(text)
@@ -479,7 +479,7 @@ def test_stdlib_documents_repeat_no_long_paragraph(stdlib: list[Document]) -> No
     assert compared > 1000
 
 
-def test_stdlib_splits_share_next_to_nothing(stdlib: list[Document]) -> None:
+def test_stdlib_splits_hardly_overlap(stdlib: list[Document]) -> None:
     splits = split_by_hash(stdlib, {"val": 0.1, "adapt": 0.1}, rest="train")
     known = {name: word_tuples([text for _, text in part]) for name, part in splits.items()}
     assert min(map(len, known.values())) > 5000
@@ -488,7 +488,7 @@ def test_stdlib_splits_share_next_to_nothing(stdlib: list[Document]) -> None:
 
 
 def test_stdlib_prepared(stdlib: list[Document], tokenizer_file: Path, tmp_path: Path) -> None:
-    """Read a second time, split, encoded: the same documents, each in one split."""
+    """All documents are encoded, each in exactly one split."""
     job = new_job(tmp_path / "run", "stdlib", tokenizer=str(tokenizer_file))
     text = prepared(job)
     assert text.source == "stdlib"
