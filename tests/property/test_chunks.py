@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.data import chunks, sources
-from paramgolf.data.chunks import SeenDocuments
+from paramgolf.data.chunks import Chunk, SeenDocuments
+from paramgolf.data.encoding import Encoded
 from paramgolf.data.fingerprints import fingerprints
-from paramgolf.data.shards import ShardWriter, read_stream, whole_documents
+from paramgolf.data.shards import SPLITS, ShardWriter, read_stream, whole_documents
 
 BLOCK = 64
 
@@ -69,11 +70,17 @@ def test_seen_documents_are_a_set(keys: list[int], most: int) -> None:
             truth.add(key)
 
 
-@given(st.lists(st.text(max_size=60), max_size=12), st.data())
-def test_fingerprints_of_some(texts: list[str], data: st.DataObject) -> None:
-    mask = data.draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts)))
-    texts = [text + " a b c d e f g h i j k l m n"[: 2 * len(text)] for text in texts]
-    wanted = np.array(mask, bool)
-    some = fingerprints([text for text, own in zip(texts, mask, strict=True) if own])
-    for ours, theirs in zip(fingerprints(texts).of(wanted), some, strict=True):
-        assert ours.tolist() == theirs.tolist()
+@given(st.lists(st.tuples(st.text(max_size=60), st.integers(0, 2)), max_size=12))
+def test_documents_of_a_split(documents: list[tuple[str, int]]) -> None:
+    texts = [text + " a b c d e f g h i j k l m n"[: 2 * len(text)] for text, _ in documents]
+    tokens = [np.arange(len(text), dtype=np.uint16) for text in texts]
+    lengths = np.array([len(own) for own in tokens], np.int64)
+    joined = np.concatenate([np.zeros(0, np.uint16), *tokens])
+    splits = np.array([split for _, split in documents], np.uint8)
+    chunk = Chunk("", Encoded(joined, lengths, fingerprints(texts)), splits, [])
+    for number, name in enumerate(SPLITS):
+        chosen = [i for i, (_, split) in enumerate(documents) if split == number]
+        assert chunk.tokens_of(name).tolist() == [t for i in chosen for t in tokens[i].tolist()]
+        some = fingerprints([texts[i] for i in chosen])
+        for ours, theirs in zip(chunk.prints_of(name), some, strict=True):
+            assert ours.tolist() == theirs.tolist()

@@ -283,16 +283,16 @@ class _Build:
         Raises:
             UserError: if there is no training or no validation text.
         """
-        gathered = [Gathering() for _ in SPLITS]
+        gathered = {split: Gathering() for split in SPLITS}
         progress = self._reporter.progress("hash", len(chunks), "chunks")
         for number, path in enumerate(chunks, start=1):
             chunk = Chunk.load(path)
-            for split, gathering in enumerate(gathered):
-                gathering.add(chunk.encoded.prints.of(chunk.splits == split))
+            for split, gathering in gathered.items():
+                gathering.add(chunk.prints_of(split))
             progress.update(number)
         texts = {
-            name: gathering.text(digest.hexdigest())
-            for name, gathering, digest in zip(SPLITS, gathered, self._digests, strict=True)
+            split: gathering.text(digest.hexdigest())
+            for (split, gathering), digest in zip(gathered.items(), self._digests, strict=True)
         }
         for name in ("train", "val"):
             if not len(texts[name].documents):
@@ -377,7 +377,7 @@ class _Build:
         for number, path in enumerate(chunks, start=1):
             chunk = Chunk.load(path)
             for name, writer in writers.items():
-                writer.add(chunk.encoded.of(chunk.splits == SPLITS.index(name)))
+                writer.add(chunk.tokens_of(name))
             progress.update(number)
         return writers
 
@@ -386,9 +386,8 @@ def _validation(chunks: list[Path]) -> Iterator[tuple[list[str], Fingerprints]]:
     """Yield names and fingerprints of the validation documents of every chunk."""
     for path in chunks:
         chunk = Chunk.load(path)
-        wanted = chunk.splits == _VAL
-        names = [name for name, own in zip(chunk.names, wanted, strict=True) if own]
-        yield names, chunk.encoded.prints.of(wanted)
+        named = zip(chunk.names, chunk.splits, strict=True)
+        yield [name for name, split in named if split == _VAL], chunk.prints_of("val")
 
 
 def _require_equal(out: Path, built: dict[str, Any], wanted: dict[str, Any]) -> None:

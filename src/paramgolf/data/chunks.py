@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from paramgolf.data.documents import Document
 from paramgolf.data.encoding import Encoded
 from paramgolf.data.fingerprints import Fingerprints
+from paramgolf.data.shards import SPLITS
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import write_bytes
 
@@ -33,6 +34,20 @@ class Chunk(NamedTuple):
     """(D,) index into `SPLITS`."""
     names: list[str]
     """(D,) names of the documents in the validation split; empty for others."""
+
+    def tokens_of(self, split: str) -> Stream:
+        """Return the tokens of the documents in a split."""
+        return self.encoded.tokens[np.repeat(self._is_in(split), self.encoded.lengths)]
+
+    def prints_of(self, split: str) -> Fingerprints:
+        """Return the fingerprints of the documents in a split, numbered from 0."""
+        wanted, prints = self._is_in(split), self.encoded.prints
+        kept = wanted[prints.document_of]
+        numbers = (np.cumsum(wanted) - 1)[prints.document_of[kept]]
+        return Fingerprints(prints.documents[wanted], prints.shingles[kept], numbers)
+
+    def _is_in(self, split: str) -> NDArray[np.bool_]:
+        return self.splits == SPLITS.index(split)
 
     def save(self, path: Path) -> None:
         """Write the chunk."""

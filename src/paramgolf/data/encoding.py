@@ -29,10 +29,6 @@ class Encoded(NamedTuple):
     prints: Fingerprints
     """With sampled shingles only."""
 
-    def of(self, wanted: NDArray[np.bool_]) -> Stream:
-        """Return the tokens of the documents marked in `wanted`, (D,)."""
-        return self.tokens[np.repeat(wanted, self.lengths)]
-
 
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Encoded:
     """Encode documents on all cores, and compute their fingerprints meanwhile.

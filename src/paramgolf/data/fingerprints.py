@@ -35,12 +35,6 @@ class Fingerprints(NamedTuple):
     document_of: NDArray[np.int64]
     """(S,) the document of each shingle."""
 
-    def of(self, wanted: NDArray[np.bool_]) -> Fingerprints:
-        """Return the fingerprints of the documents marked in `wanted`, (D,), renumbered."""
-        kept = wanted[self.document_of]
-        numbers = (np.cumsum(wanted) - 1)[self.document_of[kept]]
-        return Fingerprints(self.documents[wanted], self.shingles[kept], numbers)
-
     @classmethod
     def joined(cls, parts: Iterable[Fingerprints]) -> Fingerprints:
         """Concatenate the fingerprints of consecutive documents, renumbered."""

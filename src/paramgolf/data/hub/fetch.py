@@ -114,7 +114,7 @@ class _Fetch:
         missing = [name for name in files if name not in correct]
         total = sum(file.size for file in files.values())
         needed = sum(files[name].size for name in missing)
-        self._require_space(needed, freed=sum(path.stat().st_size for path in wrong))
+        self._require_space(needed, freed=sum(path.lstat().st_size for path in wrong))
         self._reporter.line(
             f"{selection.dataset} of {repository}: {len(files)} files, {_mb(total)}, of which "
             f"{_mb(needed)} will be downloaded"
