@@ -1,4 +1,4 @@
-"""Small models, and a second implementation of the model to compare them with."""
+"""Small models, and a second implementation of the model as a reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from paramgolf.config import ModelConfig, RunConfig, ScoreConfig, TrainConfig
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
-from paramgolf.model.roles import MATRIX_NAMES
+from paramgolf.model.roles import MATRIX_NAMES, role
 
 Array = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ def small_config(**changes: Any) -> ModelConfig:
 
 
 def small_run_config(model: ModelConfig | None = None, **train_changes: Any) -> RunConfig:
-    """A run of the small model, 4 sequences a step in micro-batches of 2; `changes` to train."""
+    """A run of the small model, 4 sequences per step in micro-batches of 2."""
     model = model or small_config()
     train = TrainConfig(
         max_steps=10,
@@ -57,21 +57,25 @@ def small_run_config(model: ModelConfig | None = None, **train_changes: Any) -> 
 
 
 def random_model(config: ModelConfig, seed: int, dtype: torch.dtype = torch.float64) -> GPT:
-    """A model in which no parameter has a neutral value, not even those initialised to 0 or 1."""
+    """A model without neutral parameters, not even those initialised to 0 or 1."""
     model = GPT(config, dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            role = name.rsplit(".", 1)[-1]
-            if role in MATRIX_NAMES:
+            kind = role(name)
+            if kind in MATRIX_NAMES:
                 values /= parameter.size(1) ** 0.5
-            elif role == "stream_mix":
+            elif kind == "stream_mix":
                 values = 0.3 * values + torch.tensor([[0.9], [0.3]], dtype=torch.float64)
-            elif role in ("query_gain", "attention_scale", "mlp_scale", "skip_weight"):
+            elif kind in ("query_gain", "attention_scale", "mlp_scale", "skip_weight"):
                 values = 1 + 0.4 * values
             parameter.copy_(values)
     return model
+
+
+def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def random_tokens(config: ModelConfig, rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -97,13 +101,13 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 class Reference(NamedTuple):
-    """What the second implementation computed."""
+    """The results of the second implementation."""
 
     stream: Array
     """The final normalised stream, (B, T, D)."""
     inputs: dict[str, list[Array]]
-    """By "blocks.<i>.<attention, output, up or down>": the vectors multiplied, (T, C) for every
-    sequence and visit."""
+    """By "blocks.<i>.<attention, output, up or down>": what the matrices multiply, (T, C) for
+    every sequence and visit."""
 
 
 def rms_norm(x: Array) -> Array:
@@ -167,7 +171,7 @@ def _reference_block(
 
 
 def reference_attention(x_TD: Array, config: ModelConfig, weight: Any) -> Array:
-    """What the output matrix multiplies: all heads side by side, (T, D)."""
+    """The input of the output matrix: all heads concatenated, (T, D)."""
     T, d = len(x_TD), config.head_dim
     base = config.rotary_base
     if config.seq_len < T:
@@ -192,7 +196,7 @@ def reference_attention(x_TD: Array, config: ModelConfig, weight: Any) -> Array:
 
 
 def rotate_rows(x_Td: Array, dims: int, base: float) -> Array:
-    """Row t turned by t * base^(-2i/dims) in the planes (i, i + dims / 2), as complex numbers."""
+    """Row t rotated by t * base^(-2i/dims) in the planes (i, i + dims / 2), as complex numbers."""
     half = dims // 2
     frequencies = base ** (-2.0 * np.arange(half) / dims)
     turns = np.exp(1j * np.arange(len(x_Td))[:, None] * frequencies)

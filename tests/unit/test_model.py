@@ -125,7 +125,7 @@ def test_forward_and_losses_equal_the_reference(variant: Variant, length: int) -
 
 @pytest.mark.parametrize("recurrent", [True, False])
 def test_float32_losses_equal_the_reference(recurrent: bool) -> None:
-    """The dtype that CPUs train in, from int32 tokens as the trainer gives them."""
+    """In the dtype in which CPUs train, from int32 tokens as in the trainer."""
     config = small_config()
     model = random_model(config, seed=2, dtype=torch.float32)
     tokens = random_tokens(config, 2, 17)
@@ -142,7 +142,7 @@ def test_float32_losses_equal_the_reference(recurrent: bool) -> None:
 
 @pytest.mark.parametrize("recurrent", [True, False])
 def test_gradients_equal_finite_differences(recurrent: bool) -> None:
-    """For every parameter by itself: its gradient along one random direction."""
+    """For each parameter separately: its gradient along a random direction."""
     config = small_config(width=16, num_heads=2, num_kv_heads=1)
     model = random_model(config, seed=3)
     tokens = random_tokens(config, 2, 9)
@@ -181,7 +181,9 @@ def test_a_token_changes_nothing_before_it(variant: Variant, position: int) -> N
         difference = (model(tokens, order) - model(changed, order)).abs().amax(dim=-1)
     assert float(difference[0, :position].sum()) <= 1e-12
     assert float(difference[1].max()) <= 1e-12, "the other sequence of the batch"
-    assert bool((difference[0, position:] > 1e-9).all()), "itself and all that read it"
+    assert bool((difference[0, position:] > 1e-9).all()), (
+        "itself and all positions that attend to it"
+    )
 
 
 # The parts
@@ -215,7 +217,7 @@ def test_exclude_self_value_of_a_zero_value_changes_nothing() -> None:
     assert torch.equal(exclude_self_value(y, torch.zeros(1, 3, 1, 4)), y)
 
 
-def test_attention_in_the_model_says_nothing_along_its_own_value() -> None:
+def test_attention_in_the_model_is_orthogonal_to_the_own_value() -> None:
     """Every head's output, as the output matrix sees it, in a run of the whole model."""
     config = small_config()
     model = random_model(config, seed=5)
@@ -231,7 +233,7 @@ def test_attention_in_the_model_says_nothing_along_its_own_value() -> None:
             own = values[:, :, head // 2]
             cosine = F.cosine_similarity(heads[:, 1:, head], own[:, 1:], dim=-1)
             assert float(cosine.abs().max()) < 1e-10
-        # The first position sees only itself, and that is taken away.
+        # The first position attends only to itself, and that is removed.
         assert float(heads[:, 0].abs().max()) < 1e-12
         assert float(heads[:, 1:].abs().amax(dim=-1).min()) > 1e-3
 
@@ -262,7 +264,7 @@ def test_rotated_products_depend_on_the_distance_only() -> None:
     for distance in range(-length + 1, length):
         diagonal = products.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=1e-12)
-    assert float(products[0].std()) > 0.1  # and on the distance it does depend
+    assert float(products[0].std()) > 0.1  # and they do depend on the distance
 
 
 @pytest.mark.parametrize("dims", [4, 16])
@@ -274,8 +276,8 @@ def test_rotary_base_grows_beyond_the_training_length(dims: int) -> None:
         angle = t * scaled ** (-2 * pair / dims)
         assert float(cos[t, pair]) == pytest.approx(math.cos(angle), abs=1e-12)
         assert float(sin[t, pair]) == pytest.approx(math.sin(angle), abs=1e-12)
-    # What the scaling is for: the slowest pair turns as far over `length` as over `train_len`
-    # before, to which the ratio 40 / 16 puts position 5 where position 2 was.
+    # The purpose of the scaling: the slowest pair turns as far over `length` as over `train_len`
+    # without it, so that with the ratio 40 / 16 position 5 is where position 2 was.
     unscaled = rotary_tables(train_len, dims, base, train_len, torch.device("cpu"), torch.float64)
     assert float(sin[5, -1]) == pytest.approx(float(unscaled[1][2, -1]), rel=1e-12)
 
@@ -293,7 +295,7 @@ def test_rotary_tables_up_to_the_training_length_are_one_table() -> None:
 
 
 def test_skips_pair_the_last_encoder_output_with_the_first_decoder_block() -> None:
-    """With blocks that only add x0 in a channel of their own, the stream has a closed form."""
+    """With blocks that only add x0, each in one channel, the stream has a closed form."""
     config = small_config()
     model = random_model(config, seed=6)
     with torch.no_grad():
@@ -309,7 +311,7 @@ def test_skips_pair_the_last_encoder_output_with_the_first_decoder_block() -> No
         encoder, decoder = VARIANTS["recurrent" if recurrent else "plain"][2:]
         weight, gate = in_numpy(model)["skip_weight"], in_numpy(model)["skip_gate"]
         keep = 1 / (1 + np.exp(-gate))
-        # The stream is `factor * x0` throughout, channel by channel.
+        # The stream is `factor * x0` at all times, channel by channel.
         after = [
             np.array([1.0 + encoder[: place + 1].count(channel) for channel in range(32)])
             for place in range(len(encoder))
@@ -368,7 +370,7 @@ def test_bfloat16_loss_is_computed_in_float32_from_rounded_products() -> None:
 
 
 def test_softcap_bounds_the_logits() -> None:
-    """Products of 1e6 saturate: logits are +-softcap, and so the losses known numbers."""
+    """Products of 1e6 saturate: logits are +-softcap, so that the losses are known."""
     hidden = torch.tensor([[1.0]], dtype=torch.float64).repeat(2, 1)
     weight = torch.tensor([[1e6], [-1e6], [-1e6]], dtype=torch.float64)
     nats = target_nats(hidden, weight, torch.tensor([0, 1]), 5.0)
@@ -377,7 +379,7 @@ def test_softcap_bounds_the_logits() -> None:
 
 
 def test_a_frozen_weight_gets_no_gradient() -> None:
-    """And costs none: its matrix product is left out of the backward pass."""
+    """Its matrix product is left out of the backward pass."""
     gradients, operations = [], []
     for trained in (True, False):
         hidden, weight, targets = loss_case()
@@ -483,7 +485,7 @@ def test_observed_inputs_are_those_of_the_reference(variant: Variant) -> None:
     assert visited == encoder + decoder
     assert seen.keys() == expected.inputs.keys()
     for name, visits in seen.items():
-        # The reference goes sequence by sequence, the model visit by visit.
+        # The reference computes sequence by sequence, the model visit by visit.
         reference = np.stack(expected.inputs[name]).reshape(2, len(visits), 16, -1)
         got = torch.stack(visits, dim=1).numpy()
         np.testing.assert_allclose(got, reference, rtol=0, atol=1e-10, err_msg=name)
@@ -491,7 +493,7 @@ def test_observed_inputs_are_those_of_the_reference(variant: Variant) -> None:
 
 @pytest.mark.parametrize("layer", [1, 5], ids=["sequential", "parallel"])
 def test_a_block_is_recomputed_from_its_observed_inputs(layer: int) -> None:
-    """The inputs are what the matrices multiply: their products rebuild the block's output."""
+    """The products of the matrices with their inputs rebuild the block's output."""
     config = small_config()
     model = random_model(config, seed=9)
     block = model.block_list()[layer]

@@ -24,7 +24,14 @@ from paramgolf.optim.trainer import StepPlan, Trainer
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.ranks import Ranks
 from paramgolf.stages.adapt import freeze
-from tests.helpers import Array, random_model, random_tokens, small_config, small_run_config
+from tests.helpers import (
+    Array,
+    randn,
+    random_model,
+    random_tokens,
+    small_config,
+    small_run_config,
+)
 
 CPU = Runtime(torch.device("cpu"), torch.float32, compiled=False)
 SHAPES = [(24, 8), (8, 24), (12, 12), (1, 6), (6, 1)]
@@ -33,7 +40,7 @@ SHAPES = [(24, 8), (8, 24), (12, 12), (1, 6), (6, 1)]
 
 
 def quintic_of_singular_values(matrix: Array) -> Array:
-    """U p(S) V^T: p is the quintic, five times over, of S divided by the Frobenius norm."""
+    """U p(S) V^T: p is the quintic, applied five times to S divided by the Frobenius norm."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     s = s / np.sqrt((matrix**2).sum())
     for _ in range(5):
@@ -56,10 +63,6 @@ class ReferenceMuon:
         self.weight = self.weight * (1 - lr * decay) - lr * math.sqrt(
             max(1.0, rows / columns)
         ) * quintic_of_singular_values(update)
-
-
-def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -95,7 +98,7 @@ def test_muon_follows_the_reference_over_several_steps() -> None:
             got = matrix.detach().numpy()
             np.testing.assert_allclose(got, reference.weight, rtol=0, atol=1e-9)
             assert matrix.grad is not None
-            assert torch.equal(matrix.grad, gradient), "the gradient is left as it was"
+            assert torch.equal(matrix.grad, gradient), "the gradient is unchanged"
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (12, 12)])
@@ -152,7 +155,7 @@ def test_muon_agrees_with_torch_muon_on_rows_of_equal_norm(shape: tuple[int, int
             theirs.copy_(ours)
 
 
-def test_muon_refuses_vectors_and_missing_gradients() -> None:
+def test_muon_rejects_vectors_and_missing_gradients() -> None:
     with pytest.raises(ValueError, match="matrices"):
         MuonEqR([nn.Parameter(torch.zeros(3))], torch.float32)
     muon = MuonEqR([nn.Parameter(torch.zeros(3, 2))], torch.float32)
@@ -174,14 +177,14 @@ def test_partition_covers_every_parameter_once() -> None:
     assert matrices == {f"blocks.{i}.{name}" for i in range(6) for name in MATRIX_NAMES}
 
 
-def test_partition_refuses_a_new_parameter() -> None:
+def test_partition_rejects_a_new_parameter() -> None:
     model = random_model(small_config(), seed=0)
     model.bigram = nn.Parameter(torch.zeros(300, 300))
     with pytest.raises(RuntimeError, match="bigram"):
         partition(model)
 
 
-def test_partition_refuses_a_parameter_in_two_places() -> None:
+def test_partition_rejects_a_parameter_in_two_places() -> None:
     model = random_model(small_config(), seed=0)
     blocks = model.block_list()
     blocks[1].query = blocks[0].query
@@ -212,13 +215,13 @@ def test_optimizers_step_equals_adamw_and_muon_by_hand() -> None:
         foreach=False,
     )
     optimizers = Optimizers(model, config, torch.float64)
-    # Clipped hard, hardly, and not at all.
+    # Clipped much, clipped little, and not clipped.
     for seed, (scale, factor, mu) in enumerate([(1.0, 1.0, 0.9), (5e-3, 0.4, 0.95), (1e-4, 1, 0)]):
         set_gradients(model, seed, scale)
         gradients = {n: p.grad.numpy().copy() for n, p in named.items() if p.grad is not None}
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
         clip = min(1.0, 0.3 / norm)
-        assert (clip < 1) == (seed < 2), "the three cases are what they say"
+        assert (clip < 1) == (seed < 2), "clipped in the first two cases"
         library.param_groups[0]["lr"] = 0.03 * factor
         library.param_groups[1]["lr"] = 0.02 * factor
         for name, copied in copies.items():
@@ -230,7 +233,7 @@ def test_optimizers_step_equals_adamw_and_muon_by_hand() -> None:
         assert all(parameter.grad is None for parameter in model.parameters())
         for name, parameter in named.items():
             wanted = copies[name].numpy() if name in copies else matrices[name].weight
-            # clip_grad_norm_ adds 1e-6 to the norm, which Adam's first steps hardly see.
+            # clip_grad_norm_ adds 1e-6 to the norm, negligible in Adam's first steps.
             np.testing.assert_allclose(
                 parameter.detach().numpy(), wanted, rtol=0, atol=1e-7, err_msg=name
             )
@@ -345,7 +348,7 @@ def test_weight_average_equals_the_weighted_sum(dtype: torch.dtype) -> None:
 
 
 def trainer_and_batches(config: RunConfig, steps: int) -> tuple[Trainer, list[Tensor]]:
-    """A trainer whose weights are all random: fresh ones have matrices without a gradient."""
+    """A trainer with random weights: some matrices of a new model have no gradient."""
     trainer = Trainer(config, CPU)
     weights = random_model(config.model, seed=1, dtype=torch.float32).state_dict()
     trainer.model.load_state_dict(weights)
@@ -420,7 +423,7 @@ def test_warm_up_leaves_no_trace() -> None:
 
     trainer.model.mean_nats = counted
     trainer.warm_up()
-    # Two to see whether a micro-batch fits, then orders and micro-batches: it did train.
+    # Two to try whether a micro-batch fits, then both orders and micro-batches: it did train.
     assert steps == 2 + config.train.warmup_steps * 2 * 2
     assert torch.equal(torch.get_rng_state(), rng)
     assert trainer.micro_batch_tokens == config.train.micro_batch_tokens
@@ -431,19 +434,18 @@ def test_warm_up_leaves_no_trace() -> None:
 
 
 def out_of_memory_over(rows: int, trainer: Trainer, every: int = 1) -> list[int]:
-    """From now on every n-th forward pass over more than `rows` sequences runs out of memory.
+    """Let every n-th forward pass over more than `rows` sequences run out of memory from now on.
 
-    Returns the list to which the sequences of every pass tried are appended.
+    Returns a list, to which the number of sequences of every pass is appended.
     """
     forward: Callable[..., Tensor] = trainer.model.mean_nats
     tried: list[int] = []
-
     failed = False
 
     def limited(tokens: Tensor, *args: object) -> Tensor:
         nonlocal failed
         tried.append(len(tokens))
-        if failed:  # the next attempt starts without gradients, which take memory too
+        if failed:  # the next attempt starts without gradients, which take memory
             assert all(parameter.grad is None for parameter in trainer.model.parameters())
         failed = len(tokens) > rows and len(tried) % every == 0
         if failed:
@@ -459,7 +461,7 @@ def out_of_memory_over(rows: int, trainer: Trainer, every: int = 1) -> list[int]
     [
         (8, 2, 1, 2),  # 8 -> 4 -> 2
         (15, 7, 1, 7),  # micro-batches of 7, 7 and 1
-        (6, 1, 2, 1),  # 6 -> 3 -> 1; the gradient of a first micro-batch is there to be dropped
+        (6, 1, 2, 1),  # 6 -> 3 -> 1; the gradient of a first micro-batch must be dropped
     ],
 )
 def test_warm_up_halves_the_micro_batch_until_it_fits(
@@ -528,7 +530,7 @@ def regression_loss(model: nn.Module, chunk: tuple[Tensor, Tensor]) -> Tensor:
 def serial_epochs(
     chunks_by_rank: list[list[tuple[Tensor, Tensor]]], epochs: int, fused: bool
 ) -> list[nn.Module]:
-    """Plain loops with torch.optim.AdamW for every rank, weights averaged after every epoch."""
+    """Plain loops of torch.optim.AdamW for every rank, weights averaged after every epoch."""
     models: list[nn.Module] = [regression() for _ in chunks_by_rank]
     optimizers = [
         torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.0, fused=fused) for m in models
@@ -564,7 +566,7 @@ def test_federated_adamw_of_one_rank_is_sequential_training_bit_for_bit() -> Non
     model = federated_epochs(num_chunks=5, epochs=3)
     (expected,) = serial_epochs([regression_chunks(5)], epochs=3, fused=True)
     assert_equal_parameters(model, expected)
-    # And up to rounding AdamW as it is written down, without the fused kernel.
+    # And, up to rounding, AdamW without the fused kernel.
     (plain,) = serial_epochs([regression_chunks(5)], epochs=3, fused=False)
     for parameter, wanted in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(parameter, wanted, rtol=0, atol=1e-13)
@@ -585,7 +587,7 @@ def test_chunks_of_ranks_partition_the_text(world_size: int) -> None:
         lengths = [len(share) for share in shares]
         assert max(lengths) - min(lengths) <= 1
         for share in shares:
-            assert share == sorted(share), "in the order of the text"
+            assert share == sorted(share), "in text order"
 
 
 def test_freezing_for_adaptation_keeps_embedding_and_first_blocks() -> None:

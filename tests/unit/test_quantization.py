@@ -20,6 +20,7 @@ from paramgolf.model.roles import MATRIX_NAMES, input_of
 from tests.helpers import (
     Array,
     in_numpy,
+    randn,
     random_model,
     random_tokens,
     reference_forward,
@@ -28,12 +29,8 @@ from tests.helpers import (
 )
 
 
-def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 def correlated_hessian(columns: int, seed: int, samples: int | None = None) -> Tensor:
-    """Sum of x x^T over inputs that have a few strong directions and unequal channels."""
+    """Sum of x x^T over inputs with a few strong directions and unequal channels."""
     x = randn(samples or 4 * columns, columns, seed=seed)
     x = x + 3 * randn(len(x), 4, seed=seed + 1) @ randn(4, columns, seed=seed + 2)
     return (x * torch.linspace(0.2, 2, columns, dtype=torch.float64)).T @ (
@@ -55,11 +52,11 @@ def quadratic_error(weights: Array, quantized: Array, hessian: Array) -> float:
 # Scales
 
 
-def steps(count: int, step: float) -> Tensor:
-    return torch.full((count,), step)
+BIN_WIDTH = 12.85 / 31
 
 
-STEP = 12.85 / 31
+def widths(count: int, width: float = BIN_WIDTH) -> Tensor:
+    return torch.full((count,), width)
 
 
 def test_row_scales_are_the_nearest_eighths_of_an_octave() -> None:
@@ -71,9 +68,9 @@ def test_row_scales_are_the_nearest_eighths_of_an_octave() -> None:
     assert scales.dtype == torch.float16
     got = scales.double().numpy()
     off = np.abs(np.log2(got / expected))
-    assert off.max() < 1 / 16 + 1e-3  # half a step, and float16
+    assert off.max() < 1 / 16 + 1e-3  # half a notch of the grid, and float16
     assert off.max() > 1 / 40
-    # Every one is a power of 2^(1/8), as far as float16 can say.
+    # Every scale is a power of 2^(1/8), rounded to float16.
     eighths = np.log2(got) * 8
     np.testing.assert_allclose(eighths, np.rint(eighths), rtol=0, atol=8 * 2**-11)
 
@@ -91,7 +88,9 @@ def test_column_scales_follow_the_pivots() -> None:
 
 def test_integers_are_nearest_and_within_range() -> None:
     weights = randn(6, 300, seed=1, dtype=torch.float32)
-    scales = row_scales(weights[None], steps(1, 0.02))[0][:, None]  # so small that some are cut off
+    scales = row_scales(weights[None], widths(1, 0.02))[0][
+        :, None
+    ]  # so small that some are clipped
     integers = round_to_integers(weights, scales)
     quotients = weights.double().numpy() / scales.double().numpy()
     expected = np.clip(np.rint(quotients), -127, 127)
@@ -107,7 +106,7 @@ def test_rows_of_zeros_or_constants_have_the_smallest_scale() -> None:
     weights = randn(1, 3, 8, seed=0)
     weights[0, 1] = 0
     weights[0, 2] = 1e-9
-    scales = row_scales(weights, steps(1, STEP))
+    scales = row_scales(weights, widths(1))
     assert scales[0, 1:].tolist() == [2.0**-24, 2.0**-24]
     integers = solve(weights, factor_hessians(correlated_hessian(8, 0)[None], 0.01), scales)
     assert not integers[0, 1:].any()
@@ -115,11 +114,11 @@ def test_rows_of_zeros_or_constants_have_the_smallest_scale() -> None:
 
 
 @pytest.mark.parametrize("value", [1e9, float("inf"), float("nan")])
-def test_diverged_weights_are_refused(value: float) -> None:
+def test_diverged_weights_are_rejected(value: float) -> None:
     weights = randn(2, 3, 8, seed=0, dtype=torch.float32)
     weights[1, 2, 3] = value
     with pytest.raises(ValueError, match="diverged"):
-        row_scales(weights, steps(2, STEP))
+        row_scales(weights, widths(2))
 
 
 # GPTQ
@@ -129,8 +128,8 @@ def naive_gptq(weights: Array, hessian: Array, order: Array, scales: Array, give
     """The integer that each column should get, if those before it got the `given` ones.
 
     Column by column with an explicit inverse Hessian: quantize, move the error to the columns
-    left, eliminate the column from the inverse. Following the given integers keeps one tie that
-    float32 rounds the other way from spreading over the rest of its row. Scales are (R, C).
+    left, eliminate the column from the inverse. Following the given integers keeps a tie that
+    float32 rounds differently from affecting the rest of its row. Scales are (R, C).
     """
     weights, inverse = weights.copy(), np.linalg.inv(hessian)
     integers = np.zeros_like(weights)
@@ -148,12 +147,12 @@ def both_scales(rows: Tensor, columns: Tensor | None, count: int) -> Array:
 
 
 @pytest.mark.parametrize("with_columns", [False, True])
-@pytest.mark.parametrize("step", [0.02, STEP, 1.5])
+@pytest.mark.parametrize("width", [0.02, BIN_WIDTH, 1.5])
 @pytest.mark.parametrize("columns", [40, 128, 200, 256, 300])
-def test_solve_equals_naive_gptq(columns: int, step: float, with_columns: bool) -> None:
+def test_solve_equals_naive_gptq(columns: int, width: float, with_columns: bool) -> None:
     weights = randn(2, 24, columns, seed=columns, dtype=torch.float32)
     hessians = torch.stack([correlated_hessian(columns, seed) for seed in (0, 10)])
-    scales = row_scales(weights, steps(2, step))
+    scales = row_scales(weights, widths(2, width))
     factor = factor_hessians(hessians, 0.01)
     own = column_scales(pivots(factor)) if with_columns else None
     integers = solve(weights, factor, scales, own)
@@ -172,7 +171,7 @@ def test_solve_equals_naive_gptq(columns: int, step: float, with_columns: bool) 
 
 
 def test_pivots_are_what_an_error_costs() -> None:
-    """An error of 1 in column c, the later ones making up for it, costs 1 / pivot^2."""
+    """An error of 1 in column c, compensated in the later ones, costs 1 / pivot^2."""
     hessian = correlated_hessian(12, seed=2)
     factor = factor_hessians(hessian[None], 0.01)
     wide, order = damped(hessian, 0.01), factor.order_MC[0].tolist()
@@ -186,8 +185,8 @@ def test_pivots_are_what_an_error_costs() -> None:
         assert found[column] ** -2 == pytest.approx(cost, rel=1e-4)
 
 
-def test_columns_of_their_own_scales_cost_less_at_equal_bits() -> None:
-    """The gain of water-filling: the arithmetic over the geometric mean of the columns' costs."""
+def test_columns_with_separate_scales_cost_less_at_equal_bits() -> None:
+    """The gain of water-filling: arithmetic over geometric mean of the columns' costs."""
     columns = 200
     hessian = correlated_hessian(columns, seed=4)
     hessian *= torch.outer(*2 * [torch.logspace(-1, 1, columns, dtype=torch.float64)])
@@ -213,7 +212,7 @@ def test_a_batch_is_solved_as_one_by_one(columns: int, share: float) -> None:
     """Bit for bit within a block of 128 columns; beyond it a matrix product may round apart."""
     weights = randn(3, 16, columns, seed=0, dtype=torch.float32)
     hessians = torch.stack([correlated_hessian(columns, seed) for seed in (0, 10, 20)])
-    scales = row_scales(weights, steps(3, 0.5))
+    scales = row_scales(weights, widths(3, 0.5))
     together = solve(weights, factor_hessians(hessians, 0.01), scales)
     for i in range(3):
         one = slice(i, i + 1)
@@ -221,11 +220,11 @@ def test_a_batch_is_solved_as_one_by_one(columns: int, share: float) -> None:
         assert float((alone[0] != together[i]).double().mean()) <= share
 
 
-@pytest.mark.parametrize("step", [0.1, STEP, 1.5])
-def test_gptq_is_better_than_nearest_on_correlated_inputs(step: float) -> None:
+@pytest.mark.parametrize("width", [0.1, BIN_WIDTH, 1.5])
+def test_gptq_is_better_than_nearest_on_correlated_inputs(width: float) -> None:
     weights = randn(4, 16, 150, seed=3, dtype=torch.float32)
     hessians = torch.stack([correlated_hessian(150, seed) for seed in range(4)])
-    scales = row_scales(weights, steps(4, step))
+    scales = row_scales(weights, widths(4, width))
     integers = solve(weights, factor_hessians(hessians, 0.01), scales)
     for matrix, hessian, scale, got in zip(weights, hessians, scales, integers, strict=True):
         wide, column = matrix.double().numpy(), scale.double().numpy()[:, None]
@@ -236,7 +235,7 @@ def test_gptq_is_better_than_nearest_on_correlated_inputs(step: float) -> None:
 
 def test_gptq_with_a_diagonal_hessian_is_rounding_to_nearest() -> None:
     weights = randn(1, 16, 150, seed=0, dtype=torch.float32)
-    scales = row_scales(weights, steps(1, STEP))
+    scales = row_scales(weights, widths(1))
     hessian = torch.diag(torch.linspace(1, 5, 150, dtype=torch.float64))
     integers = solve(weights, factor_hessians(hessian[None], 0.01), scales)
     expected = round_to_integers(weights[0], scales[0][:, None])
@@ -279,28 +278,28 @@ def test_damping_is_raised_for_the_indefinite_hessian_only() -> None:
     np.testing.assert_allclose(upper.T @ upper @ permuted, np.eye(20), rtol=0, atol=1e-4)
 
 
-def test_hopeless_hessians_are_refused() -> None:
+def test_hessians_beyond_all_damping_are_rejected() -> None:
     hopeless = torch.tensor([[1.0, 1e6], [1e6, 1.0]])  # eigenvalue -1e6 mean diagonals
     with pytest.raises(ValueError, match="not positive definite"):
         factor_hessians(torch.stack([torch.eye(2), hopeless]), 0.01)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_hessians_of_a_diverged_model_are_refused(value: float) -> None:
+def test_hessians_of_a_diverged_model_are_rejected(value: float) -> None:
     hessians = torch.stack([torch.eye(3), torch.eye(3)])
     hessians[1, 0, 2] = value
     with pytest.raises(ValueError, match="not finite"):
         factor_hessians(hessians, 0.01)
 
 
-def test_dead_columns_are_rounded_to_nearest_and_disturb_nothing() -> None:
+def test_dead_columns_are_rounded_to_nearest_and_affect_nothing() -> None:
     columns, dead = 140, [0, 7, 139]
     alive = [c for c in range(columns) if c not in dead]
     hessian = correlated_hessian(columns, seed=0)
     hessian[dead] = 0
     hessian[:, dead] = 0
     weights = randn(1, 12, columns, seed=1, dtype=torch.float32)
-    scales = row_scales(weights, steps(1, 0.5))
+    scales = row_scales(weights, widths(1, 0.5))
     factor = factor_hessians(hessian[None], 0.01)
     assert factor.order_MC[0, -3:].tolist() == dead, "last, in a stable order"
     integers = solve(weights, factor, scales)[0]
@@ -316,9 +315,9 @@ def test_dead_columns_are_rounded_to_nearest_and_disturb_nothing() -> None:
     assert (integers.numpy()[:, alive] != expected[:, alive]).mean() < 0.001
 
 
-def test_a_hessian_of_zeros_gives_nearest() -> None:
+def test_a_hessian_of_zeros_rounds_to_nearest() -> None:
     weights = randn(1, 4, 10, seed=1, dtype=torch.float32)
-    scales = row_scales(weights, steps(1, STEP))
+    scales = row_scales(weights, widths(1))
     factor = factor_hessians(torch.zeros(1, 10, 10), 0.01)
     columns = column_scales(pivots(factor))
     assert torch.equal(columns, torch.ones(1, 10).half())
@@ -333,7 +332,7 @@ def test_report_equals_its_formulas() -> None:
     weights = randn(10, 60, seed=0, dtype=torch.float32)
     hessian = correlated_hessian(60, seed=1)
     factor = factor_hessians(hessian[None], 0.01)
-    rows, columns = row_scales(weights[None], steps(1, 0.02)), column_scales(pivots(factor))
+    rows, columns = row_scales(weights[None], widths(1, 0.02)), column_scales(pivots(factor))
     quantized = Quantized(solve(weights[None], factor, rows, columns)[0], rows[0], columns[0])
     integers = quantized.integers
     measured = report(weights, hessian.float(), integers, quantized.scales(), 0.25)
@@ -449,7 +448,7 @@ def calibrated(
 
 @pytest.mark.parametrize("split_columns", [False, True])
 def test_quantize_a_model(split_columns: bool) -> None:
-    """Also with block matrices in the shape of the embedding, but not with its step."""
+    """Also with block matrices in the shape of the embedding, but with other bin widths."""
     _, matrices, hessians = calibrated(2, num_layers=5, width=32, mlp_ratio=10, vocab_size=320)
     assert matrices["embedding"].shape == matrices["blocks.0.up"].shape
     before = {name: matrix.clone() for name, matrix in matrices.items()}
@@ -463,13 +462,13 @@ def test_quantize_a_model(split_columns: bool) -> None:
     assert quantizer.dampings == pytest.approx(dict.fromkeys(quantized, 0.01), rel=1e-12)
     for name, result in quantized.items():
         weights = before[name]
-        assert torch.equal(matrices[name], weights), "the weights are left as they were"
+        assert torch.equal(matrices[name], weights), "the weights are unchanged"
         assert result.integers.shape == weights.shape
         assert result.integers.dtype == torch.int8
         assert result.rows.dtype == result.columns.dtype == torch.float16
         assert result.columns.shape == weights.shape[1:]
         assert bool((result.columns == 1).all()) != split_columns
-        # In the batch of its shape it became what it becomes by itself, with its own Hessian.
+        # The same as alone, with its own Hessian: batching by shape changes nothing.
         hessian = hessians[input_of(name)][None]
         factor = factor_hessians(hessian, 0.01)
         columns = column_scales(pivots(factor)) if split_columns else torch.ones(1, len(hessian[0]))
@@ -478,12 +477,12 @@ def test_quantize_a_model(split_columns: bool) -> None:
         assert torch.equal(result.rows, rows[0])
         alone = solve(weights[None], factor, rows, columns.half())[0]
         assert float((alone != result.integers).double().mean()) < 0.01
-        # The spreads foretell those of the integers.
+        # The spreads of the weights predict those of the integers.
         spreads = result.integers.double().square().mean(dim=0).sqrt()
-        foretold = (quantizer.spreads[name].columns / wanted[name]).square() + 1 / 12
-        assert float((spreads / foretold.sqrt()).log().mean()) == pytest.approx(0, abs=0.05)
-        # The output on the calibration inputs is closer than with rounding to nearest, which
-        # moves every weight by a uniform part of a step: rms step / sqrt(12).
+        predicted = (quantizer.spreads[name].columns / wanted[name]).square() + 1 / 12
+        assert float((spreads / predicted.sqrt()).log().mean()) == pytest.approx(0, abs=0.05)
+        # The output on the calibration inputs is closer than by rounding to nearest, which
+        # moves every weight uniformly within a bin: rms of the bin widths / sqrt(12).
         wide, scales = weights.double().numpy(), result.scales().double().numpy()
         rebuilt = result.dequantize().double().numpy()
         np.testing.assert_allclose(rebuilt, result.integers.numpy() * scales, rtol=1e-6)
@@ -495,10 +494,10 @@ def test_quantize_a_model(split_columns: bool) -> None:
         assert np.mean((rebuilt - wide) ** 2) < 4 * expected
 
 
-def test_raised_damping_is_told_by_name() -> None:
+def test_raised_damping_is_reported_by_name() -> None:
     _, matrices, hessians = calibrated(num_layers=4)
     bad = hessians["blocks.2.attention"]
-    bad -= 0.3 * bad.diagonal().mean() * torch.eye(len(bad))  # its least eigenvalues were near 0
+    bad -= 0.3 * bad.diagonal().mean() * torch.eye(len(bad))  # its smallest eigenvalues were near 0
     least = float(torch.linalg.eigvalsh(bad.double())[0] / bad.diagonal().double().mean())
     dampings = Quantizer(matrices, hessians, 0.02, True).dampings
     assert dampings.keys() == matrices.keys()
@@ -511,7 +510,7 @@ def test_raised_damping_is_told_by_name() -> None:
         )
 
 
-def test_a_diverged_model_is_refused() -> None:
+def test_a_diverged_model_is_rejected() -> None:
     _, matrices, hessians = calibrated(num_layers=4)
     matrices["blocks.1.up"] = matrices["blocks.1.up"].clone()
     matrices["blocks.1.up"][3, 4] = float("nan")
@@ -521,7 +520,7 @@ def test_a_diverged_model_is_refused() -> None:
 
 
 def test_divergences_equal_their_definition() -> None:
-    """Sum of p (log p - log q) in float64, one matrix replaced at a time, the model unharmed."""
+    """Sum of p (log p - log q) in float64, one matrix replaced at a time, the model unchanged."""
     config = small_config(num_layers=4)
     model = random_model(config, seed=0)
     order, tokens = layer_order(config, recurrent=True), random_tokens(config, 2, 16)

@@ -52,11 +52,11 @@ def run(job: Job) -> dict[str, Any]:
             uses = known.uses | {"adaptation": adaptation}
             replace(known.of("train", *job.adapted_on), uses=uses).save(run.provenance)
     # In whole units, so that one digit more in the configuration does not change the weights.
-    limit = pack.budget_bytes - -(-len(code) // _CODE_UNIT) * _CODE_UNIT
+    reserved_bytes = -(-len(code) // _CODE_UNIT) * _CODE_UNIT
     with ledger.phase("pack: GPTQ"):
-        packer = _Packer(job, weights, hessians, limit)
+        packer = _Packer(job, weights, hessians, pack.budget_bytes - reserved_bytes)
         job.runtime.synchronize()
-    packed = _fill(job, packer, calibration, limit)
+    packed = _fill(job, packer, calibration)
     if packed is None:
         return {}
     raised = {name: d for name, d in packer.dampings.items() if d > pack.damping}
@@ -100,6 +100,7 @@ class _Packer:
     """Quantizes and codes the weights with any bin widths: all ranks solve, rank 0 codes.
 
     Attributes:
+        limit: bytes that the artifact may take.
         own: the matrices that this rank quantized last.
         sizes: weights of every matrix.
         spreads, dampings: see `Quantizer`; of all matrices on rank 0.
@@ -109,7 +110,7 @@ class _Packer:
         self, job: Job, weights: dict[str, Tensor], hessians: dict[str, Tensor], limit: int
     ) -> None:
         self._job, self._ranks = job, job.runtime.ranks
-        self._limit, self._solves = limit, 0
+        self.limit, self._solves = limit, 0
         shapes, vectors = layout(job.config.model)
         self._vectors = {name: _short(name, weights[name]) for name in vectors}
         matrices = {name: weights[name].to(job.runtime.device) for name in shapes}
@@ -159,10 +160,10 @@ class _Packer:
         packed = _Packed(bin_widths, quantized, content, by_part)
         self._solves += 1
         job.run.event(
-            "packed", model_bytes=packed.size, limit_bytes=self._limit, bin_widths=bin_widths
+            "packed", model_bytes=packed.size, limit_bytes=self.limit, bin_widths=bin_widths
         )
         job.reporter.line(
-            f"  pack      solve {self._solves}  {packed.size:,} of {self._limit:,} bytes"
+            f"  pack      solve {self._solves}  {packed.size:,} of {self.limit:,} bytes"
         )
         return packed
 
@@ -173,8 +174,8 @@ class _Packer:
         return {name: everything[name] for name in self.sizes} if self._ranks.main else {}
 
 
-def _fill(job: Job, packer: _Packer, calibration: _Calibration, limit: int) -> _Packed | None:
-    """Quantize with the bin widths that fill `limit` bytes; None on ranks other than 0.
+def _fill(job: Job, packer: _Packer, calibration: _Calibration) -> _Packed | None:
+    """Quantize with the bin widths that fill the limit; None on ranks other than 0.
 
     Measures with the configured bin widths, balances these by what quantizing each matrix costs,
     and corrects the factor that they have in common until the size fits.
@@ -187,7 +188,7 @@ def _fill(job: Job, packer: _Packer, calibration: _Calibration, limit: int) -> _
     divergences = calibration.divergences(packer.own) if balance else {}
     search, solves = None, []
     if first is not None:
-        target = limit if job.config.pack.fill_budget else min(limit, first.size)
+        target = packer.limit if job.config.pack.fill_budget else min(packer.limit, first.size)
         rate = fit.RateModel(packer.spreads)
         if balance:
             rate.learn(first.bin_widths, first.size)
@@ -203,7 +204,7 @@ def _fill(job: Job, packer: _Packer, calibration: _Calibration, limit: int) -> _
             following = search.next_widths() if search else None
             following = job.runtime.ranks.from_main(following, SERIAL_SECONDS)
         if following is None:
-            return _best(job, solves, search.target, limit) if search else None
+            return _best(job, solves, search.target, packer.limit) if search else None
         packed = packer.pack(following)
         if packed and search:
             search.add(packed.bin_widths, packed.size)
