@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import dataclasses
 import hashlib
 import json
 import shutil
 import subprocess
+import symtable
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
@@ -17,7 +20,7 @@ import pytest
 
 import paramgolf
 from paramgolf.codefile import stripping
-from paramgolf.codefile.build import INSTALLED_ONLY, _quoted, build, needed_modules
+from paramgolf.codefile.build import INSTALLED_ONLY, _quoted, build, stripped_sources
 from paramgolf.codefile.stripping import stripped
 from paramgolf.config import DataConfig, to_json
 from paramgolf.recipes import RECIPES
@@ -29,11 +32,17 @@ SOURCE = '''
 
     from __future__ import annotations
     import functools  # a comment
+    from collections.abc import Sequence
+    from typing import Any as A, Literal
 
     TEXT = """kept: # no comment
 
       two spaces"""
     "A string that documents TEXT."
+    WORDS: Sequence[str] = (
+        "a" 'b' f"c {1 + 1}",  # a comment
+        r"""d" """,
+        "e" f'{TEXT!r:>{3}}')
 
     class Empty(Exception):
         """Only a docstring."""
@@ -41,15 +50,17 @@ SOURCE = '''
     class Pair:
         first: int = 1
         """A field's docstring."""
-        second: dict[str, int]
+        second: dict[str, A]
 
         def total(self, extra: int = 2, *rest: int, name: str = "# no comment") -> int:
             """Docstring."""
-            return self.first + extra + sum(rest)  # -> a comment
+            total: Literal[1] = self.first + extra
+            return total if rest else -1  # -> a comment
 
     @functools.cache
     def decorated(x: int) -> int:
-        return x
+        y: int = x
+        return y
 
     def f(a: "int", /, b: int = 3, **more: dict[str, "int"]) -> "tuple[int, int]":
 
@@ -59,21 +70,25 @@ SOURCE = '''
 STRIPPED = '''
     from __future__ import annotations
     import functools
-    TEXT = """kept: # no comment
+    from typing import Any as A
+    TEXT="""kept: # no comment
 
       two spaces"""
+    WORDS=("a" 'b'f"c {1 + 1}",r"""d" ""","e"f'{TEXT!r:>{3}}')
     class Empty(Exception):
-        0
+     0
     class Pair:
-        first: int = 1
-        second: dict[str, int]
-        def total(self, extra = 2, *rest, name = "# no comment") :
-            return self.first + extra + sum(rest)
+     first:int=1
+     second:dict[str,A]
+     def total(self,extra=2,*rest,name="# no comment"):
+      total=self.first+extra
+      return total if rest else-1
     @functools.cache
-    def decorated(x: int) -> int:
-        return x
-    def f(a, /, b = 3, **more) :
-        return a, f"{b}" '-> x'
+    def decorated(x:int)->int:
+     y:int=x
+     return y
+    def f(a,/,b=3,**more):
+     return a,f"{b}" '-> x'
 '''
 
 
@@ -82,7 +97,7 @@ def test_what_is_stripped() -> None:
 
 
 class Bare(ast.NodeTransformer):
-    """An independent implementation on the syntax tree: no docstrings, no annotations."""
+    """An independent implementation on the syntax tree: no docstrings, annotations and imports."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
@@ -92,12 +107,14 @@ class Bare(ast.NodeTransformer):
                 s
                 for s in body
                 if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+                and not (isinstance(node, ast.Module) and isinstance(s, ast.ImportFrom))
             ]
-        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+        if isinstance(node, ast.FunctionDef):
             node.returns = None
-            for argument in ast.walk(node.args):
-                if isinstance(argument, ast.arg):
-                    argument.annotation = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        if isinstance(node, ast.AnnAssign) and node.value is not None:
+            return ast.Assign([node.target], node.value)
         return node
 
 
@@ -106,6 +123,36 @@ def test_stripping_keeps_the_program_of_every_module(path: Path) -> None:
     source = path.read_text()
     trees = [Bare().visit(ast.parse(text)) for text in (source, stripped(source))]
     assert ast.dump(trees[0]) == ast.dump(trees[1])
+
+
+def test_every_name_that_a_module_needs_is_there() -> None:
+    """Imports that are left out are those that nothing in the file uses."""
+    sources = stripped_sources()
+    for name, source in sources.items():
+        unknown = set(symtable_globals(source)) - set(dir(builtins))
+        assert unknown <= {"__file__", "__name__"}, (name, unknown)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "") in sources:
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    known = symtable.symtable(sources[str(node.module)], "x", "exec")
+                    assert whole in {*sources, *INSTALLED_ONLY} or known.lookup(alias.name)
+
+
+def symtable_globals(source: str) -> Iterator[str]:
+    """Names that functions take from the module and that the module does not bind."""
+    module = symtable.symtable(source, "x", "exec")
+    bound = {s.get_name() for s in module.get_symbols() if s.is_assigned() or s.is_imported()}
+    bound |= {child.get_name() for child in module.get_children()}
+    tables = [module]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        yield from (
+            symbol.get_name()
+            for symbol in table.get_symbols()
+            if symbol.is_global() and symbol.get_name() not in bound
+        )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +167,7 @@ def test_any_bytes_can_be_quoted(content: bytes) -> None:
 
 
 def test_the_modules_in_it() -> None:
-    names = needed_modules().keys()
+    names = stripped_sources().keys()
     assert not names & INSTALLED_ONLY
     assert all(find_spec(name) for name in INSTALLED_ONLY)
     assert {"paramgolf", "paramgolf.model.gpt", "paramgolf.stages.train"} <= names
@@ -200,7 +247,8 @@ def test_other_python_versions_strip_to_the_same_bytes_and_compile_them(version:
     pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     if not found and not pyenv:
         pytest.skip(f"no Python {version} here")
-    paths = sorted(map(str, needed_modules().values()))
+    specs = map(find_spec, stripped_sources())
+    paths = [spec.origin for spec in specs if spec and spec.origin]
     python = str(pyenv[-1]) if pyenv else found
     command = [str(python), "-c", UNDER_ANOTHER_PYTHON, stripping.__file__, *paths]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -2,9 +2,9 @@
 
 The file is Python source in Latin-1: a loader and a string, which is JSON under bzip2: the run's
 configuration and the modules by name. Importing a module of `paramgolf` then compiles its source
-from there; no other file is read. Sources lose comments, docstrings and the annotations of
-signatures, and otherwise stay as written. Thus the bytes of the file do not depend on the Python
-version that builds it, and it runs on all versions that the package supports.
+from there; no other file is read. Sources lose comments, docstrings, annotations and white space,
+and otherwise stay as written. Thus the bytes of the file do not depend on the Python version that
+builds it, and it runs on all versions that the package supports.
 """
 
 from __future__ import annotations
@@ -67,22 +67,17 @@ def build(config: RunConfig) -> bytes:
 
 @cache
 def stripped_sources() -> dict[str, str]:
-    """Return the stripped sources of the modules in the file, by module name."""
-    return {name: stripped(path.read_text()) for name, path in sorted(needed_modules().items())}
-
-
-def needed_modules() -> dict[str, Path]:
-    """Return the files of the modules that the functions of `ENTRY` need, by module name."""
-    found: dict[str, Path] = {}
+    """Return the stripped sources of the modules that the functions of `ENTRY` need, by name."""
+    found: dict[str, str] = {}
     waiting = [ENTRY]
     while waiting:
         name = waiting.pop()
         path = _path(name)
         if path is None or name in found or name in INSTALLED_ONLY:
             continue
-        found[name] = path
-        waiting += [name.rpartition(".")[0], *_imported(path)]
-    return found
+        found[name] = stripped(path.read_text())
+        waiting += [name.rpartition(".")[0], *_imported(found[name])]
+    return dict(sorted(found.items()))
 
 
 def _path(name: str) -> Path | None:
@@ -95,9 +90,9 @@ def _path(name: str) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """Yield all names, of modules or not, that a source file imports, also inside functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def _imported(source: str) -> Iterator[str]:
+    """Yield all names, of modules or not, that a module imports, also inside functions."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:

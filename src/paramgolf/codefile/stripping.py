@@ -1,7 +1,7 @@
-"""Removes from source text what does not change its behaviour, and nothing else.
+"""Removes from source text what does not change its behaviour.
 
-Edits the text itself. Writing out a syntax tree instead would produce different text under
-different Python versions.
+Works on the text and its tokens. Writing out a syntax tree instead would produce different text
+under different Python versions.
 """
 
 from __future__ import annotations
@@ -9,58 +9,87 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+_Span = tuple[int, int]
+"""Position of the first character, and behind the last one."""
 _Edit = tuple[int, int, str]
-"""The first character of a span, its end, and the text that replaces it."""
+"""A span, and the text that replaces it."""
+_Node = ast.expr | ast.stmt | ast.arg
+_Token = tuple[int, str]
+"""Type and text."""
+
+_QUOTES = ("'", '"')
 
 
 def stripped(source: str) -> str:
-    """Return ASCII source without comments, docstrings, blank lines and annotations of signatures.
+    """Return ASCII source without comments, docstrings, annotations and needless white space.
 
-    Decorated functions keep their annotations, since the decorator may read them (Triton's does),
-    and so do the fields of classes.
+    Imports that only annotations needed go, too. Classes keep the annotations of their fields, and
+    decorated functions all annotations, since the decorator may read them (Triton's does). A
+    statement becomes one line.
     """
-    assert source.isascii(), "columns are bytes in syntax trees, but characters in tokens"
+    assert source.isascii(), "columns count bytes in syntax trees, but characters in tokens"
     source = _edited(source, _docstrings_and_annotations(source))
-    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    source = _edited(source, _comments(source, tokens))
-    inside_strings = _lines_inside_strings(tokens)
-    lines = enumerate(source.splitlines(), start=1)
-    kept = (line for number, line in lines if number in inside_strings or line.strip())
-    return "\n".join(kept) + "\n"
+    source = _edited(source, _unused_imports(source))
+    return _without_white_space(source)
 
 
-def _edited(source: str, edits: Iterator[_Edit]) -> str:
+def _edited(source: str, edits: Iterable[_Edit]) -> str:
     for begin, end, replacement in sorted(edits, reverse=True):
         source = source[:begin] + replacement + source[end:]
     return source
 
 
-def _docstrings_and_annotations(source: str) -> Iterator[_Edit]:
+def _spans(source: str) -> Callable[[_Node], _Span]:
+    """Return the function that finds where a node of the syntax tree is."""
     offsets = _line_offsets(source)
 
-    def begin(node: ast.expr | ast.stmt | ast.arg) -> int:
-        return offsets[node.lineno - 1] + node.col_offset
-
-    def end(node: ast.expr | ast.stmt) -> int:
+    def span(node: _Node) -> _Span:
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
-        return offsets[node.end_lineno - 1] + node.end_col_offset
+        begin = offsets[node.lineno - 1] + node.col_offset
+        return begin, offsets[node.end_lineno - 1] + node.end_col_offset
 
-    for node in ast.walk(ast.parse(source)):
+    return span
+
+
+def _unused_imports(source: str) -> Iterator[_Edit]:
+    """Names that the module imports at its top and does not mention again."""
+    tree, span = ast.parse(source), _spans(source)
+    mentioned = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    # Those in strings, too: annotations in quotes, and `__all__`.
+    mentioned |= {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            names = [n for n in node.names if (n.asname or n.name) in mentioned]
+            kept = ", ".join(f"{n.name} as {n.asname}" if n.asname else n.name for n in names)
+            if len(names) < len(node.names):
+                yield (*span(node), f"from {node.module} import {kept}" if kept else "")
+
+
+def _docstrings_and_annotations(source: str) -> Iterator[_Edit]:
+    tree, span = ast.parse(source), _spans(source)
+    kept: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            kept.update(node.body)
+        elif isinstance(node, ast.FunctionDef) and node.decorator_list:
+            kept.update(ast.walk(node))
+    for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             strings = [s for s in node.body if _is_string(s)]
             # A body that consists of its docstring alone must not become empty.
             needed = 0 if isinstance(node, ast.Module) or len(strings) < len(node.body) else 1
             for number, statement in enumerate(strings):
-                yield begin(statement), end(statement), "0" if number < needed else ""
-        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
-            if node.returns is not None:
-                yield source.rindex("->", 0, begin(node.returns)), end(node.returns), ""
-            for argument in ast.walk(node.args):
-                if isinstance(argument, ast.arg) and argument.annotation is not None:
-                    yield begin(argument) + len(argument.arg), end(argument.annotation), ""
+                yield (*span(statement), "0" if number < needed else "")
+        if isinstance(node, ast.FunctionDef) and node.returns and not node.decorator_list:
+            begin, end = span(node.returns)
+            yield source.rindex("->", 0, begin), end, ""
+        if isinstance(node, ast.arg) and node.annotation and node not in kept:
+            yield span(node)[0] + len(node.arg), span(node.annotation)[1], ""
+        if isinstance(node, ast.AnnAssign) and node.value and node not in kept:
+            yield span(node.target)[1], span(node.annotation)[1], ""
 
 
 def _is_string(statement: ast.stmt) -> bool:
@@ -70,25 +99,52 @@ def _is_string(statement: ast.stmt) -> bool:
     return False
 
 
-def _comments(source: str, tokens: list[tokenize.TokenInfo]) -> Iterator[_Edit]:
-    """Comments together with the white space before them."""
+def _without_white_space(source: str) -> str:
+    """Write one line per statement, indented by one space per level."""
+    written: list[str] = []
+    level, previous = 0, ""
+    for kind, text in _tokens(source):
+        if kind == tokenize.INDENT:
+            level += 1
+        elif kind == tokenize.DEDENT:
+            level -= 1
+        elif kind == tokenize.NEWLINE:
+            written.append("\n")
+            previous = ""
+        elif kind not in (tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER):
+            if not previous:
+                written.append(" " * level)
+            elif _need_space(previous, text):
+                written.append(" ")
+            written.append(text)
+            previous = text
+    return "".join(written)
+
+
+def _tokens(source: str) -> Iterator[_Token]:
+    """Yield the tokens of source text, f-strings as a whole, as Python 3.11 reads them."""
     offsets = _line_offsets(source)
-    for token in tokens:
-        if token.type == tokenize.COMMENT:
-            line = offsets[token.start[0] - 1]
-            code = source[line : line + token.start[1]].rstrip()
-            yield line + len(code), line + token.end[1], ""
+    opening = getattr(tokenize, "FSTRING_START", -1)
+    closing = getattr(tokenize, "FSTRING_END", -1)
+    depth = begin = 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == opening:
+            if not depth:
+                begin = offsets[token.start[0] - 1] + token.start[1]
+            depth += 1
+        elif token.type == closing:
+            depth -= 1
+            if not depth:
+                yield tokenize.STRING, source[begin : offsets[token.end[0] - 1] + token.end[1]]
+        elif not depth:
+            yield token.type, token.string
 
 
-def _lines_inside_strings(tokens: list[tokenize.TokenInfo]) -> set[int]:
-    """Return the numbers of the lines that begin inside a string, where white space matters."""
-    parts = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
-    return {
-        number
-        for token in tokens
-        if token.type in parts
-        for number in range(token.start[0] + 1, token.end[0] + 1)
-    }
+def _need_space(left: str, right: str) -> bool:
+    if left.endswith(_QUOTES):
+        return right.startswith(_QUOTES)
+    word = left[-1].isalnum() or left[-1] == "_"
+    return word and (right[0].isalnum() or right[0] == "_" or right.startswith(_QUOTES))
 
 
 def _line_offsets(source: str) -> list[int]:
