@@ -1,7 +1,7 @@
-"""Pinned formats and numbers: what was written once is read, and computed, the same for ever.
+"""Pinned formats and numbers: earlier files must be read, and scored, as they were.
 
-A test here fails where files made before would no longer be understood. Then either the change is
-wrong, or the format's version must rise.
+If a test fails here, earlier files would be misread: either the change is wrong, or the format
+needs a new version.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def fixed_artifact() -> Artifact:
 
 
 def header_and_sections(content: bytes) -> tuple[dict[str, object], dict[str, bytes]]:
-    """Take an artifact apart as docs/format.md says, without the package."""
+    """Take an artifact apart by docs/format.md, without the package."""
     magic, version, header_bytes, digest = struct.unpack_from("<8sII32s", content)
     assert (magic, version) == (b"PARAGOLF", 4)
     assert hashlib.sha256(content[48:]).digest() == digest
@@ -119,26 +119,25 @@ def check_pinned(content: bytes) -> None:
     assert digests == SECTION_SHA256
 
 
-def test_what_is_encoded_now_is_what_was_encoded_then() -> None:
-    """To the byte."""
+def test_the_encoding_is_as_pinned() -> None:
     content, by_part = artifact.encode(fixed_artifact())
     check_pinned(content)
     assert sum(by_part.values()) == len(content)
     assert list(by_part) == ["header", *SECTION_SHA256]
 
 
-def test_the_file_of_then_is_pinned() -> None:
+def test_the_golden_file_is_as_pinned() -> None:
     check_pinned(ARTIFACT_FILE.read_bytes())
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-def test_a_file_of_an_old_version_is_refused_by_its_number(version: int) -> None:
+def test_a_file_of_an_old_version_is_rejected_by_its_number(version: int) -> None:
     wanted = f"version {version}; this program reads version 4"
     with pytest.raises(artifact.ArtifactError, match=wanted):
         artifact.decode((HERE / f"artifact_v{version}.bin").read_bytes())
 
 
-def test_the_file_of_then_decodes_to_the_same_tensors() -> None:
+def test_the_golden_file_decodes_to_the_same_tensors() -> None:
     decoded, expected = artifact.decode(ARTIFACT_FILE.read_bytes()), fixed_artifact()
     assert decoded.model == MODEL
     assert decoded.tokenizer_sha256 == "ab" * 32
@@ -199,8 +198,8 @@ def nats_of(model: GPT, tokens: torch.Tensor, recurrent: bool) -> list[float]:
     return model.target_nats(model(tokens[:, :-1], order), tokens[:, 1:])[0].tolist()
 
 
-def test_losses_of_the_file_of_then() -> None:
-    """From the file to the loss of each token, in float64."""
+def test_losses_of_the_golden_file() -> None:
+    """From the file to the loss of every token, in float64."""
     decoded = artifact.decode(ARTIFACT_FILE.read_bytes())
     model = GPT(decoded.model, torch.float64)
     model.load_state_dict({name: value.double() for name, value in decoded.state().items()})
@@ -221,12 +220,12 @@ def test_losses_of_a_random_model(recurrent: bool) -> None:
 SHARD_TOKENS = [1, 0, 65_535, 256, 255, 20_240]
 
 
-def test_a_shard_is_written_as_then(tmp_path: Path) -> None:
+def test_a_shard_is_written_as_pinned(tmp_path: Path) -> None:
     write_shard(tmp_path / "now.bin", np.array(SHARD_TOKENS, dtype=np.uint16))
     assert (tmp_path / "now.bin").read_bytes() == SHARD_FILE.read_bytes()
 
 
-def test_the_shard_of_then_is_what_the_field_reads() -> None:
+def test_the_golden_shard_follows_the_fields_format() -> None:
     """256 int32 (magic, version, count, zeros), then uint16, all little-endian."""
     content = SHARD_FILE.read_bytes()
     assert content[:12] == bytes.fromhex("88d83401 01000000 06000000")
@@ -234,12 +233,12 @@ def test_the_shard_of_then_is_what_the_field_reads() -> None:
     assert content[1024:] == bytes.fromhex("0100 0000 ffff 0001 ff00 104f")
 
 
-def test_the_shard_of_then_is_read() -> None:
+def test_the_golden_shard_is_read() -> None:
     assert open_shard(SHARD_FILE).tolist() == SHARD_TOKENS
     assert read_stream([SHARD_FILE, SHARD_FILE], limit=8).tolist() == (SHARD_TOKENS * 2)[:8]
 
 
-# Shingles: labels compare those of an artifact with those of a text, maybe years later.
+# Shingles: labels compare those of an artifact with those of a text, possibly years later.
 
 TEXT = """Fourscore and seven years ago our fathers brought forth, on this continent, a new nation,
 conceived in Liberty, and dedicated to the proposition that all men are created equal. Now we are
@@ -255,7 +254,7 @@ SAMPLED = [
 ]
 
 
-def test_shingles_are_hashed_as_then() -> None:
+def test_shingles_are_hashed_as_pinned() -> None:
     hashes = shingles(TEXT)
     assert len(hashes) == 44
     assert hashes[:2].tolist() == FIRST_SHINGLES[:2]

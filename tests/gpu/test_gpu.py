@@ -1,4 +1,4 @@
-"""What holds on a CUDA GPU: compiled bfloat16 against float64 on the CPU, memory, the whole job."""
+"""On a CUDA GPU: compiled bfloat16 against float64 on the CPU, memory, the whole job."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from paramgolf.compress.gptq import factor_hessians, pivots, solve
 from paramgolf.compress.scales import column_scales, row_scales
 from paramgolf.config import ModelConfig, RunConfig
+from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.optim.trainer import Trainer
@@ -75,7 +76,19 @@ def test_windows_match_float64() -> None:
         assert abs(float(got.mean() - wanted.mean())) < 0.01 * float(wanted.mean())
 
 
-def test_gptq_gives_the_integers_of_the_cpu() -> None:
+def test_chunks_after_a_past_match_float64() -> None:
+    """Prompt, several tokens and single tokens: attention's three cases."""
+    fast, exact = pair()
+    order, past = layer_order(SMALL, recurrent=True), Past(SMALL.seq_len)
+    tokens = torch.randint(512, (2, 50), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        parts = [fast(c, order, past=past) for c in tokens.cuda().split([20, 15, 13, 1, 1], dim=1)]
+        expected = exact(tokens, order)
+    got = torch.cat(parts, dim=1).double().cpu()
+    assert float(torch.cosine_similarity(got, expected, dim=-1).min()) > 0.99
+
+
+def test_gptq_returns_the_integers_of_the_cpu() -> None:
     generator = torch.Generator().manual_seed(4)
     weights = torch.randn(3, 64, 256, generator=generator)
     inputs = torch.randn(3, 512, 256, generator=generator)

@@ -1,4 +1,4 @@
-"""The packed file: what goes in comes out, and nothing else gets through."""
+"""The artifact: round trips, rejection of every damage, and its use for scoring and generation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.model.layout import layout
 from paramgolf.model.order import layer_order
-from paramgolf.model.roles import input_of, role
+from paramgolf.model.roles import QUANTIZED_ROLES, input_of, role
 from paramgolf.runtime.device import select_runtime
 from paramgolf.scoring.generate import streamed_text
 from paramgolf.scoring.predictor import load_on
@@ -76,7 +76,7 @@ def random_artifact(
     matrices, vectors, columns = {}, {}, {}
     for name, parameter in GPT(config).named_parameters():
         shape = parameter.shape
-        if role(name) in {"embedding", "query", "key", "value", "output", "up", "down"}:
+        if role(name) in QUANTIZED_ROLES:
             integers = torch.randint(-most, most + 1, shape, generator=generator, dtype=torch.int8)
             integers[0, 0], integers[-1, -1] = -most, most
             rows, drawn = (
@@ -157,8 +157,8 @@ def test_state_is_integers_times_scales_and_loads_into_the_model() -> None:
     GPT(CONFIG).load_state_dict(state)  # strict: all names, all shapes
 
 
-def test_the_file_is_as_its_description_says() -> None:
-    """Read with struct, hashlib and json alone; the streams are pinned by golden files."""
+def test_the_file_follows_its_description() -> None:
+    """Read with struct, hashlib and json only; the streams are pinned by golden files."""
     artifact = random_artifact(CONFIG, stride=7)
     content, _ = encode(artifact)
     magic, version, header_bytes, digest, tensors = struct.unpack("<8sII32s32s", content[:80])
@@ -190,15 +190,15 @@ SECTIONS = GOOD[80 + HEADER_BYTES :]
 
 
 def signed(header: Any, sections: bytes = SECTIONS) -> bytes:
-    """A file whose checksum is right; the header is JSON values or the text itself."""
+    """A file with a valid checksum; the header is given as JSON values or as text."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     body = TENSORS + text + sections
     digest = hashlib.sha256(body).digest()
     return struct.pack("<8sII32s", b"PARAGOLF", 4, len(text), digest) + body
 
 
-def assert_refused(content: bytes, *fragments: str) -> None:
-    start = time.process_time()  # a busy machine does not count
+def assert_rejected(content: bytes, *fragments: str) -> None:
+    start = time.process_time()  # independent of the machine's load
     with pytest.raises(ArtifactError) as error:
         decode(content, "some/model.bin")
     message = str(error.value)
@@ -209,8 +209,7 @@ def assert_refused(content: bytes, *fragments: str) -> None:
         assert fragment in message
 
 
-def test_signing_again_changes_nothing() -> None:
-    """What the tests below tamper with is accepted while it is not tampered with."""
+def test_an_untampered_file_with_a_new_checksum_is_accepted() -> None:
     assert_same(decode(signed(HEADER)), decode(GOOD))
 
 
@@ -219,7 +218,7 @@ def test_signing_again_changes_nothing() -> None:
 def test_a_changed_byte_is_noticed(position: int, difference: int) -> None:
     damaged = bytearray(GOOD)
     damaged[position] ^= difference
-    assert_refused(bytes(damaged))
+    assert_rejected(bytes(damaged))
 
 
 @pytest.mark.parametrize("position", range(48))
@@ -227,20 +226,20 @@ def test_a_changed_byte_of_the_prefix_is_noticed(position: int) -> None:
     for difference in (1, 0x20, 0xFF):
         damaged = bytearray(GOOD)
         damaged[position] ^= difference
-        assert_refused(bytes(damaged))
+        assert_rejected(bytes(damaged))
 
 
 @settings(max_examples=150)
 @given(st.integers(0, len(GOOD) - 81), st.integers(1, 255))
-def test_a_changed_byte_under_a_right_checksum(position: int, difference: int) -> None:
-    """Without the checksum's help: refused, or the same tensors (a hash or the stride changed)."""
+def test_a_changed_byte_with_a_valid_checksum(position: int, difference: int) -> None:
+    """Rejected, or the same tensors (a hash or the stride changed)."""
     body = bytearray(GOOD[80:])
     body[position] ^= difference
     content = signed(bytes(body[:HEADER_BYTES]), bytes(body[HEADER_BYTES:]))
     try:
         artifact = decode(content, "some/model.bin")
     except ArtifactError:
-        assert_refused(content)
+        assert_rejected(content)
         return
     good = decode(GOOD)
     for name, matrix in artifact.matrices.items():
@@ -252,7 +251,7 @@ def test_a_changed_byte_under_a_right_checksum(position: int, difference: int) -
 
 @pytest.mark.slow
 def test_five_thousand_hostile_files() -> None:
-    """Bytes changed, cut, doubled and moved, half of them with the checksum made right again."""
+    """Bytes changed, cut, doubled and moved, in half of the files with a valid checksum."""
     rng = np.random.default_rng(20_240_520)
     good = decode(GOOD).state()
     start = time.process_time()
@@ -291,30 +290,30 @@ def test_five_thousand_hostile_files() -> None:
 @example(47)
 @example(48)
 @example(len(GOOD) - 1)
-def test_a_truncated_file_is_refused(length: int) -> None:
-    assert_refused(GOOD[:length])
+def test_a_truncated_file_is_rejected(length: int) -> None:
+    assert_rejected(GOOD[:length])
 
 
 @pytest.mark.parametrize(
     "length", [0, 10, HEADER_BYTES - 1, HEADER_BYTES + 1, 2**16 + 1, 2**32 - 1]
 )
-def test_another_header_length_is_refused(length: int) -> None:
+def test_another_header_length_is_rejected(length: int) -> None:
     """The one field that the checksum does not cover."""
-    assert_refused(GOOD[:12] + struct.pack("<I", length) + GOOD[16:])
+    assert_rejected(GOOD[:12] + struct.pack("<I", length) + GOOD[16:])
 
 
-def test_foreign_files_are_refused() -> None:
+def test_foreign_files_are_rejected() -> None:
     for content in (b"", b"PK\x03\x04" + bytes(100), bytes(10_000), b"PARAGOL", b"PARAGOLF"):
-        assert_refused(content, "not a paramgolf artifact")
+        assert_rejected(content, "not a paramgolf artifact")
 
 
-def test_another_version_is_refused_by_its_number() -> None:
-    assert_refused(GOOD[:8] + struct.pack("<I", 77) + GOOD[12:], "77", "version 4")
+def test_another_version_is_rejected_by_its_number() -> None:
+    assert_rejected(GOOD[:8] + struct.pack("<I", 77) + GOOD[12:], "77", "version 4")
 
 
-def test_an_extended_file_is_refused() -> None:
-    assert_refused(GOOD + b"\0", "checksum")
-    assert_refused(signed(HEADER, SECTIONS + b"\0"), "add up")
+def test_an_extended_file_is_rejected() -> None:
+    assert_rejected(GOOD + b"\0", "checksum")
+    assert_rejected(signed(HEADER, SECTIONS + b"\0"), "add up")
 
 
 Tamper = Callable[[dict[str, Any]], Any]
@@ -370,8 +369,8 @@ TAMPERS: dict[str, Tamper] = {
     "null where int": with_model(width=None),
     "list where int": with_model(width=[16]),
     "string where float": with_model(rotary_base="10000"),
-    "softcap that is no number": with_model(logit_softcap=math.nan),
-    "base that is no number": with_model(rotary_base=math.nan),
+    "softcap that is not a number": with_model(logit_softcap=math.nan),
+    "base that is not a number": with_model(rotary_base=math.nan),
     "negative base": with_model(rotary_base=-1.0),
     "odd rotation": with_model(rotary_dims=3),
     "extra key in the model": with_model(heads=2),
@@ -401,11 +400,11 @@ TAMPERS: dict[str, Tamper] = {
 
 
 @pytest.mark.parametrize("tamper", TAMPERS)
-def test_a_wrong_header_under_a_right_checksum_is_refused(tamper: str) -> None:
+def test_a_wrong_header_with_a_valid_checksum_is_rejected(tamper: str) -> None:
     header = json.loads(json.dumps(HEADER))
     TAMPERS[tamper](header)
     assert json.dumps(header) != json.dumps(HEADER)
-    assert_refused(signed(header))
+    assert_rejected(signed(header))
 
 
 @pytest.mark.parametrize(
@@ -424,11 +423,11 @@ def test_a_wrong_header_under_a_right_checksum_is_refused(tamper: str) -> None:
         b"{}{}",
     ],
 )
-def test_a_header_that_is_no_header_is_refused(text: bytes) -> None:
-    assert_refused(signed(text))
+def test_a_header_that_is_not_a_header_is_rejected(text: bytes) -> None:
+    assert_rejected(signed(text))
 
 
-def test_streams_of_noise_are_refused_with_little_memory() -> None:
+def test_streams_of_noise_are_rejected_with_little_memory() -> None:
     noise = np.random.default_rng(0)
     for name in HEADER["sections"]:
         header = json.loads(json.dumps(HEADER))
@@ -441,22 +440,19 @@ def test_streams_of_noise_are_refused_with_little_memory() -> None:
             header["sections"][name] = length
             tracemalloc.start()
             try:
-                assert_refused(signed(header, b"".join(streams.values())))
+                assert_rejected(signed(header, b"".join(streams.values())))
                 peak = tracemalloc.get_traced_memory()[1]
             finally:
                 tracemalloc.stop()
             assert peak < 20_000_000
 
 
-def test_what_cannot_be_stored_is_refused() -> None:
-    artifact = random_artifact(CONFIG)
-    artifact.matrices["blocks.1.up"].rows[3] = math.nan
-    with pytest.raises(ValueError, match="power of"):
-        encode(artifact)
-    artifact = random_artifact(CONFIG)
-    artifact.matrices["blocks.1.up"].columns[3] = 0.3
-    with pytest.raises(ValueError, match="power of"):
-        encode(artifact)
+def test_tensors_that_cannot_be_stored_are_rejected() -> None:
+    for part, scale in (("rows", math.nan), ("columns", 0.3)):
+        artifact = random_artifact(CONFIG)
+        getattr(artifact.matrices["blocks.1.up"], part)[3] = scale
+        with pytest.raises(ValueError, match="power of"):
+            encode(artifact)
     artifact = random_artifact(CONFIG)
     key = artifact.matrices["blocks.1.key"]
     artifact.matrices["blocks.1.key"] = replace(key, columns=key.columns.flip(0))
@@ -472,7 +468,7 @@ def test_what_cannot_be_stored_is_refused() -> None:
         encode(artifact)
 
 
-# The file at work, next to its tokenizer and provenance.
+# The file in use, beside its tokenizer and provenance.
 
 CPU = select_runtime("cpu")
 
@@ -481,17 +477,16 @@ CPU = select_runtime("cpu")
 def packed(
     tokenizer: Tokenizer, tokenizer_model: bytes, english: list[str], tmp_path: Path
 ) -> Path:
-    """A run's artifact, tokenizer and provenance in a folder."""
+    """An artifact beside its tokenizer and provenance."""
     Provenance({"train": Text.of([english[0]])}).save(tmp_path / "provenance.safetensors")
     shape = {**asdict(CONFIG), "vocab_size": tokenizer.vocab_size}
     artifact = random_artifact(ModelConfig(**shape), stride=8)
     beside = (tmp_path / "provenance.safetensors").read_bytes()
-    hashes = tokenizer.sha256, hashlib.sha256(beside).hexdigest()
-    tokenizer_sha256, provenance_sha256 = hashes
-    changed = replace(
-        artifact, tokenizer_sha256=tokenizer_sha256, provenance_sha256=provenance_sha256
+    provenance_sha256 = hashlib.sha256(beside).hexdigest()
+    artifact = replace(
+        artifact, tokenizer_sha256=tokenizer.sha256, provenance_sha256=provenance_sha256
     )
-    content, _ = encode(changed)
+    content, _ = encode(artifact)
     (tmp_path / "tokenizer.model").write_bytes(tokenizer_model)
     (tmp_path / "model.bin").write_bytes(content)
     return tmp_path / "model.bin"
@@ -513,7 +508,7 @@ def test_load_and_score(packed: Path, english: list[str]) -> None:
     assert predictor.score(unseen) != predictor.score(unseen, 0)
 
 
-def test_another_tokenizer_is_refused(packed: Path, english: list[str]) -> None:
+def test_another_tokenizer_is_rejected(packed: Path, english: list[str]) -> None:
     other = packed.with_name("other.model")
     other.write_bytes(train_tokenizer(english[:10], 450))
     with pytest.raises(ArtifactError) as error:
@@ -543,7 +538,7 @@ def test_missing_files_and_another_provenance_are_user_errors(packed: Path) -> N
 PIECES = train_tokenizer(["Once upon a time there was a text. " * 50], 280)
 
 
-def test_the_likeliest_text_is_what_the_model_says(packed: Path) -> None:
+def test_the_likeliest_text_follows_the_losses(packed: Path) -> None:
     predictor = load_on(packed, None, CPU)
     tokens = predictor.tokenizer.encode(["I think"])[0].tolist()
     expected: list[int] = []
@@ -551,7 +546,7 @@ def test_the_likeliest_text_is_what_the_model_says(packed: Path) -> None:
     order = layer_order(predictor.artifact.model, recurrent=True)
     while len(expected) < 60:
         known = tokens + expected
-        if len(known) - begin > 32:  # a window is full: its later half begins the next
+        if len(known) - begin > 32:  # a window is full: its second half begins the next
             begin = len(known) - 16
         window = torch.tensor([known[begin:]])
         state = predictor.model(window, order)[0, -1:]
@@ -569,7 +564,7 @@ def test_the_likeliest_text_is_what_the_model_says(packed: Path) -> None:
 
 @given(st.text(max_size=20))
 def test_streamed_text_comes_in_whole_characters(text: str) -> None:
-    """Also those that are several byte pieces."""
+    """Also characters of several byte pieces."""
     tokenizer = Tokenizer(PIECES)
     text = text.replace("\u2581", "").replace("\ufffd", "")
     tokens = [int(token) for token in tokenizer.encode([text])[0][1:]]

@@ -1,4 +1,4 @@
-"""Range-coded streams: what goes in comes out, in close to the bits that the models ask for."""
+"""Range-coded streams: round trips, in close to the bits that the models predict."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Matrix = NDArray[np.int8]
 
 
 def encoded(parts: list[Matrix], most: int) -> tuple[bytes, float]:
-    """The stream, and the bits that it should take."""
+    """The stream, and the bits that it should ideally take."""
     encoder = Encoder()
     code_matrices(encoder, [(m.shape[0], m.shape[1]) for m in parts], most, parts)
     return encoder.content(), encoder.ideal_bits
@@ -83,14 +83,14 @@ def test_matrices_round_trip(
         assert np.array_equal(matrix, wanted)
 
 
-def test_a_stream_takes_what_its_model_asks_for() -> None:
+def test_a_stream_takes_the_information_content_of_its_symbols() -> None:
     parts = [gaussian(256, 512, 31, seed) for seed in range(3)]
     stream, ideal_bits = encoded(parts, 31)
     assert ideal_bits <= 8 * len(stream) < 1.001 * ideal_bits
 
 
 def test_columns_of_different_spread_cost_less_than_their_common_entropy() -> None:
-    """Against the entropy that would do if each column's distribution were known."""
+    """Close to the entropy if each column's distribution were known."""
     matrix = gaussian(2048, 256, 31, spread=0.5)
 
     def entropy(values: NDArray[np.int8]) -> float:
@@ -112,12 +112,12 @@ def test_rows_that_resemble_earlier_ones_cost_little() -> None:
     copies = row + rng.integers(-1, 2, (64, 256)).astype(np.int8)
     first, _ = encoded([distinct], 127)
     both, _ = encoded([np.concatenate([distinct, copies])], 127)
-    # The difference of two such rows has 2.2 bits; the first has nothing to resemble.
+    # The difference of two such rows has 2.2 bits; the first has no earlier row to resemble.
     assert 8 * (len(both) - len(first)) < 1.15 * copies.size * 2.2 + 10 * row.size
 
 
 @given(st.binary(max_size=400), st.integers(1, 12), st.integers(1, 12))
-def test_any_bytes_decode_in_range_or_are_refused(stream: bytes, rows: int, columns: int) -> None:
+def test_any_bytes_decode_in_range_or_are_rejected(stream: bytes, rows: int, columns: int) -> None:
     try:
         (matrix,) = decoded(stream, [(rows, columns)], 31)
     except ValueError:
@@ -126,7 +126,7 @@ def test_any_bytes_decode_in_range_or_are_refused(stream: bytes, rows: int, colu
     assert int(np.abs(matrix.astype(int)).max()) <= 31
 
 
-def test_a_longer_stream_is_refused() -> None:
+def test_a_longer_stream_is_rejected() -> None:
     stream, _ = encoded([gaussian(4, 8, 31)], 31)
     for more in (bytes(range(1, 101)), bytes(range(200, 220))):
         with pytest.raises(ValueError):
