@@ -733,26 +733,12 @@ def test_only_one_process_works_on_a_run(cli: Cli, tiny: list[str], tmp_path: Pa
         second.communicate()
 
 
-@pytest.mark.parametrize(
-    ("folder", "words"),
-    [
-        ({"train.jsonl": '{"text": "a"}\n{"text"\n', "val.jsonl": "{}"}, ["train.jsonl, line 2"]),
-        ({"train.jsonl": '{"text": "a"}\n'}, ["no val*.jsonl"]),
-        ({"train.jsonl.gz": "no gzip", "val.jsonl": "{}"}, ["cannot read", "train.jsonl.gz"]),
-        ({"notes.txt": "a"}, ["contains neither train*.jsonl", "_train_*.bin"]),
-        ({"x_train_0.bin": "no shard"}, ["--data.tokenizer"]),
-    ],
-    ids=["json", "no-val", "gzip", "nothing", "shards"],
-)
-def test_unusable_text(
-    cli: Cli, tiny: list[str], tmp_path: Path, folder: dict[str, str], words: list[str]
-) -> None:
+def test_unusable_text(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
-    for name, text in folder.items():
-        (tmp_path / "text" / name).write_text(text)
+    (tmp_path / "text" / "train.jsonl").write_text('{"text": "a"}\n{"text"\n')
+    (tmp_path / "text" / "val.jsonl").write_text("{}")
     message = cli.error(*tiny, "--data.source", "text", "--out", "run", cwd=tmp_path)
-    for word in words:
-        assert word in message
+    assert "train.jsonl, line 2" in message
 
 
 def test_text_without_adaptation_split(cli: Cli, tiny: list[str], tmp_path: Path) -> None:

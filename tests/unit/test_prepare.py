@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -82,10 +82,9 @@ def jsonl_folder(folder: Path, train: Sequence[str], val: Sequence[str]) -> Path
     return folder
 
 
-def write_bin(path: Path, tokens: Sequence[int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def shard(tokens: Sequence[int]) -> bytes:
     header = struct.pack("<256i", 20240520, 1, len(tokens), *[0] * 253)
-    path.write_bytes(header + struct.pack(f"<{len(tokens)}H", *tokens))
+    return header + struct.pack(f"<{len(tokens)}H", *tokens)
 
 
 def read_bin(path: Path) -> list[int]:
@@ -267,10 +266,12 @@ def test_small_batches_encode_as_one(
 
 def shard_folder(folder: Path, texts: Texts, tokenizer: Tokenizer) -> Path:
     """Write two training shards, cut between documents, and a validation shard."""
+    folder.mkdir()
     for name, part in (
         ("train_000000", texts[:10]), ("train_000001", texts[10:20]), ("val_000000", texts[20:]),
     ):  # fmt: skip
-        write_bin(folder / f"web_{name}.bin", np.concatenate(tokenizer.encode(part)).tolist())
+        tokens = np.concatenate(tokenizer.encode(part)).tolist()
+        (folder / f"web_{name}.bin").write_bytes(shard(tokens))
     return folder
 
 
@@ -314,7 +315,7 @@ def test_a_token_out_of_the_vocabulary(
 ) -> None:
     folder = shard_folder(tmp_path / "text", texts, Tokenizer.load(tokenizer_file))
     tokens = read_bin(folder / bad)
-    write_bin(folder / bad, [*tokens[:50], VOCAB, *tokens[51:]])
+    (folder / bad).write_bytes(shard([*tokens[:50], VOCAB, *tokens[51:]]))
     with pytest.raises(UserError) as error:
         prepare.run(new_job(tmp_path / "run", folder, tokenizer=str(tokenizer_file)))
     message = one_line(error)
@@ -340,67 +341,34 @@ def test_shards_need_a_tokenizer(texts: Texts, tokenizer_file: Path, tmp_path: P
 # (c) Missing parts.
 
 
-def no_folder(folder: Path) -> None:
-    pass
-
-
-def a_file(folder: Path) -> None:
-    folder.write_bytes(b"text")
-
-
-def empty_folder(folder: Path) -> None:
-    folder.mkdir()
-
-
-def other_files(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "train.txt").write_bytes(b"text")
-    (folder / "val.jsonl").write_bytes(jsonl(["text"]))
-
-
-def jsonl_without_val(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "train.jsonl").write_bytes(jsonl(["some text"]))
-
-
-def shards_without_val(folder: Path) -> None:
-    write_bin(folder / "web_train_000000.bin", [1, 5, 6, 7])
-
-
-def no_text_in_val(folder: Path) -> None:
-    jsonl_without_val(folder)
-    (folder / "val.jsonl").write_bytes(jsonl([""]))
-
-
-def no_text_in_train(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "train.jsonl").write_bytes(jsonl([""]))
-    (folder / "val.jsonl").write_bytes(jsonl(["some text"]))
-
-
-def broken_line(folder: Path) -> None:
-    jsonl_without_val(folder)
-    (folder / "val.jsonl").write_bytes(jsonl(["some text"]) + b"broken\n")
+SOME = jsonl(["some text"])
 
 
 @pytest.mark.parametrize(
-    ("make", "fragment"),
+    ("files", "fragment"),
     [
-        (no_folder, "text"),
-        (a_file, "text"),
-        (empty_folder, "train*.jsonl"),
-        (other_files, "train*.jsonl"),
-        (jsonl_without_val, "val*.jsonl"),
-        (shards_without_val, "*_val_*.bin"),
-        (no_text_in_val, "'val'"),
-        (no_text_in_train, "'train'"),
-        (broken_line, "line 2"),
+        (None, "is not a directory"),
+        (b"a file", "is not a directory"),
+        ({}, "train*.jsonl"),
+        ({"train.txt": b"text", "val.jsonl": SOME}, "train*.jsonl"),
+        ({"train.jsonl": SOME}, "val*.jsonl"),
+        ({"web_train_000000.bin": shard([1, 5, 6, 7])}, "*_val_*.bin"),
+        ({"train.jsonl": SOME, "val.jsonl": jsonl([""])}, "'val'"),
+        ({"train.jsonl": jsonl([""]), "val.jsonl": SOME}, "'train'"),
+        ({"train.jsonl": SOME, "val.jsonl": SOME + b"broken\n"}, "line 2"),
+        ({"train.jsonl.gz": b"no gzip", "val.jsonl": SOME}, "train.jsonl.gz"),
     ],
+    ids=str,
 )
 def test_missing_parts_are_reported_in_one_line(
-    make: Callable[[Path], None], fragment: str, tokenizer_file: Path, tmp_path: Path
+    files: dict[str, bytes] | bytes | None, fragment: str, tokenizer_file: Path, tmp_path: Path
 ) -> None:
-    make(tmp_path / "text")
+    if isinstance(files, bytes):
+        (tmp_path / "text").write_bytes(files)
+    elif files is not None:
+        (tmp_path / "text").mkdir()
+        for name, content in files.items():
+            (tmp_path / "text" / name).write_bytes(content)
     job = new_job(tmp_path / "run", tmp_path / "text", tokenizer=str(tokenizer_file))
     with pytest.raises(UserError) as error:
         prepare.run(job)
