@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -26,8 +26,8 @@ from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import Fingerprints, fingerprints
 from paramgolf.data.overlap import CopyFinder, Overlap, require_disjoint
 from paramgolf.data.provenance import Gathering, Provenance, Text
-from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter
-from paramgolf.data.sidecars import write_sidecars
+from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter, write_shard
+from paramgolf.data.sidecars import count_bytes, sidecar_of
 from paramgolf.data.sources import find_sources, read_documents
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
@@ -380,6 +380,16 @@ class _Build:
                 writer.add(chunk.tokens_of(name))
             progress.update(number)
         return writers
+
+
+def write_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> list[Path]:
+    """Write the sidecars of all shards of a split; return their paths."""
+    parts: dict[Path, list[NDArray[np.uint16]]] = {}
+    for shard, _, counts in count_bytes(shards, tokenizer):
+        parts.setdefault(sidecar_of(shard), []).append(counts)
+    for path, counts in parts.items():
+        write_shard(path, np.concatenate(counts))
+    return list(parts)
 
 
 def _validation(chunks: list[Path]) -> Iterator[tuple[list[str], Fingerprints]]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paramgolf.data.shards import open_shard, write_shard
+from paramgolf.data.shards import open_shard
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 
@@ -42,16 +42,6 @@ def is_sidecar(path: Path) -> bool:
     return re.fullmatch(r".*_bytes_\d+\.bin", path.name) is not None
 
 
-def write_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> list[Path]:
-    """Write the sidecars of all shards of a split; return their paths."""
-    parts: dict[Path, list[NDArray[np.uint16]]] = {}
-    for shard, _, counts in _counted(shards, tokenizer):
-        parts.setdefault(sidecar_of(shard), []).append(counts)
-    for path, counts in parts.items():
-        write_shard(path, np.concatenate(counts))
-    return list(parts)
-
-
 def check_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> Sidecars:
     """Compare the sidecars that exist with the tokenizer.
 
@@ -69,7 +59,7 @@ def check_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> Sidecars:
         shard: open_shard(sidecar_of(shard)) for shard in shards if sidecar_of(shard).exists()
     }
     sums = Sidecars(len(stated), 0, 0)
-    for shard, begin, counts in _counted(shards, tokenizer) if stated else ():
+    for shard, begin, counts in count_bytes(shards, tokenizer) if stated else ():
         if shard not in stated:
             continue
         path, size = sidecar_of(shard), len(open_shard(shard))
@@ -93,7 +83,7 @@ def check_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> Sidecars:
     return sums
 
 
-def _counted(
+def count_bytes(
     shards: Sequence[Path], tokenizer: Tokenizer
 ) -> Iterator[tuple[Path, int, NDArray[np.uint16]]]:
     """Yield the byte counts of all tokens in blocks: shard, index of the first, (n,) counts."""
