@@ -6,17 +6,12 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import jinja2
 import numpy as np
 import pytest
 
-from paramgolf.report.figures import (
-    Line,
-    Step,
-    adaptation,
-    losses,
-    quantization_errors,
-    waterfall,
-)
+from paramgolf.report.figures import Line, adaptation, losses, quantization_errors, score_axis
+from paramgolf.report.page import TEMPLATES
 from paramgolf.study.plots import SERIES, drawing, save_svg
 
 
@@ -34,22 +29,39 @@ def test_a_plot_is_black_on_white_and_its_text_stays_text(tmp_path: Path) -> Non
     assert set(re.findall(r"#[0-9a-f]{6}", svg)) == {SERIES[0], "#000000", "#d8d8d8", "#ffffff"}
 
 
+def drawn_waterfall(scores: list[tuple[float, str]]) -> list[ElementTree.Element]:
+    """Return the bars and changes of a waterfall of these scores and labels."""
+    rows: list[dict[str, object]] = []
+    for number, (bpb, label) in enumerate(scores):
+        change = bpb - scores[number - 1][0] if number else None
+        rows.append({"title": "a stage", "bpb": bpb, "label": label, "change": change})
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    charts = jinja2.Environment(loader=loader).get_template("charts.html.j2").module
+    html = charts.waterfall(score_axis([bpb for bpb, _ in scores]), rows)  # type: ignore[attr-defined]
+    return [
+        element
+        for element in ElementTree.fromstring(html).iter()
+        if element.get("class", "").split()[:1] in (["bar"], ["change"])
+    ]
+
+
 def test_a_waterfall_has_every_change_between_its_scores() -> None:
-    scores = (("ema", 1.75), ("adapted", 1.5), ("quantized", 1.6), ("sliding", 1.6))
-    chart = waterfall([Step(name, bpb, "held-out") for name, bpb in scores])
-    assert [row.change for row in chart.rows] == ["", "\u22120.2500", "+0.1000", "+0.0000"]
-    assert [row.kind for row in chart.rows[1:]] == ["gain", "loss", "gain"]
-    places = [row.place for row in chart.rows]
-    assert all(0 < place < 100 for place in places)
-    assert [row.previous for row in chart.rows] == [None, *places[:-1]]
-    assert (places[0] - places[1]) / (places[2] - places[1]) == pytest.approx(2.5)
-    for tick in chart.axis.ticks:
-        assert tick.place == pytest.approx(chart.axis.place(float(tick.text)))
+    scores = [1.75, 1.5, 1.6, 1.6]
+    elements = drawn_waterfall([(bpb, "held-out") for bpb in scores])
+    bars, changes = elements[::2], elements[1::2]
+    assert [bar.get("class") for bar in bars] == ["bar gain", "bar loss", "bar gain"]
+    assert [change.text for change in changes] == ["\u22120.2500", "+0.1000", "+0.0000"]
+    places = [list(map(float, re.findall(r"[\d.]+", bar.get("style", "")))) for bar in bars]
+    axis = score_axis(scores)
+    for (left, width), before, after in zip(places, scores, scores[1:], strict=False):
+        assert left == pytest.approx(axis.place(min(before, after)), abs=0.01)
+        assert left + width == pytest.approx(axis.place(max(before, after)), abs=0.02)
+        assert 0 < left <= left + width < 100
 
 
 def test_a_score_on_learned_text_is_no_gain() -> None:
-    chart = waterfall([Step("ema", 1.75, "held-out"), Step("adapted", 0.9, "in-sample")])
-    assert chart.rows[1].kind == "in-sample"
+    bar, _ = drawn_waterfall([(1.75, "held-out"), (0.9, "in-sample")])
+    assert bar.get("class") == "bar in-sample"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -64,13 +76,13 @@ def test_axes_cover_their_values_with_round_ticks(seed: int) -> None:
     ]
     chart, _ = losses(points, (float(seconds[-1]) / 2, "a note"))
     assert chart.onset is not None
-    assert chart.onset.place == pytest.approx(50)
+    assert chart.onset == (pytest.approx(50), "a note")
     for axis, least in ((chart.x, 5), (chart.y, 4)):
         assert least <= len(axis.ticks) <= 13
-        assert len({tick.text for tick in axis.ticks}) == len(axis.ticks)
-        for tick in axis.ticks:
-            assert -1e-6 <= tick.place <= 100 + 1e-6
-            assert axis.place(float(tick.text.replace(",", ""))) == pytest.approx(tick.place)
+        assert len({text for _, text in axis.ticks}) == len(axis.ticks)
+        for place, text in axis.ticks:
+            assert -1e-6 <= place <= 100 + 1e-6
+            assert axis.place(float(text.replace(",", ""))) == pytest.approx(place)
     (line,) = chart.lines
     for (x, y), second, value in zip(line.points, seconds, values, strict=True):
         assert 0 < x <= 100 + 1e-9
@@ -83,7 +95,7 @@ def test_adaptation_without_every_score_is_dotted() -> None:
         {"epoch": 1, "train_loss_nats": 3.4},
         {"epoch": 2, "train_loss_nats": 3.3, "bpb": 1.7, "label": "in-sample"},
     ]
-    _, bpb = adaptation(epochs, Step("after EMA", 1.8, "held-out"))
+    _, bpb = adaptation(epochs, {"bpb": 1.8, "label": "held-out"})
     assert bpb.y.title == "BPB (in-sample; epoch 0: held-out)"
     assert bpb.lines[0].kind == "in-sample sparse"
     assert [bpb.x.place(0), bpb.x.place(2)] == [x for x, _ in bpb.lines[0].points]
@@ -99,8 +111,8 @@ def test_errors_of_quantization_share_a_logarithmic_axis() -> None:
     charts = quantization_errors({**matrices, "embedding": {"nearest_error": 0.9}})
     assert [chart.title for chart in charts] == list(names)
     for chart in charts:
-        assert [tick.text for tick in chart.y.ticks] == ["0.2 %", "0.5 %", "1 %", "2 %", "5 %"]
-        assert [tick.text for tick in chart.x.ticks] == ["0", "1", "2"]
+        assert [text for _, text in chart.y.ticks] == ["0.2 %", "0.5 %", "1 %", "2 %", "5 %"]
+        assert [text for _, text in chart.x.ticks] == ["0", "1", "2"]
         nearest, gptq = chart.lines
         assert chart.y.place(2.0) == pytest.approx(100 - nearest.points[0][1])
         assert {y for _, y in gptq.points} == {100 - chart.y.place(0.3)}

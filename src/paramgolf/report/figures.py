@@ -16,14 +16,6 @@ from paramgolf.model.roles import MATRIX_NAMES, role
 _MIN_PERCENT = 1e-4  # zero has no place on a logarithmic axis
 
 
-class Tick(NamedTuple):
-    """A labelled value of an axis."""
-
-    place: float
-    """Percent of the axis."""
-    text: str
-
-
 @dataclass(frozen=True)
 class Axis:
     """A linear or logarithmic axis from `low` to `high`."""
@@ -43,9 +35,9 @@ class Axis:
         return 100 * (value - low) / (high - low)
 
     @property
-    def ticks(self) -> list[Tick]:
-        """The labelled values and their places."""
-        return [Tick(self.place(value), text) for value, text in self.labels.items()]
+    def ticks(self) -> list[tuple[float, str]]:
+        """Place and text of every labelled value."""
+        return [(self.place(value), text) for value, text in self.labels.items()]
 
 
 class Line(NamedTuple):
@@ -65,18 +57,6 @@ class Line(NamedTuple):
         return "".join(f"M{x:.2f} {y:.2f}h0" for x, y in self.points)
 
 
-class Mark(NamedTuple):
-    """A note inside a chart, at a place in percent."""
-
-    place: float
-    text: str
-
-    @property
-    def late(self) -> bool:
-        """Whether the note has more space on its left."""
-        return self.place > 55
-
-
 @dataclass(frozen=True)
 class LineChart:
     """Lines over two axes."""
@@ -85,43 +65,15 @@ class LineChart:
     x: Axis
     y: Axis
     lines: list[Line]
-    onset: Mark | None = None
-    """A vertical line with a note."""
+    onset: tuple[float, str] | None = None
+    """Place of a vertical line, and a note on it."""
     size: str = "medium"
     """"tall", "medium", "small" or "flat"."""
 
     @property
     def gutter(self) -> int:
         """Width for the labels of the y axis in characters, the same for most charts."""
-        return max(4, *(len(tick.text) for tick in self.y.ticks))
-
-
-class Step(NamedTuple):
-    """A stage with its score."""
-
-    title: str
-    bpb: float
-    label: str
-
-
-class WaterfallRow(NamedTuple):
-    """A stage of a waterfall; places are percent of its axis."""
-
-    step: Step
-    place: float
-    previous: float | None
-    """Place of the score before; None for the first."""
-    change: str
-    kind: str
-    """"gain", "loss" or "in-sample"."""
-
-
-class Waterfall(NamedTuple):
-    """Scores from stage to stage."""
-
-    title: str
-    axis: Axis
-    rows: list[WaterfallRow]
+        return max(4, *(len(text) for _, text in self.y.ticks))
 
 
 class Bar(NamedTuple):
@@ -133,27 +85,9 @@ class Bar(NamedTuple):
     text: str
 
 
-def waterfall(steps: Sequence[Step]) -> Waterfall:
-    """Return the chart of bits per byte from stage to stage, better to the left."""
-    values = [step.bpb for step in steps]
-    span = (max(values) - min(values)) or 1e-3
-    low, high = min(values) - 0.06 * span, max(values) + 0.04 * span
-    axis = _linear_axis("bits per byte (the axis does not start at 0)", low, high, 3)
-    rows: list[WaterfallRow] = []
-    for number, step in enumerate(steps):
-        change = step.bpb - steps[number - 1].bpb if number else 0.0
-        # A score on learned text is not a gain, and its bar shows that.
-        kind = "in-sample" if step.label == "in-sample" else "gain" if change <= 0 else "loss"
-        rows.append(
-            WaterfallRow(
-                step,
-                axis.place(step.bpb),
-                axis.place(steps[number - 1].bpb) if number else None,
-                f"{change:+.4f}".replace("-", "\u2212") if number else "",
-                kind,
-            )
-        )
-    return Waterfall("Bits per byte after every stage", axis, rows)
+def score_axis(bpb: Sequence[float]) -> Axis:
+    """Return the axis of the chart of bits per byte from stage to stage."""
+    return _padded_axis("bits per byte (the axis does not start at 0)", bpb, 3)
 
 
 def losses(points: Sequence[dict[str, Any]], onset: tuple[float, str] | None) -> list[LineChart]:
@@ -167,8 +101,8 @@ def losses(points: Sequence[dict[str, Any]], onset: tuple[float, str] | None) ->
     loss = [point["loss_nats"] for point in points]
     factor = [point["lr_factor"] for point in points]
     x = _linear_axis("seconds of training", 0, seconds[-1] or 1.0, 5)
-    note = None if onset is None else Mark(x.place(onset[0]), onset[1])
-    line = None if note is None else Mark(note.place, "")
+    note = onset and (x.place(onset[0]), onset[1])
+    line = note and (note[0], "")
     y_loss = _padded_axis("loss, nats per token", loss, 4)
     y_factor = _linear_axis("learning-rate factor", 0, 1.1, 2)
     return [
@@ -179,8 +113,8 @@ def losses(points: Sequence[dict[str, Any]], onset: tuple[float, str] | None) ->
     ]
 
 
-def adaptation(epochs: Sequence[dict[str, Any]], before: Step) -> list[LineChart]:
-    """Return the charts of training loss and BPB by epoch; epoch 0 is the trained model."""
+def adaptation(epochs: Sequence[dict[str, Any]], before: dict[str, Any]) -> list[LineChart]:
+    """Return the charts of training loss and BPB by epoch; epoch 0 is the score `before`."""
     scored = [epoch for epoch in epochs if "bpb" in epoch]
     numbers = [epoch["epoch"] for epoch in epochs]
     labels = ", ".join(dict.fromkeys(epoch["label"] for epoch in scored))
@@ -188,11 +122,11 @@ def adaptation(epochs: Sequence[dict[str, Any]], before: Step) -> list[LineChart
     if len(scored) < len(epochs):
         kind += " sparse"  # dotted: there is no score between these points
     places = [0, *(epoch["epoch"] for epoch in scored)]
-    values = [before.bpb, *(epoch["bpb"] for epoch in scored)]
+    values = [before["bpb"], *(epoch["bpb"] for epoch in scored)]
     train_losses = [epoch["train_loss_nats"] for epoch in epochs]
     x = _whole_axis("epoch", 0, numbers[-1])
     y_loss = _padded_axis("training loss, nats per token", train_losses, 4)
-    y_bpb = _padded_axis(f"BPB ({labels}; epoch 0: {before.label})", values, 4)
+    y_bpb = _padded_axis(f"BPB ({labels}; epoch 0: {before['label']})", values, 4)
     return [
         _line_chart("Training loss by epoch", x, y_loss, {"training": (numbers, train_losses)}),
         _line_chart("Bits per byte by epoch", x, y_bpb, {kind: (places, values)}),
@@ -229,7 +163,7 @@ def _line_chart(
     x: Axis,
     y: Axis,
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    onset: Mark | None = None,
+    onset: tuple[float, str] | None = None,
     size: str = "medium",
 ) -> LineChart:
     """Return a chart of lines by kind, each given as its x and y values."""

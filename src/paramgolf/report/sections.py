@@ -55,18 +55,17 @@ def verdict(audit: dict[str, Any] | None, results: dict[str, Any], path: Path) -
 
 
 def scores(results: dict[str, Any]) -> dict[str, Any]:
-    """Return the rows of the table of scores, the last of them as the result, and their chart."""
+    """Return the rows of the table of scores, the last one as the result, and the chart's axis."""
     rows, before = [], None
     for stage, score in results["stages"].items():
         title, explained = _TITLES[stage]
         change = None if before is None else score["bpb"] - before
         rows.append({"title": title, "explained": explained, "change": change, **score})
         before = score["bpb"]
-    steps = [figures.Step(row["title"], row["bpb"], row["label"]) for row in rows]
     return {
         "rows": rows,
         "result": rows[-1] | {"meaning": _meaning(rows[-1])},
-        "chart": figures.waterfall(steps),
+        "axis": figures.score_axis([row["bpb"] for row in rows]),
     }
 
 
@@ -164,8 +163,7 @@ def adaptation(results: dict[str, Any]) -> dict[str, Any]:
     epochs, before = results["adaptation"], results["stages"]["ema"]
     if not epochs:
         return {"charts": None}
-    step = figures.Step("after EMA", before["bpb"], before["label"])
-    return {"charts": figures.adaptation(epochs, step), "epochs": epochs}
+    return {"charts": figures.adaptation(epochs, before), "epochs": epochs}
 
 
 def sizes(results: dict[str, Any]) -> dict[str, Any]:
