@@ -107,7 +107,7 @@ def restored(model: GPT) -> Iterator[None]:
 
 
 class Learner:
-    """Updates a model's weights after each scored chunk; holds the optimizer's state."""
+    """Updates a model's weights after each scored chunk, with one optimizer for the whole text."""
 
     def __init__(
         self,
