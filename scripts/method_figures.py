@@ -129,7 +129,8 @@ def draw_stages(files: RunFiles, path: Path) -> None:
         names = [f"{name}\n{score['bpb']:.4f} {score['label']}" for name, score in stages.items()]
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.margins(x=0.14)
+        span = max(bpb) - min(bpb)
+        axes.set_xlim(min(bpb) - 0.06 * span, max(bpb) + 0.14 * span)
         axes.grid(axis="y", visible=False)
     save_svg(figure, path)
 
