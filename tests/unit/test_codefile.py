@@ -189,23 +189,34 @@ def test_it_names_no_path_of_this_machine() -> None:
 
 
 PROBE = """
-import json, runpy, sys
+import inspect, json, runpy, sys, torch
 sys.path = [entry for entry in sys.path if "paramgolf" not in entry]
 values = runpy.run_path({file!r})
-import paramgolf.config
-print(json.dumps([paramgolf.config.__spec__.origin, values["CONFIG"]]))
+from paramgolf import config
+from paramgolf.model import gpt, order
+model = config.ModelConfig(vocab_size=300, num_layers=2, width=16, num_heads=2, num_kv_heads=1,
+                           seq_len=4, rotary_dims=4, loop_first=0, loop_last=0, parallel_from=1)
+built, visits = gpt.GPT(model, torch.float32), order.layer_order(model, recurrent=True)
+built.init_weights(torch.Generator().manual_seed(1))
+compiled = torch.compile(lambda tokens: built(tokens, visits), backend="eager")
+tokens = torch.arange(4)[None]
+same = torch.allclose(compiled(tokens), built(tokens, visits))
+print(json.dumps([config.__file__, values["CONFIG"], inspect.getsource(gpt.GPT)[:9],
+                  inspect.getsource(order.layer_order)[:15], same]))
 """
 
 
 def test_it_serves_its_own_modules_and_configuration(tmp_path: Path) -> None:
-    """In a process of its own, although the package is installed."""
+    """In another process, although the package is installed; their source is found there, too."""
     _, config = RECIPES["tiny"]
     file = tmp_path / "train_gpt.py"
     file.write_bytes(build(config))
     code = PROBE.format(file=str(file))
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    origin, values = json.loads(ended.stdout)
-    assert origin == str(file)
+    origin, values, *source, same = json.loads(ended.stdout)
+    assert origin == f"{file}/paramgolf.config"
+    assert source == ["class GPT", "def layer_order"]
+    assert same
     expected = to_json(dataclasses.replace(config, data=config.data, device="auto"))
     assert values == json.loads(json.dumps(expected))
 

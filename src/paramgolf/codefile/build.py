@@ -41,7 +41,7 @@ STARTED=time.monotonic()
 CONFIG,SOURCES=json.loads(bz2.decompress('''{content}'''.encode('latin-1')))
 class Finder(abc.MetaPathFinder,abc.InspectLoader):
  def find_spec(self,name,*_):
-  if name in SOURCES:return util.spec_from_loader(name,self,origin=__file__)
+  if name in SOURCES:return util.spec_from_file_location(name,__file__+'/'+name,loader=self)
  def is_package(self,name):return any(other.startswith(name+'.')for other in SOURCES)
  def get_source(self,name):return SOURCES[name]
  def get_code(self,name):return compile(SOURCES[name],__file__+'/'+name,'exec')
@@ -50,7 +50,8 @@ if __name__=='__main__':
  from {entry} import main
  main(CONFIG,__file__)
 """
-# `get_source` is for tracebacks and for whatever compiles a function from its source.
+# Tracebacks, and whatever compiles a function from its source, find it by `get_source` and by the
+# `__file__` of its module, which is a path inside of the file.
 
 
 def build(config: RunConfig) -> bytes:

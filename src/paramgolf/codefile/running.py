@@ -15,7 +15,7 @@ def code_file(config: RunConfig) -> bytes:
     """
     spec = find_spec("paramgolf")
     if spec is not None and spec.origin is not None and Path(spec.origin).name != "__init__.py":
-        return Path(spec.origin).read_bytes()
+        return Path(spec.origin).parent.read_bytes()  # the module is a path inside of the file
     from paramgolf.codefile.build import build
 
     return build(config)
