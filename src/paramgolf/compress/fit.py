@@ -16,10 +16,9 @@ from torch import Tensor
 
 from paramgolf.compress.scales import nearest_scales
 
-_FIRST_SOLVES, _FIRST_SLACK_BYTES = 2, 1700
 SLACK_BYTES = 2000
-"""A target is filled by less than this, after the first solves: another would cost more than the
-bytes are worth."""
+"""A size that leaves less of its target than this fills it."""
+_FIRST_SOLVES, _FIRST_SLACK_BYTES = 2, 1700  # stricter, while another solve is worth its time
 AIM_BYTES = 800
 """Solves aim this far below the target, for the error of the predicted size."""
 MAX_SOLVES = 10
@@ -92,9 +91,9 @@ class RateModel:
         return self._offset + self._theory(bin_widths)
 
     def log_factor(self, bin_widths: BinWidths, limit: float) -> float:
-        """Return the least logarithm of a factor on the bin widths that keeps below `limit`.
+        """Return the smallest logarithm of a factor on the bin widths predicted to keep `limit`.
 
-        It is close to the end of its range where no factor comes close to the limit.
+        It is at an end of its range if no factor comes close to the limit.
         """
         low, high = -_MAX_LOG_FACTOR, _MAX_LOG_FACTOR
         for _ in range(30):
@@ -106,7 +105,7 @@ class RateModel:
         return high
 
     def _theory(self, bin_widths: BinWidths) -> float:
-        """Return the bytes of independent normal variables, each column coded by itself.
+        """Return the bytes of independent normal variables, coded column by column.
 
         Takes the rows' scales on their grid: a small change of a bin width moves some rows and
         not others, an effect of a tenth of what a correction has to make up for.
@@ -149,7 +148,7 @@ class Search:
         self._over, self._under = -math.inf, math.inf
 
     def add(self, bin_widths: BinWidths, size: int) -> None:
-        """Take in the size that a solve with `next_widths` took."""
+        """Record the size of a solve with `next_widths`."""
         self._rate.learn(bin_widths, size)
         self._tried.append(bin_widths)
         if size > self.target:

@@ -28,7 +28,7 @@ _NUM_SPREADS = 32
 _SPREAD_RATIO = 1.15
 _PRIOR_ROWS = 8.0
 
-# A row of level l differs from its reference by 2^(-l / 16) of its own spread.
+# A row of level l differs from its reference by 2^(-l / 16) of its spread.
 _NUM_LEVELS = 64
 _LEVELS = np.arange(_NUM_LEVELS)
 _SPREAD_OF_LEVEL = np.rint(256 * 2.0 ** (-_LEVELS / 16)) / 256

@@ -133,7 +133,7 @@ class _Packer:
         return bin_widths | {EMBEDDING: pack.embedding_bin_width}
 
     def pack(self, bin_widths: dict[str, float]) -> _Packed | None:
-        """Quantize and code; None on ranks other than 0."""
+        """Quantize and code with the bin widths given; None on ranks other than 0."""
         job = self._job
         with job.ledger.phase("pack: GPTQ"):
             try:
@@ -177,8 +177,8 @@ class _Packer:
 def _fill(job: Job, packer: _Packer, calibration: _Calibration) -> _Packed | None:
     """Quantize with the bin widths that fill the limit; None on ranks other than 0.
 
-    Measures with the configured bin widths, balances these by what quantizing each matrix costs,
-    and corrects the factor that they have in common until the size fits.
+    Measures a solve with the configured bin widths, balances these by what quantizing each matrix
+    costs, and corrects their common factor until the size fits.
 
     Raises:
         UserError: if not even the widest bins fit.
@@ -193,19 +193,19 @@ def _fill(job: Job, packer: _Packer, calibration: _Calibration) -> _Packed | Non
         if balance:
             rate.learn(first.bin_widths, first.size)
             job.run.event("divergences", nats=divergences)
-            bin_widths = fit.balanced(first.bin_widths, divergences, packer.sizes)
-            search = fit.Search(bin_widths, rate, target)
+            balanced = fit.balanced(first.bin_widths, divergences, packer.sizes)
+            search = fit.Search(balanced, rate, target)
         else:
             search = fit.Search(first.bin_widths, rate, target)
             search.add(first.bin_widths, first.size)
             solves.append(first)
     while True:
         with job.ledger.phase("pack: fill the budget"):
-            following = search.next_widths() if search else None
-            following = job.runtime.ranks.from_main(following, SERIAL_SECONDS)
-        if following is None:
+            bin_widths = search.next_widths() if search else None
+            bin_widths = job.runtime.ranks.from_main(bin_widths, SERIAL_SECONDS)
+        if bin_widths is None:
             return _best(job, solves, search.target, packer.limit) if search else None
-        packed = packer.pack(following)
+        packed = packer.pack(bin_widths)
         if packed and search:
             search.add(packed.bin_widths, packed.size)
             solves.append(packed)
