@@ -1,13 +1,13 @@
-"""Errors that are for people: one line with what, where and what to do."""
+"""Errors for users: one line that says what is wrong, where, and what to do."""
 
 
 class UserError(Exception):
-    """Something the user can mend: one line saying what is wrong, where, and what to do."""
+    """An error that the user can fix; its message is one line."""
 
     exit_code = 1
 
 
 class ConfigError(UserError, ValueError):
-    """A recipe key, value or combination that is not possible; exit code 2 (misuse)."""
+    """An invalid key, value or combination of values; exit code 2 (misuse)."""
 
     exit_code = 2

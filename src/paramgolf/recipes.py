@@ -1,4 +1,4 @@
-"""Named configurations."""
+"""The recipes: named configurations."""
 
 from __future__ import annotations
 
@@ -84,30 +84,33 @@ _H200 = RunConfig(
 )
 
 RECIPES: dict[str, tuple[str, RunConfig]] = {
-    "tiny": ("2-core CPU, minutes: documentation of Python's own library, nothing to fetch", _TINY),
+    "tiny": (
+        "minutes on a 2-core CPU: documentation of Python's standard library, no download",
+        _TINY,
+    ),
     "record": (
-        "the reference, PR #1735: 16 MB, 8 GPUs, FineWeb, adapts on the scored text",
+        "the reference, PR #1735: 16 MB, 8 GPUs, FineWeb; adapts on the scored text (in-sample)",
         _RECORD,
     ),
-    "h200": ("one GPU, about 10 minutes: the record's model, 180 s of training", _H200),
+    "h200": ("about 10 minutes on one GPU: the model of `record`, 180 s of training", _H200),
     "legal": (
-        "tiny, then score-first: each chunk of the text is learned from once it is scored",
+        "tiny with score-first adaptation: learns from each chunk of the text after scoring it",
         replace(_TINY, score_first=ScoreFirstConfig("adamw", lr=3e-4, epochs=1, chunk_tokens=1024)),
     ),
     "h200-legal": (
-        "h200, then score-first",
+        "h200 with score-first adaptation",
         replace(_H200, score_first=ScoreFirstConfig("adamw", lr=1e-4, epochs=1)),
     ),
     "h200-in-sample": (
-        "h200, then 6 epochs on the scored text as the reference does (labelled in-sample)",
+        "h200, adapted for 6 epochs on the scored text like the reference (in-sample)",
         replace(_H200, adapt=replace(_H200.adapt, text="scored")),
     ),
 }
-"""What a recipe is for, and its configuration, by name."""
+"""Description and configuration of every recipe, by name."""
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Paths as they are seen from here, so that a run can be resumed from anywhere."""
+    """Return the configuration with absolute paths, so that a run can be resumed from anywhere."""
     data = config.data
     source = data.source if data.source == "stdlib" else str(Path(data.source).resolve())
     tokenizer = str(Path(data.tokenizer).resolve()) if data.tokenizer else ""

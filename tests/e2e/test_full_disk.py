@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import safetensors
+import torch
 
 from paramgolf.compress.artifact import decode
 from paramgolf.data.shards import open_shard
+from paramgolf.runtime.files import read_tensors
+from paramgolf.runtime.rundir import RunDir
 from tests.e2e import command
 from tests.e2e.command import Cli, one_line_error
 from tests.e2e.conftest import FinishedRun
@@ -79,7 +82,11 @@ def test_disk_fills_up(
     again = ("run", "--resume", run) if (run / "config.json").exists() else start
     result = cli(*again)
     assert (result.code, result.stderr) == (0, ""), result.stderr
-    check_equal(run, mini_run)
+    # Not the packed model: its size depends on that of the code file, which names every option.
+    ours, theirs = (read_tensors(RunDir(path).adapted)[0] for path in (run, mini_run.path))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
 
 
 @pytest.mark.parametrize("stage", STAGES)

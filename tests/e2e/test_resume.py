@@ -17,6 +17,7 @@ import pytest
 from paramgolf.pipeline.takeover import create_from
 from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.rundir import RunDir
+from paramgolf.verify.file_checks import file_checks
 from tests.e2e import command
 from tests.e2e.command import Cli, finish, kill, one_line_error, wait_until
 from tests.e2e.conftest import FinishedRun
@@ -293,6 +294,24 @@ def test_resume_after_a_half_written_event(cli: Cli, mini_run: FinishedRun, tmp_
     assert after[len(before)]["event"] == "incomplete_event"
     assert after[len(before)]["bytes"] == len(half)
     assert after[-1]["event"] == "run_finished"
+
+
+def test_audit_and_report_of_a_run_with_a_half_written_event(
+    cli: Cli, mini_run: FinishedRun, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(mini_run.path, tmp_path / "run"))
+    lines = (run / "events.jsonl").read_bytes()
+    (run / "events.jsonl").write_bytes(lines[:-10])
+    directory, _, config = RunDir.open(run)
+    (fallbacks,) = (
+        check
+        for check in file_checks(directory, config, read_results(run))
+        if "incomplete_event" in check.figure
+    )
+    assert fallbacks.outcome == "pass"
+    for path, note in ((run, True), (mini_run.path, False)):
+        assert cli("report", path, "--out", tmp_path / "report.html").code == 0
+        assert ("was not written completely" in (tmp_path / "report.html").read_text()) == note
 
 
 def test_resume_of_a_finished_run_prints_it_again(

@@ -86,7 +86,7 @@ def test_a_log_that_fails_is_left_behind_and_said(source: Path, tmp_path: Path) 
     kinds = [event["event"] for event in events(run.path)]
     assert kinds == ["first", "second", "log_failed", "third"]
     assert events(run.path)[2]["reason"] == "ConnectionError: gone"
-    assert "goes on without it: ConnectionError: gone" in console.getvalue()
+    assert "continues without it: ConnectionError: gone" in console.getvalue()
 
 
 def test_a_log_that_is_no_log(cli: Cli, tmp_path: Path) -> None:

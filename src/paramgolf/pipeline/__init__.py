@@ -1,4 +1,4 @@
-"""The main job: its stages in order, resumed, branched from another run, or tracked.
+"""The main job: runs the stages in order, resumes, takes over stages of other runs, tracks.
 
-What a stage does is in `stages`.
+Contains no stage: those are in `stages`.
 """

@@ -1,6 +1,6 @@
-"""A run's events in Weights & Biases or TensorBoard, while it goes on (optional extras).
+"""Logging of a run's events to Weights & Biases or TensorBoard while it runs (optional extras).
 
-What is sent is what `events.jsonl` holds; nothing else in a run knows of it.
+They receive the events of `events.jsonl`; no other part of a run depends on them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EPOCH = ("train_loss_nats", "bpb")
 def tracker(
     log: Literal["none", "wandb", "tensorboard"], reporter: Reporter
 ) -> Callable[[RunDir], Listener] | None:
-    """What opens the log of a run, and gives what takes its events.
+    """Return a function that opens the log of a run and returns the listener for its events.
 
     Raises:
         ConfigError: if the package is not installed.
@@ -35,16 +35,16 @@ def tracker(
 
 
 def guarded(run: RunDir, open_log: Callable[[RunDir], Listener], reporter: Reporter) -> Listener:
-    """A log that may fail: the run then goes on without it, and says so.
+    """Open a log whose failures do not end the run: it reports them and continues without the log.
 
     Raises:
-        UserError: if it cannot be opened.
+        UserError: if the log cannot be opened.
     """
     try:
         listener = open_log(run)
     except Exception as error:
         raise UserError(
-            f"the log cannot be opened: {error}; mend it, then `paramgolf run --resume {run.path}`"
+            f"cannot open the log: {error}; then resume with `paramgolf run --resume {run.path}`"
         ) from error
 
     def listen(kind: str, values: dict[str, Any]) -> None:
@@ -54,13 +54,13 @@ def guarded(run: RunDir, open_log: Callable[[RunDir], Listener], reporter: Repor
             run.listener = None
             reason = f"{type(error).__name__}: {error}"
             run.event("log_failed", reason=reason)
-            reporter.line(f"  log       failed, the run goes on without it: {reason}")
+            reporter.line(f"  log       failed; the run continues without it: {reason}")
 
     return listen
 
 
 def figures(kind: str, values: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
-    """The name, value and step of every figure in an event that belongs on a curve or a card."""
+    """Yield name, value and step of every figure of an event that a log shows."""
     match kind:
         case "train":
             for name in _TRAIN:
@@ -85,7 +85,7 @@ def _wandb(run: RunDir) -> Listener:
         dir=run.path,
         config={"recipe": recipe, **to_json(config)},
     )
-    # Figures of different stages count different things: each group has an axis of its own.
+    # Stages count their steps separately, so each group has its own axis.
     for group in ("train", "adapt"):
         opened.define_metric(f"{group}/step")
         opened.define_metric(f"{group}/*", step_metric=f"{group}/step")

@@ -16,7 +16,7 @@ from paramgolf.model.roles import EMBEDDING, MATRIX_NAMES
 from paramgolf.recipes import RECIPES
 from paramgolf.report import figures
 from paramgolf.runtime.ledger import account
-from paramgolf.runtime.rundir import RunDir
+from paramgolf.runtime.rundir import INCOMPLETE_EVENT, RunDir
 from paramgolf.verify.checks import audit_is_current
 
 _TITLES = {
@@ -84,7 +84,8 @@ def overview(
     run: RunDir, config: RunConfig, results: dict[str, Any], environment: dict[str, Any]
 ) -> dict[str, Any]:
     """Return date, device and corpus of the run, and the stages it took from other runs."""
-    times = [event["time"] for event in run.read_events()]
+    events = run.read_events()
+    times = [event["time"] for event in events]
     gpu = environment["gpu"] if config.device != "cpu" else None
     num_ranks = max(results["num_ranks"].values())
     threads = environment["cpu_threads"]
@@ -93,6 +94,7 @@ def overview(
         "day": datetime.fromtimestamp(times[-1], UTC).strftime("%Y-%m-%d") if times else "",
         "device": f"{num_ranks} \u00d7 {device}" if num_ranks > 1 else device,
         "corpus": Path(results["corpus"]["source"]).name,
+        "incomplete_events": any(event["event"] == INCOMPLETE_EVENT for event in events),
         "taken": [
             (stage, result["taken_from"])
             for stage in ("prepare", "train", "adapt")

@@ -1,4 +1,4 @@
-"""Where and how a process runs: device, ranks, signals, console, time ledger, files of a run.
+"""The environment of a run: device, ranks, signals, console, time ledger, files, run directory.
 
-Knows nothing of models or text.
+Contains nothing about models or text.
 """

@@ -1,4 +1,4 @@
-"""What a run prints: short lines, and progress with the time left."""
+"""Console output of a run: lines, tables, and progress with the remaining time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _SECONDS_BETWEEN_LINES = 3.0
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person: "8 s", "2:05"."""
+    """Format seconds for people: "8 s", "2:05"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 class Reporter:
-    """The console of rank 0; silent on other ranks and in library use."""
+    """Prints to a stream, or nowhere: on ranks other than 0, and in library use."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        """Write to `stream`; None: write nothing."""
+        """Print to `stream`; None: print nothing."""
         self._stream = stream
         self.status: Callable[[], str] = lambda: ""
-        """What every line of progress ends with: the budget that is being spent."""
+        """Returns the end of every progress line: the current budget and what is spent of it."""
 
     def line(self, text: str) -> None:
         """Print one line."""
@@ -36,7 +36,7 @@ class Reporter:
             print(text, file=self._stream, flush=True)
 
     def text(self, text: str) -> None:
-        """Print a piece of a text, at once and as it is."""
+        """Print a piece of text immediately and unchanged."""
         if self._stream is not None:
             print(text, end="", file=self._stream, flush=True)
 
@@ -47,12 +47,12 @@ class Reporter:
             Console(file=self._stream, width=width, highlight=False).print(table)
 
     def progress(self, name: str, total: float = 0, unit: str = "") -> Progress:
-        """Start the progress of `name`, which is done at `total` (or at what `update` says)."""
+        """Start the progress of `name`, which ends at `total` (or the total passed to `update`)."""
         return Progress(self, name, total, unit)
 
 
 class Progress:
-    """Prints a line every few seconds: done, total, details, time left."""
+    """Prints a line every few seconds: done, total, details, remaining time."""
 
     def __init__(self, reporter: Reporter, name: str, total: float, unit: str) -> None:
         self._reporter = reporter
@@ -61,14 +61,14 @@ class Progress:
         self._first_done: float | None = None
 
     def due(self) -> bool:
-        """Whether `update` would print now: ask first where its details are dear."""
+        """Return whether `update` would print now, so that costly details can be skipped."""
         return time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES
 
     def update(self, done: float, total: float | None = None, details: str = "") -> None:
-        """Report that `done` of the total is done; prints only when a line is due.
+        """Report that `done` of the total is done; print only when a line is due.
 
-        The time left assumes the rate since the first call, so work done before (by a run that
-        was resumed) does not count.
+        The remaining time follows from the rate since the first call, so it does not count the work
+        that was done before an interruption.
         """
         now = time.monotonic()
         if total is not None:
@@ -87,10 +87,10 @@ class Progress:
 
 
 def is_main_rank() -> bool:
-    """Whether this process prints: of several ranks, rank 0 does; known before they have joined."""
+    """Return whether this is rank 0, the one that prints; valid before the ranks have joined."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def standard_output() -> Reporter:
-    """A reporter on standard output, for all ranks."""
+    """Return a reporter on standard output; on ranks other than 0, it prints nothing."""
     return Reporter(sys.stdout if is_main_rank() else None)

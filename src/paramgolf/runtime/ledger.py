@@ -1,4 +1,4 @@
-"""The books: every second of a run under a phase and a budget, on one monotonic clock."""
+"""The time ledger: every second of a run belongs to a phase, and every phase to a budget."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Literal, NamedTuple
 Budget = Literal["training", "evaluation", "none"]
 
 OTHER = "between phases"
-"""What of a stage's seconds is under no phase."""
+"""The phase of a stage's seconds that belong to no other phase."""
 
 
 class Account(NamedTuple):
-    """Where a phase's seconds count."""
+    """The budget in which the seconds of a phase count."""
 
     budget: Budget
     reason: str = ""
-    """Why they are in no budget."""
+    """Why they are not counted, if the budget is "none"."""
 
 
 _DATA = Account("none", "tokenizing and sharding")
 _SETUP = Account("none", "set-up, on synthetic tokens")
-_FOR_THE_REPORT = Account("none", "a figure for the report: nothing depends on it")
+_FOR_THE_REPORT = Account("none", "a figure for the report; nothing depends on it")
 _TRAINING, _EVALUATION = Account("training"), Account("evaluation")
 _ADAPTATION = "the text decides"
 
@@ -35,7 +35,7 @@ _PHASES: dict[str, Account | str] = {
     "data: check shards": _DATA,
     "train: build model": _SETUP,
     "train: compile, warm up": _SETUP,
-    "train: read checkpoint": Account("none", "reading weights: nothing is learned"),
+    "train: read checkpoint": Account("none", "reading weights; nothing is learned"),
     "train: steps": _TRAINING,
     "train: write": _TRAINING,
     "train: score": _FOR_THE_REPORT,
@@ -58,16 +58,16 @@ _PHASES: dict[str, Account | str] = {
     "score: score_first": _EVALUATION,
     "score: write documents": _FOR_THE_REPORT,
     "score: xz -9, for scale": _FOR_THE_REPORT,
-    OTHER: Account("none", "between phases: reading and writing records"),
+    OTHER: Account("none", "between phases: reading and writing stage results"),
 }
 
 
 def account(phase: str, adapted_on: Literal["none", "adapt", "scored"]) -> Account:
-    """Where the seconds of a phase count.
+    """Return the budget in which the seconds of a phase count.
 
     Args:
         phase: its name.
-        adapted_on: what adaptation reads; reading the scored text is evaluation.
+        adapted_on: the text of adaptation; adapting on the scored text is evaluation.
     """
     found = _PHASES[phase]
     if isinstance(found, Account):
@@ -76,10 +76,10 @@ def account(phase: str, adapted_on: Literal["none", "adapt", "scored"]) -> Accou
 
 
 class Ledger:
-    """Seconds by phase; phases do not overlap, and one phase may be entered many times."""
+    """Seconds by phase. Phases do not overlap; a phase may be entered several times."""
 
     def __init__(self) -> None:
-        """Open the books now."""
+        """Start the clock."""
         self._opened = time.monotonic()
         self._earlier = 0.0
         self._seconds: dict[str, float] = {}
@@ -87,7 +87,7 @@ class Ledger:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Book the seconds of the block under `name`, also when it ends in an error."""
+        """Add the seconds of the block to the phase `name`, even if it ends with an error."""
         assert self._current is None, f"phase {name} inside {self._current[0]}"
         start = time.monotonic()
         try:
@@ -98,7 +98,7 @@ class Ledger:
 
     @contextmanager
     def shown(self, name: str) -> Iterator[None]:
-        """In the block `name` is the current phase; what it takes is booked with `add`."""
+        """Make `name` the current phase during the block, without adding its seconds."""
         self._current = name, time.monotonic()
         try:
             yield
@@ -106,7 +106,7 @@ class Ledger:
             self._current = None
 
     def current(self) -> tuple[str, dict[str, float]] | None:
-        """The phase that is going on, and the seconds by phase up to now; None between phases."""
+        """Return the current phase and the seconds by phase until now; None between phases."""
         if self._current is None:
             return None
         name, start = self._current
@@ -114,17 +114,17 @@ class Ledger:
         return name, self._seconds | {name: now}
 
     def add(self, name: str, seconds: float, earlier: float = 0.0) -> None:
-        """Book seconds that were measured elsewhere, some of them before the books were opened."""
-        assert name in _PHASES, f"the books have no account for {name!r}"
+        """Add seconds measured elsewhere, of which `earlier` passed before the clock started."""
+        assert name in _PHASES, f"unknown phase {name!r}"
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
         self._earlier += earlier
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by phase, in the order of their first entry."""
+        """Return the seconds by phase, in the order of their first entry."""
         return dict(self._seconds)
 
     def close(self) -> dict[str, float]:
-        """Book what is left of the time since the books were opened; gives `seconds`."""
+        """Add the time since the start that is in no phase to `OTHER`; return `seconds`."""
         wall = time.monotonic() - self._opened + self._earlier
         self.add(OTHER, max(0.0, wall - sum(self._seconds.values())))
         return self.seconds()

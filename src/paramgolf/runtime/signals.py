@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: when they take effect, and how the program ends because of them."""
+"""SIGINT and SIGTERM: when they take effect, and how they end the program."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from paramgolf.errors import UserError
 
 RESUMABLE = 75
-"""Exit code of a run that was preempted (EX_TEMPFAIL of sysexits.h): resume it, and it goes on."""
+"""Exit code of a preempted run, which can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
 
 class Preempted(UserError):
-    """SIGTERM, as a scheduler sends it; nothing finished is lost."""
+    """The run was stopped by SIGTERM, which schedulers send; finished work is kept."""
 
     exit_code = RESUMABLE
 
@@ -24,10 +24,10 @@ _deferring = False
 
 
 def install() -> None:
-    """Take over both signals; for a program, not for library use."""
+    """Install handlers for both signals; for programs, not for library use."""
 
     def take(number: int, _: Any) -> None:
-        # Remembered, too: native code may turn the exception into one of its own.
+        # Recorded too, since native code may replace the exception by another one.
         _received.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -39,19 +39,19 @@ def install() -> None:
 
 
 def ignore() -> None:
-    """From now on nothing interrupts: the program is ending."""
+    """Ignore both signals from now on, because the program is ending."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def terminated() -> bool:
-    """Whether SIGTERM has come."""
+    """Return whether SIGTERM was received."""
     return signal.SIGTERM in _received
 
 
 @contextmanager
 def deferred_termination() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM only makes the function that is given return True."""
+    """Yield a function that returns whether SIGTERM was received, and defer its effect."""
     global _deferring
     _deferring = True
     try:
@@ -61,18 +61,18 @@ def deferred_termination() -> Iterator[Callable[[], bool]]:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Exit code and message, one line, for what ended the program."""
+    """Return the exit code and a one-line message for the error that ended the program."""
     if signal.SIGINT in _received or isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted; `paramgolf run --resume DIR` goes on"
+        return 130, "interrupted; resume it with `paramgolf run --resume DIR`"
     if signal.SIGTERM in _received and not isinstance(error, UserError):
         error = _preempted()
     if isinstance(error, BrokenPipeError):  # `paramgolf ... | head`
         return 1, "standard output was closed"
     if isinstance(error, UserError):
         return error.exit_code, " ".join(str(error).split())
-    message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    message = f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)"
     return 1, " ".join(message.split())
 
 
 def _preempted() -> Preempted:
-    return Preempted("stopped by SIGTERM; `paramgolf run --resume DIR` goes on")
+    return Preempted("stopped by SIGTERM; resume it with `paramgolf run --resume DIR`")
