@@ -1,4 +1,4 @@
-"""A disk that fills up: one line says so, nothing is damaged, and the run goes on later."""
+"""A disk that fills up: the error is one line, nothing is damaged, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STAGES = ("prepare", "train", "adapt", "pack", "score")
 
 
 def check_whole(run: Path) -> None:
-    """Every file with a name of its own is complete."""
+    """Every file except temporary ones is complete."""
     for path in (path for path in run.rglob("*") if path.is_file()):
         if path.suffix == ".json":
             json.loads(path.read_text())
@@ -69,7 +69,7 @@ def test_disk_fills_up(
     victim: str,
     max_file_bytes: int,
 ) -> None:
-    """The largest file that can be written decides which one is the first to fail."""
+    """The maximum size of a file determines which file is the first that cannot be written."""
     run = tmp_path / "run"
     seconds = "0.001" if victim == "training.safetensors" else "0"
     start = ("run", "tiny", *options, "--train.checkpoint-seconds", seconds, "--out", run)
@@ -93,7 +93,7 @@ def test_disk_fills_up(
 def test_disk_fills_up_in_any_stage(
     cli: Cli, mini_run: FinishedRun, tmp_path: Path, stage: str
 ) -> None:
-    """All that earlier stages wrote is as it was."""
+    """The files of earlier stages do not change."""
     run = Path(shutil.copytree(mini_run.path, tmp_path / "run"))
     for later in STAGES[STAGES.index(stage) :]:
         (run / "stages" / f"{later}.json").unlink()
@@ -105,7 +105,7 @@ def test_disk_fills_up_in_any_stage(
     else:
         names.append("checkpoints/ema.safetensors")
     before = {name: (run / name).read_bytes() for name in names}
-    # Room for a few more events, and for no file of a stage (for no record, in the last).
+    # Room for a few more events, but for no file of a stage (in the last stage: for no result).
     room = (run / "events.jsonl").stat().st_size + 700
     if stage == "score":
         room = 100
@@ -123,14 +123,14 @@ def test_disk_fills_up_in_any_stage(
 
 
 def test_no_space_for_events(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> None:
-    """The one file that is not written at once: its failure names it, too."""
+    """The only file that is written line by line is named in the error, too."""
     run = Path(shutil.copytree(mini_run.path, tmp_path / "run"))
     for name in ("pack", "score"):
         (run / "stages" / f"{name}.json").unlink()
     size = (run / "events.jsonl").stat().st_size
     message = one_line_error(cli("run", "--resume", run, max_file_bytes=size + 10))
     assert "events.jsonl" in message
-    # What was written of the line does not spoil the lines that follow.
+    # An incomplete line does not damage the lines that follow.
     result = cli("run", "--resume", run)
     assert (result.code, result.stderr) == (0, "")
     check_equal(run, mini_run)

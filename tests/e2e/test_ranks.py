@@ -151,6 +151,6 @@ def test_one_clock_ends_the_training_of_all_ranks(mini_run: FinishedRun, tmp_pat
         config.train, max_steps=0, max_seconds=1.5, reserve_seconds=0, checkpoint_seconds=0
     )
     config = replace(config, train=by_the_clock)
-    # Ranks that end at different steps wait for each other for ever; the weights are compared, too.
+    # If the ranks ended at different steps, they would wait for each other without end.
     steps, *_ = on_ranks(2, trained_by_the_clock, tmp_path / "run", config)
     assert steps > 6

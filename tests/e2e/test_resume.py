@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed end as if nothing had happened."""
+"""Runs that are killed and resumed end with the same result as undisturbed ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LONGER = [
     "--pack.calibration-batches", "100",
     "--score.stride", "2",
 ]  # fmt: skip
-"""Every stage of such a run lasts long enough to be hit."""
+"""With these options, every stage lasts long enough to be killed in its middle."""
 SHAPED_FILES = ("model.bin", "provenance.safetensors", "tokenizer.model", "quantization.json")
 
 
@@ -53,14 +53,14 @@ def check_equal(run: Path, undisturbed: FinishedRun) -> None:
 
 
 def start_or_resume(run: Path, options: list[str]) -> subprocess.Popen[bytes]:
-    """Go on with a run, or begin it where there is none yet."""
+    """Resume a run, or start it if it does not exist yet."""
     if (run / "config.json").exists():
         return command.start("run", "--resume", run)
     return command.start("run", "tiny", *options, *LONGER, "--out", run)
 
 
 def started(run: Path, stage: str) -> int:
-    """How often a stage was begun."""
+    """Return how often a stage was started."""
     return stages_started(run).count(stage)
 
 
@@ -139,7 +139,7 @@ def test_killed_at_random_moments(
 def test_killed_while_the_trained_weights_are_scored(
     options: list[str], undisturbed: FinishedRun, tmp_path: Path
 ) -> None:
-    """What took the longest is not done again."""
+    """The training, which took longest, is not repeated."""
     run = tmp_path / "run"
     process = start_or_resume(run, options)
     wait_until((run / "checkpoints" / "ema.safetensors").exists, process)
@@ -160,7 +160,7 @@ def test_killed_while_the_trained_weights_are_scored(
 def test_asked_to_stop(
     options: list[str], undisturbed: FinishedRun, tmp_path: Path, number: int, code: int
 ) -> None:
-    """By hand, or by a scheduler; then training ends with a checkpoint of the step it was at."""
+    """By hand or by a scheduler; SIGTERM in training writes a checkpoint of the current step."""
     run = tmp_path / "run"
     in_training = (run / "checkpoints" / "training.safetensors").exists
     for condition in (in_training, lambda: started(run, "adapt") > 0):
@@ -204,7 +204,7 @@ def test_preempted_in_the_last_step(cli: Cli, options: list[str], tmp_path: Path
 def test_resumed_from_another_folder(
     options: list[str], undisturbed: FinishedRun, source: Path, tmp_path: Path
 ) -> None:
-    """The text was named by a relative path, and the run has moved, too."""
+    """The text was named by a relative path, and the run directory was moved, too."""
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "text").symlink_to(source)
     process = command.start(
@@ -330,7 +330,7 @@ def test_resume_of_a_finished_run_prints_it_again(
 
 @pytest.fixture(scope="module")
 def half_trained(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed in training, with a checkpoint; do not write to it."""
+    """A run that was killed in training after a checkpoint; do not write to it."""
     run = tmp_path_factory.mktemp("half") / "run"
     process = command.start(
         "run", "tiny", *options, "--train.max-steps", "100000",
@@ -343,7 +343,7 @@ def half_trained(options: list[str], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def broken(half_trained: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be broken."""
+    """A copy of it for a test to damage."""
     return Path(shutil.copytree(half_trained, tmp_path / "run"))
 
 
@@ -430,10 +430,10 @@ def test_resume_ignores_what_a_killed_write_left_behind(
     "written",
     ["", ".config.json.1.tmp", "config.json"],
 )
-def test_a_run_that_was_hardly_created_is_no_dead_end(
+def test_a_run_killed_during_its_creation_can_be_repeated_or_resumed(
     cli: Cli, options: list[str], mini_run: FinishedRun, tmp_path: Path, written: str
 ) -> None:
-    """Killed while its first files were written, it can be started again, or resumed."""
+    """If it is killed while its first files are written, it can be started again or resumed."""
     run = tmp_path / "run"
     run.mkdir()
     if written:

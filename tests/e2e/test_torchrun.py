@@ -39,7 +39,7 @@ def torchrun(*arguments: str | Path, options: tuple[str, ...] = ()) -> subproces
 
 
 def pid_of_rank(agent: subprocess.Popen[bytes], rank: int) -> int:
-    """The worker of torchrun's agent that has this rank."""
+    """Return the process of a rank, a child of torchrun's agent."""
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
     for child in children:
         if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
@@ -48,7 +48,7 @@ def pid_of_rank(agent: subprocess.Popen[bytes], rank: int) -> int:
 
 
 def is_in(run: Path, stage: str) -> Callable[[], bool]:
-    """A condition: the run is in the middle of the stage."""
+    """Return a condition: the run is in the middle of the stage."""
     if stage == "train":
         return lambda: (run / "checkpoints" / "training.safetensors").exists()
     if stage == "adapt":
@@ -76,7 +76,7 @@ def resume(run: Path) -> Result:
 
 
 def own_lines(stderr: str) -> list[str]:
-    """What paramgolf says, among all that torchrun says."""
+    """Return the lines that paramgolf prints, without those of torchrun."""
     return [line for line in stderr.splitlines() if line.startswith("paramgolf: ")]
 
 
@@ -137,7 +137,7 @@ def test_a_killed_rank_stops_the_others(
 def test_a_rank_without_memory_stops_the_others(
     undisturbed: FinishedRun, options: list[str], tmp_path: Path
 ) -> None:
-    """An error of one rank alone: its log has the traceback, rank 0 says which and why."""
+    """If only one rank fails, its log has the traceback, and rank 0 prints which rank and why."""
     run = tmp_path / "run"
     agent = torchrun("tiny", *options, *LONGER, "--out", run)
     wait_until(is_in(run, "train"), agent)
@@ -199,7 +199,7 @@ def test_two_nodes_are_two_ranks(
     results = [finish(node) for node in two_nodes("tiny", *options, *LONGER, "--out", run)]
     assert [result.code for result in results] == [0, 0], results
     printed = [result.stdout for result in results if result.stdout]
-    assert len(printed) == 1, "rank 0 prints, wherever it is"
+    assert len(printed) == 1, "only rank 0 prints"
     check_equal(run, undisturbed.path)
 
 
@@ -209,7 +209,7 @@ def test_a_node_that_vanishes(options: list[str], tmp_path: Path) -> None:
     wait_until(is_in(run, "train"), nodes[0])
     ranks = [b"RANK=1" in _environment_of_worker(node) for node in nodes]
     victim, survivor = nodes[ranks.index(True)], nodes[ranks.index(False)]
-    os.killpg(victim.pid, signal.SIGSTOP)  # so that the agent has no time to say goodbye
+    os.killpg(victim.pid, signal.SIGSTOP)  # so that the agent cannot close its connections
     os.kill(pid_of_rank(victim, 1), signal.SIGKILL)
     os.killpg(victim.pid, signal.SIGKILL)
     result = finish(survivor)
@@ -223,7 +223,7 @@ def _environment_of_worker(agent: subprocess.Popen[bytes]) -> list[bytes]:
     return Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
 
 
-def test_misuse_is_said_once(options: list[str], tmp_path: Path) -> None:
+def test_misuse_is_reported_once(options: list[str], tmp_path: Path) -> None:
     for arguments, expected in (
         (("tinny",), "unknown recipe 'tinny'"),
         (("tiny", *options, "--train.batch-tokens", "64", "--train.micro-batch-tokens", "64",
@@ -240,7 +240,7 @@ def test_misuse_is_said_once(options: list[str], tmp_path: Path) -> None:
 def test_the_bundle_runs_on_two_ranks(
     undisturbed: FinishedRun, options: list[str], tmp_path: Path
 ) -> None:
-    """train_gpt.py under torchrun, from the shards of a run that the package made."""
+    """train_gpt.py under torchrun, from the shards of a run of the package."""
     code = tmp_path / "train_gpt.py"
     code.write_bytes((undisturbed.path / "train_gpt.py").read_bytes())
     (tmp_path / "tokenizer.model").write_bytes((undisturbed.path / "tokenizer.model").read_bytes())
@@ -255,7 +255,7 @@ def test_the_bundle_runs_on_two_ranks(
     assert (ours["bytes"], ours["num_ranks"]) == (theirs["bytes"], theirs["num_ranks"])
 
 
-def test_the_bundle_says_once_what_is_wrong(undisturbed: FinishedRun, tmp_path: Path) -> None:
+def test_the_bundle_reports_misuse_once(undisturbed: FinishedRun, tmp_path: Path) -> None:
     code = tmp_path / "train_gpt.py"
     code.write_bytes((undisturbed.path / "train_gpt.py").read_bytes())
     done = subprocess.run(

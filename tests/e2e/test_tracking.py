@@ -1,4 +1,4 @@
-"""The figures of a run in TensorBoard and in Weights & Biases (offline) are those of its events."""
+"""TensorBoard and Weights & Biases (offline) receive the figures of a run's events."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_wandb_offline_has_the_summary(options: list[str], tmp_path: Path) -> No
     assert json.dumps(score["bpb"]).encode() in content
 
 
-def test_a_log_that_fails_is_left_behind_and_said(source: Path, tmp_path: Path) -> None:
+def test_a_failing_log_is_reported_and_closed(source: Path, tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "run", "tiny", mini_config(source))
     told: list[str] = []
 
@@ -89,7 +89,7 @@ def test_a_log_that_fails_is_left_behind_and_said(source: Path, tmp_path: Path) 
     assert "continues without it: ConnectionError: gone" in console.getvalue()
 
 
-def test_a_log_that_is_no_log(cli: Cli, tmp_path: Path) -> None:
+def test_an_unknown_log(cli: Cli, tmp_path: Path) -> None:
     result = cli("run", "tiny", "--log", "paper", cwd=tmp_path)
     assert result.code == 2
     assert "'none', 'wandb', 'tensorboard'" in " ".join(result.stderr.split())

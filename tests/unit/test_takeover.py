@@ -1,4 +1,4 @@
-"""From which of some runs another one goes on."""
+"""The choice of the run from which a new one takes stages over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OTHER_PACKING = replace(TINY, pack=replace(TINY.pack, budget_bytes=500_000))
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, Path]:
-    """Some of which none will do."""
+    """Runs that have finished different stages, by name."""
     finished = {
         "trained": (OTHER_ADAPTATION, ("prepare", "train", "adapt")),
         "adapted": (TINY, ("prepare", "train", "adapt")),
@@ -33,14 +33,14 @@ def runs(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / name for name in [*finished, "not there"]}
 
 
-def test_most_is_taken_over(runs: dict[str, Path]) -> None:
+def test_the_run_with_most_usable_stages_is_chosen(runs: dict[str, Path]) -> None:
     assert best_source(OTHER_PACKING, runs.values()) == runs["adapted"]
     assert best_source(OTHER_ADAPTATION, runs.values()) == runs["trained"]
     more = replace(TINY, adapt=replace(TINY.adapt, epochs=TINY.adapt.epochs + 2))
     assert best_source(more, [runs["in training"], runs["trained too"]]) == runs["trained too"]
 
 
-def test_none_will_do(runs: dict[str, Path]) -> None:
+def test_no_run_is_chosen_if_none_is_usable(runs: dict[str, Path]) -> None:
     longer = replace(TINY, train=replace(TINY.train, max_steps=7))
     assert best_source(longer, runs.values()) is None
     assert best_source(TINY, [runs["in training"], runs["not there"]]) is None
