@@ -1,9 +1,9 @@
-# The set-up needs Python >= 3.11 and a package index, nothing else. Variables:
+# Needs Python >= 3.11 and a package index, nothing else. Variables:
 #   PYTHON       the Python to use (default python3)
-#   TORCH_INDEX  a package index for PyTorch alone. A machine without a GPU takes the CPU build, a
-#                tenth of the size: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
-#   RECIPE, ARGS what `make run` runs (default tiny)
-#   GPUS         on how many ranks of this machine, one a GPU (default 1, without torchrun)
+#   TORCH_INDEX  a package index for PyTorch alone. For a machine without a GPU, use the CPU build,
+#                a tenth of the size: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   RECIPE, ARGS recipe and options of `make run` (default: tiny, none)
+#   GPUS         number of ranks of `make run` on this machine (default 1: without torchrun)
 
 PYTHON ?= python3
 RECIPE ?= tiny
@@ -13,19 +13,21 @@ TORCH_INDEX ?=
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-# One thread a test process: two processes then share two cores without getting in each other's way.
-PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2
+# Two test processes of one thread each, for two cores.
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal
 
 .PHONY: help setup setup-dev run test test-slow test-gpu lint format wheel clean
 
 help:
-	@echo "make run        set up, then run the recipe tiny: text to scored artifact, minutes"
-	@echo "make test       set up, then the fast tests"
-	@echo "make test-slow  kills, processes, whole runs;  make test-gpu: on a machine with a GPU"
-	@echo "make lint       ruff, pyright, import rules;   make wheel: build dist/*.whl"
+	@echo "make run        set up, then train, pack and score the recipe tiny (minutes)"
+	@echo "make test       set up, then run the fast tests"
+	@echo "make test-slow  run the slow tests: interrupted runs, several processes, whole recipes"
+	@echo "make test-gpu   run the GPU tests, on a machine with a GPU"
+	@echo "make lint       run ruff, pyright and the import rules"
+	@echo "make wheel      build dist/*.whl"
 
 .venv/python: # the environment itself
-	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -c 'import sys; sys.exit("paramgolf needs Python >= 3.11: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	touch $@
 

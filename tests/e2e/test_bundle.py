@@ -111,9 +111,9 @@ def test_a_bundle_needs_a_finished_run_and_a_new_folder(
 ) -> None:
     run = Path(shutil.copytree(mini_run.path, tmp_path / "run"))
     (run / "stages" / "pack.json").unlink()
-    assert "not packed yet" in one_line_error(cli("bundle", run, "--out", tmp_path / "new"))
-    assert "not empty" in one_line_error(cli("bundle", mini_run.path, "--out", bundled))
-    assert "contains no run" in one_line_error(cli("bundle", tmp_path, "--out", tmp_path / "new"))
+    assert "not packed yet" in cli.error("bundle", run, "--out", tmp_path / "new")
+    assert "not empty" in cli.error("bundle", mini_run.path, "--out", bundled)
+    assert "contains no run" in cli.error("bundle", tmp_path, "--out", tmp_path / "new")
 
 
 def test_export(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> None:

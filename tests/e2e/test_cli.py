@@ -186,7 +186,7 @@ def test_misuse(cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]
 
 
 def test_resume_of_nothing(cli: Cli, tmp_path: Path) -> None:
-    message = one_line_error(cli("run", "--resume", tmp_path / "nothing"))
+    message = cli.error("run", "--resume", tmp_path / "nothing")
     assert "contains no run" in message
     assert "paramgolf run tiny" in message
     assert list(tmp_path.iterdir()) == []
@@ -196,7 +196,7 @@ def test_resume_of_nothing(cli: Cli, tmp_path: Path) -> None:
     "arguments", [["compare", "a", "b"], ["submission", "a", "--out", "x"]], ids=" ".join
 )
 def test_runs_that_are_not_there(cli: Cli, tmp_path: Path, arguments: list[str]) -> None:
-    message = one_line_error(cli(*arguments, cwd=tmp_path))
+    message = cli.error(*arguments, cwd=tmp_path)
     assert "a is neither a run (no config.json) nor a folder of seeds" in message
     assert list(tmp_path.iterdir()) == []
 
@@ -206,7 +206,7 @@ def test_seeds_over_a_run_of_another_configuration(
 ) -> None:
     shutil.copytree(mini_run.path, tmp_path / "seeds" / "seed-1337")
     other = ("--train.max-steps", "7", "--out", tmp_path / "seeds")
-    message = one_line_error(cli("seeds", "tiny", "--seeds", "1", *options, *other))
+    message = cli.error("seeds", "tiny", "--seeds", "1", *options, *other)
     assert "train.max_steps = 6, not 7" in message
     result = cli("seeds", "tiny", "--seeds", "1337", *options, "--out", tmp_path / "seeds")
     assert (result.code, result.stderr) == (0, "")
@@ -234,17 +234,17 @@ def test_score_works_before_anything_is_damaged(cli: Cli, folder: Path) -> None:
 
 
 def test_score_of_a_missing_artifact(cli: Cli, folder: Path) -> None:
-    message = one_line_error(cli("score", "nothing.bin", "text.txt", cwd=folder))
+    message = cli.error("score", "nothing.bin", "text.txt", cwd=folder)
     assert "nothing.bin: No such file" in message
 
 
 def test_score_of_a_folder_as_artifact(cli: Cli, folder: Path) -> None:
-    assert "directory" in one_line_error(cli("score", folder, "text.txt", cwd=folder))
+    assert "directory" in cli.error("score", folder, "text.txt", cwd=folder)
 
 
 def test_score_of_a_foreign_artifact(cli: Cli, folder: Path) -> None:
     (folder / "model.bin").write_bytes((folder / "tokenizer.model").read_bytes())
-    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    message = cli.error("score", "model.bin", "text.txt", cwd=folder)
     assert "model.bin is not a paramgolf artifact" in message
 
 
@@ -252,7 +252,7 @@ def test_score_of_a_foreign_artifact(cli: Cli, folder: Path) -> None:
 def test_score_of_a_truncated_artifact(cli: Cli, folder: Path, kept: int) -> None:
     content = (folder / "model.bin").read_bytes()
     (folder / "model.bin").write_bytes(content[:kept])
-    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    message = cli.error("score", "model.bin", "text.txt", cwd=folder)
     assert "model.bin is" in message
     if kept < 0 or kept >= 48:
         assert "truncated or damaged" in message
@@ -261,26 +261,26 @@ def test_score_of_a_truncated_artifact(cli: Cli, folder: Path, kept: int) -> Non
 @pytest.mark.parametrize("position", [3, 8, 12, 20, 60, -1])
 def test_score_of_a_damaged_artifact(cli: Cli, folder: Path, position: int) -> None:
     _damage(folder / "model.bin", position)
-    assert "model.bin" in one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    assert "model.bin" in cli.error("score", "model.bin", "text.txt", cwd=folder)
 
 
 def test_score_of_an_artifact_of_a_later_version(cli: Cli, folder: Path) -> None:
     content = (folder / "model.bin").read_bytes()
     (folder / "model.bin").write_bytes(content[:8] + b"\5\0\0\0" + content[12:])
-    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    message = cli.error("score", "model.bin", "text.txt", cwd=folder)
     assert "version 5; this program reads version 4" in message
 
 
 def test_score_without_tokenizer(cli: Cli, folder: Path) -> None:
     (folder / "tokenizer.model").rename(folder / "elsewhere.model")
     arguments = ("score", "model.bin", "text.txt")
-    assert "tokenizer.model: No such file" in one_line_error(cli(*arguments, cwd=folder))
+    assert "tokenizer.model: No such file" in cli.error(*arguments, cwd=folder)
     assert cli(*arguments, "--tokenizer", "elsewhere.model", cwd=folder).code == 0
 
 
 def test_score_with_a_foreign_tokenizer(cli: Cli, folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(b"no tokenizer at all")
-    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    message = cli.error("score", "model.bin", "text.txt", cwd=folder)
     assert "tokenizer.model is not" in message
 
 
@@ -289,30 +289,30 @@ def test_score_with_another_artifacts_tokenizer(cli: Cli, folder: Path) -> None:
 
     other = train_tokenizer(["Other words, to train on, some few of them."] * 9, 285)
     (folder / "tokenizer.model").write_bytes(other)
-    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    message = cli.error("score", "model.bin", "text.txt", cwd=folder)
     assert "tokenizer.model is not the tokenizer of model.bin" in message
 
 
 def test_score_with_a_damaged_provenance(cli: Cli, folder: Path) -> None:
     _damage(folder / "provenance.safetensors", -1)
-    message = one_line_error(cli("score", "model.bin", "text.txt", cwd=folder))
+    message = cli.error("score", "model.bin", "text.txt", cwd=folder)
     assert "provenance.safetensors is not the provenance of model.bin" in message
 
 
 def test_score_of_a_missing_text(cli: Cli, folder: Path) -> None:
-    message = one_line_error(cli("score", "model.bin", "nothing.txt", cwd=folder))
+    message = cli.error("score", "model.bin", "nothing.txt", cwd=folder)
     assert "nothing.txt: No such file" in message
 
 
 def test_score_of_a_text_that_is_not_utf8(cli: Cli, folder: Path) -> None:
     (folder / "latin.txt").write_bytes("Voil\u00e0 du texte".encode("latin-1"))
-    message = one_line_error(cli("score", "model.bin", "latin.txt", cwd=folder))
+    message = cli.error("score", "model.bin", "latin.txt", cwd=folder)
     assert "latin.txt is not UTF-8 text (byte 4)" in message
 
 
 def test_score_of_an_empty_text(cli: Cli, folder: Path) -> None:
     (folder / "empty.txt").touch()
-    assert "empty" in one_line_error(cli("score", "model.bin", "empty.txt", cwd=folder))
+    assert "empty" in cli.error("score", "model.bin", "empty.txt", cwd=folder)
 
 
 def test_score_counts_the_bytes_of_what_sentencepiece_takes_for_a_space(
@@ -326,7 +326,7 @@ def test_score_counts_the_bytes_of_what_sentencepiece_takes_for_a_space(
 
 def test_one_bad_text_among_good_ones_is_named(cli: Cli, folder: Path) -> None:
     (folder / "empty.txt").touch()
-    message = one_line_error(cli("score", "model.bin", "text.txt", "empty.txt", cwd=folder))
+    message = cli.error("score", "model.bin", "text.txt", "empty.txt", cwd=folder)
     assert "empty.txt" in message
 
 
@@ -401,6 +401,6 @@ def test_generate_writes_prompt_and_continuation(cli: Cli, folder: Path) -> None
 def test_generate_with_impossible_options(
     cli: Cli, folder: Path, wrong: list[str], words: list[str]
 ) -> None:
-    message = one_line_error(cli("generate", "model.bin", *wrong, cwd=folder), code=2)
+    message = cli.error("generate", "model.bin", *wrong, cwd=folder, code=2)
     for word in words:
         assert word in message
