@@ -1,6 +1,6 @@
-"""paramgolf: the best language model that fits a byte budget, and a score one can trust."""
+"""paramgolf: small language models within a byte budget, and scores that can be verified."""
 
-from paramgolf.runtime import startup  # first: it notes when the imports began
+from paramgolf.runtime import startup  # first: records when the imports start
 
 from paramgolf.scoring.predictor import Predictor, load  # isort: skip
 from paramgolf.version import __version__  # isort: skip
