@@ -9,24 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from rich.table import Table
 
-from paramgolf.cli.common import choose, over_original_bytes, usage
+from paramgolf.cli.common import choose, usage
+from paramgolf.cli.results import print_results
 from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError
 from paramgolf.recipes import RECIPES, with_absolute_paths
-from paramgolf.runtime.console import Reporter, duration, is_main_rank, standard_output
-from paramgolf.runtime.ledger import account
+from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
 
 _T = TypeVar("_T", bound=Any)
-
-STAGE_TITLES = {
-    "ema": "after EMA",
-    "adapted": "after adaptation",
-    "quantized": "quantized, plain",
-    "sliding": "quantized, sliding",
-    "score_first": "sliding, score-first",
-}
 
 
 @dataclass(frozen=True)
@@ -96,9 +87,7 @@ def _resume(arguments: list[str], reporter: Reporter) -> None:
     if not arguments or any(word.startswith("-") for word in arguments[1:] if word != "--log"):
         raise ConfigError("--resume takes one run directory and no other option but --log")
     parsed = tyro.cli(ResumeArguments, prog="paramgolf run --resume", args=arguments)
-    _print_results(
-        resume(parsed.run, reporter, tracker(parsed.log, reporter)), parsed.run, reporter
-    )
+    print_results(resume(parsed.run, reporter, tracker(parsed.log, reporter)), parsed.run, reporter)
 
 
 def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
@@ -108,54 +97,4 @@ def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
     out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     from_run = Path(parsed.from_run) if parsed.from_run else None
     results = start(recipe, parsed.config, out, from_run, reporter, tracker(parsed.log, reporter))
-    _print_results(results, out, reporter)
-
-
-def _print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> None:
-    from paramgolf.scoring.bits_per_byte import Score
-
-    corpus = results["corpus"]
-    table = Table(title=f"{results['recipe']}, seed {results['seed']}", title_justify="left")
-    table.add_column("")
-    for column in ("BPB", "nats per\ntoken", "tokens", "text\nbytes", "compressed\nbytes"):
-        table.add_column(column, justify="right")
-    table.add_column("label")
-    for stage, score in results["stages"].items():
-        table.add_row(
-            STAGE_TITLES[stage],
-            f"{score['bpb']:.4f}",
-            f"{score['loss_nats']:.4f}",
-            f"{score['tokens']:,}",
-            f"{score['bytes']:,}",
-            "",
-            score["label"],
-        )
-    xz = results["xz"]
-    table.add_row("xz -9, for comparison", f"{xz['bpb']:.4f}", "", "", "", f"{xz['bytes']:,}", "")
-    reporter.line("")
-    reporter.table(table)
-    if note := over_original_bytes(Score(**results["stages"]["sliding"])):
-        reporter.line(f"original  {note}")
-    size = results["bytes"]
-    reporter.line(
-        f"bytes     {size['total']:,} of {size['budget']:,}: model.bin {size['model']:,}, "
-        f"train_gpt.py {size['code']:,}; not counted: tokenizer.model {size['tokenizer']:,}"
-    )
-    reporter.line(f"corpus    {corpus['source']}, sha256 {corpus['sha256'][:16]}")
-    seconds = results["seconds"]
-    phases = Table(title="seconds by phase", title_justify="left")
-    phases.add_column("phase")
-    phases.add_column("seconds", justify="right")
-    phases.add_column("budget")
-    for name, value in seconds.items():
-        budget, reason = account(name, results["adapted_on"])
-        phases.add_row(name, f"{value:.1f}", f"not counted: {reason}" if reason else budget)
-    phases.add_section()
-    for name, value in results["budgets"].items():
-        phases.add_row("total", f"{value:.1f}", "not counted" if name == "none" else name)
-    total = sum(seconds.values())
-    phases.add_row("total", f"{total:.1f}", f"all, {duration(total)}")
-    reporter.table(phases)
-    reporter.line("labels    self-reported: only rerunning the job can verify them;")
-    reporter.line(f"          `paramgolf audit {path}` checks the rest")
-    reporter.line(f"files     {path}: model.bin, train_gpt.py, tokenizer.model, results.json, ...")
+    print_results(results, out, reporter)

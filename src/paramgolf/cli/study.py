@@ -11,7 +11,8 @@ import tyro
 from rich.table import Table
 
 from paramgolf.cli.common import usage
-from paramgolf.cli.run import STAGE_TITLES, parse_recipe
+from paramgolf.cli.results import STAGE_TITLES
+from paramgolf.cli.run import parse_recipe
 from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.recipes import RECIPES
