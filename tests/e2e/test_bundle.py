@@ -49,7 +49,7 @@ def test_the_folder_counts_what_the_results_say(bundled: Path, mini_run: Finishe
     sizes = {path.name: path.stat().st_size for path in bundled.iterdir()}
     assert sizes.keys() == {
         "model.bin", "train_gpt.py", "tokenizer.model", "provenance.safetensors",
-        "requirements.txt",
+        "requirements.txt", "results.json",
     }  # fmt: skip
     size = read_results(mini_run.path)["bytes"]
     assert sizes["model.bin"] + sizes["train_gpt.py"] == size["total"] <= size["budget"]
@@ -73,24 +73,54 @@ def test_it_scores_to_the_last_digit(bundled: Path, libraries: Path, mini_run: F
             assert words[words.index(key) + 1] == str(expected[stage][key])
 
 
-def test_it_repeats_the_run(
+@pytest.mark.parametrize("form", ["shards", "documents"])
+def test_it_reproduces_the_artifact(
+    bundled: Path, libraries: Path, mini_run: FinishedRun, source: Path, tmp_path: Path, form: str
+) -> None:
+    """From the run's own shards, and from the documents that it read."""
+    folder = Path(shutil.copytree(bundled, tmp_path / "bundle"))
+    data = mini_run.path / "data" if form == "shards" else source
+    shutil.copytree(data, folder / "data")
+    result = train_gpt(libraries, folder, "run", "--source", "data", "--out", "again")
+    assert (result.returncode, result.stderr) == (0, "")
+    again = folder / "again"
+    for name in ("model.bin", "train_gpt.py", "provenance.safetensors"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes(), name
+    ours, theirs = read_results(again), read_results(mini_run.path)
+    assert (ours["stages"], ours["bytes"]) == (theirs["stages"], theirs["bytes"])
+    digest = theirs["artifact_sha256"]
+    assert result.stdout.splitlines()[-1] == f"reproduced: yes (same artifact, SHA-256 {digest})"
+
+
+@pytest.mark.slow
+def test_another_artifact_is_compared_by_its_score(
     bundled: Path, libraries: Path, mini_run: FinishedRun, tmp_path: Path
 ) -> None:
-    """From the run's own shards, on which the text's hash alone is another."""
+    """With another tokenizer beside it, the run's provenance is another one."""
     folder = Path(shutil.copytree(bundled, tmp_path / "bundle"))
-    data = Path(shutil.copytree(mini_run.path / "data", tmp_path / "data"))
-    result = train_gpt(
-        libraries, folder, "run", "--source", str(data), "--out", "again", "--device", "cpu",
-    )  # fmt: skip
-    assert (result.returncode, result.stderr) == (0, "")
-    ours, theirs = read_results(folder / "again"), read_results(mini_run.path)
-    assert ours["stages"] == theirs["stages"]
-    assert ours["bytes"] == theirs["bytes"]
-    again = folder / "again"
-    assert (again / "train_gpt.py").read_bytes() == (folder / "train_gpt.py").read_bytes()
-    # The same weights; the provenance, whose hash is in the header, now names shards.
-    repeated, first = read(again / "model.bin").state(), read(folder / "model.bin").state()
-    assert all(torch.equal(repeated[name], weights) for name, weights in first.items())
+    shutil.copy(folder / "tokenizer.model", tmp_path)
+    run = ("run", "--source", str(mini_run.path / "data"), "--out")
+    tokenizer = ("--tokenizer", str(tmp_path / "tokenizer.model"))
+
+    def last_line(*arguments: str) -> str:
+        result = train_gpt(libraries, folder, *arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout.splitlines()[-1]
+
+    said = last_line(*run, "again", *tokenizer)
+    results = read_results(folder)
+    score = results["stages"]["sliding"]
+    assert said == (
+        f"reproduced: yes ({score['bpb']:.4f} BPB, {score['bpb']:.4f} recorded, tolerance 0.01; "
+        "another artifact, as with other hardware, threads or libraries)"
+    )
+    for key, value, words in (
+        ("bpb", score["bpb"] + 0.02, f"no ({score['bpb']:.4f} BPB, {score['bpb'] + 0.02:.4f} "),
+        ("tokens", 1, "no (another text was scored)"),
+    ):
+        score[key] = value
+        (folder / "results.json").write_text(json.dumps(results))
+        assert f"reproduced: {words}" in last_line("run", "--resume", "again")
 
 
 def test_it_says_what_is_wrong_in_one_line(bundled: Path, libraries: Path, tmp_path: Path) -> None:

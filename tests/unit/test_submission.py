@@ -48,6 +48,7 @@ def test_every_figure_comes_from_the_runs(tmp_path: Path) -> None:
         results = folder / f"seed-{seed}" / "results.json"
         copied = json.loads((out / "results" / f"seed-{seed}.json").read_text())
         assert copied == json.loads(results.read_text())
+        assert seed != 9 or copied == json.loads((out / "results.json").read_text())
         log = (out / f"train_log_seed{seed}.txt").read_text()
         assert f"1971-01-01 00:00:0{seed}  train" in log
         assert "step=50  loss_nats=3.25" in log
@@ -69,6 +70,34 @@ def test_every_figure_comes_from_the_runs(tmp_path: Path) -> None:
     assert "| a check | bytes | pass | 1 of 1 |" in text
     assert "{" not in text
     assert "**The audit" not in text
+
+
+def test_no_file_contains_a_path_of_the_machine(tmp_path: Path) -> None:
+    folder, out = audited(tmp_path / "a folder" / "seeds"), tmp_path / "out"
+    for seed in SCALES:
+        path = folder / f"seed-{seed}"
+        results = json.loads((path / "results.json").read_text())
+        results["corpus"]["source"] = str(tmp_path / "my texts")
+        write_json(path / "results.json", results)
+        audit = json.loads((path / "audit.json").read_text())
+        audit["checks"][0]["figure"] = f"1 of {path}: 2/3 of http://a.org/b"
+        write_json(path / "audit.json", audit)
+        with (path / "events.jsonl").open("a") as file:
+            event = {"time": 86400.0 * 366, "event": "x", "stage": "pack", "from": str(tmp_path)}
+            file.write(json.dumps(event) + "\n")
+    (folder / "seed-7" / "results.json").unlink()
+    entries = [{"seed": s, "failure": f"cannot write '{tmp_path}/x': full" if s == 7 else ""}
+               for s in SCALES]  # fmt: skip
+    write_json(folder / "seeds.json", {"runs": entries})
+    write_submission([folder], out, "", "", SILENT)
+    texts = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert [name for name, text in texts.items() if str(tmp_path).encode() in text] == []
+    assert "Corpus: my texts, sha256" in texts["README.md"].decode()
+    assert "cannot write 'x': full" in texts["submission.json"].decode()
+    assert json.loads(texts["results.json"])["corpus"]["source"] == "my texts"
+    for seed in (5, 9):
+        audit = json.loads(texts[f"audit-seed-{seed}.json"])
+        assert audit["checks"][0]["figure"].endswith(f"seed-{seed}: 2/3 of http://a.org/b")
 
 
 def test_runs_may_be_named_one_by_one(tmp_path: Path) -> None:

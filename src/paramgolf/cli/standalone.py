@@ -10,7 +10,10 @@ from typing import Any
 
 from paramgolf.config import RunConfig, from_json
 from paramgolf.runtime import signals
-from paramgolf.runtime.console import is_main_rank, standard_output
+from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
+
+_MAX_BPB_DIFFERENCE = 0.01
+"""Between a run and its repetition on other hardware or by the clock; seeds differ by less."""
 
 
 def main(values: dict[str, Any], file: str) -> None:
@@ -48,7 +51,7 @@ def main(values: dict[str, Any], file: str) -> None:
                 tokenizer=str(Path(chosen.tokenizer).resolve()),
             )
             config = dataclasses.replace(config, data=data, device=chosen.device)
-            _run(chosen, config)
+            _run(chosen, config, Path(file))
     except (Exception, KeyboardInterrupt) as error:
         code, message = signals.explain(error)
         parser.exit(code, f"{message}\n" if is_main_rank() else None)
@@ -64,7 +67,7 @@ def _score(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
         print(name, *(f"{key} {value}" for key, value in dataclasses.asdict(score).items()))
 
 
-def _run(chosen: argparse.Namespace, config: RunConfig) -> None:
+def _run(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
     from paramgolf.pipeline.session import resume, start
 
     reporter = standard_output()
@@ -75,3 +78,28 @@ def _run(chosen: argparse.Namespace, config: RunConfig) -> None:
     for stage, score in results["stages"].items():
         reporter.line(f"{stage:<10} {score['bpb']!r} BPB  {score['label']}")
     reporter.line(f"bytes      {results['bytes']}")
+    _compare(results, config, file, reporter)
+
+
+def _compare(results: dict[str, Any], config: RunConfig, file: Path, reporter: Reporter) -> None:
+    """Report whether the run reproduced the model.bin and the results.json beside the file."""
+    from paramgolf.runtime.files import read_json, sha256_of_file
+
+    model, recorded = file.with_name("model.bin"), file.with_name("results.json")
+    digest = results["artifact_sha256"]
+    if model.exists() and sha256_of_file(model) == digest:
+        reporter.line(f"reproduced: yes (same artifact, SHA-256 {digest})")
+    elif recorded.exists():
+        stage, score = list(results["stages"].items())[-1]
+        first = read_json(recorded)["stages"][stage]
+        if any(score[key] != first[key] for key in ("tokens", "bytes")):
+            reporter.line("reproduced: no (another text was scored)")
+            return
+        close = abs(score["bpb"] - first["bpb"]) <= _MAX_BPB_DIFFERENCE
+        how = "with other hardware, threads or libraries"
+        if not config.train.max_steps:
+            how = "always when training ends by the clock"
+        reporter.line(
+            f"reproduced: {'yes' if close else 'no'} ({score['bpb']:.4f} BPB, {first['bpb']:.4f} "
+            f"recorded, tolerance {_MAX_BPB_DIFFERENCE}; another artifact, as {how})"
+        )

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from paramgolf.errors import UserError
-from paramgolf.runtime.files import copy_file, write_bytes
+from paramgolf.runtime.files import copy_file, read_json, write_bytes, write_json
 from paramgolf.runtime.rundir import RunDir
 
 _REQUIREMENTS = ("torch", "numpy", "sentencepiece", "safetensors", "constriction", "rich")
+
+_ABSOLUTE_PATH = re.compile(r"(?<![\w/.:~-])~?(?:/[^\s/'\"`:;,()\[\]]+)+/?")
+
+
+def without_paths(value: Any) -> Any:
+    """Return JSON values with the name of its last part in place of every absolute path."""
+    if isinstance(value, dict):
+        return {key: without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_paths(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith("/") and " /" not in value:  # a single path, which may contain spaces
+        return Path(value).name
+    return _ABSOLUTE_PATH.sub(lambda found: Path(found[0]).name, value)
 
 
 def require_empty(out: Path) -> None:
@@ -25,8 +42,8 @@ def require_empty(out: Path) -> None:
 def bundle(path: Path, out: Path) -> dict[str, int]:
     """Write the bundle of the run at `path` to `out`; return the bytes of every file in it.
 
-    train_gpt.py and model.bin count towards the budget; the tokenizer, the provenance and
-    requirements.txt beside them do not.
+    train_gpt.py and model.bin count towards the budget; the tokenizer, the provenance, the results
+    and requirements.txt beside them do not.
 
     Raises:
         UserError: if the run is not packed yet, or `out` is not empty.
@@ -37,6 +54,8 @@ def bundle(path: Path, out: Path) -> dict[str, int]:
     require_empty(out)
     for file in (run.code, run.artifact, run.tokenizer, run.provenance):
         copy_file(file, out / file.name)
+    if run.results_file.exists():
+        write_json(out / run.results_file.name, without_paths(read_json(run.results_file)))
     pins = [f"{name}=={metadata.version(name).split('+')[0]}\n" for name in _REQUIREMENTS]
     write_bytes(out / "requirements.txt", "".join(pins).encode())
     return {file.name: file.stat().st_size for file in sorted(out.iterdir())}

@@ -16,7 +16,7 @@ import jinja2
 
 from paramgolf.config import RunConfig
 from paramgolf.errors import UserError
-from paramgolf.publish.bundle import bundle, require_empty
+from paramgolf.publish.bundle import bundle, require_empty, without_paths
 from paramgolf.recipes import RECIPES
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import select_runtime
@@ -69,6 +69,8 @@ def write_submission(
 
     A run without a valid `audit.json` is audited first, which writes that file.
 
+    Of absolute paths of this machine, only the last part is written.
+
     Args:
         paths: run directories, or folders of seeds.
         out: a new directory.
@@ -95,7 +97,11 @@ def write_submission(
 
 def _read_runs(paths: Sequence[Path], reporter: Reporter) -> Submission:
     """Read all runs, check that they belong together, and audit those that are not audited yet."""
-    runs = [run for path in paths for run in read_seeds(path).runs]
+    runs = [
+        run._replace(results=without_paths(run.results), failure=without_paths(run.failure))
+        for path in paths
+        for run in read_seeds(path).runs
+    ]
     seeds = SeedRuns(sorted(runs, key=lambda run: run.seed))
     if not seeds.finished:
         raise UserError(f"no run is finished: {seeds.coverage()}")
@@ -107,7 +113,7 @@ def _read_runs(paths: Sequence[Path], reporter: Reporter) -> Submission:
     stage = list((seeds.finished[0].results or {})["stages"])[-1]
     scores = [read_score(run, stage) for run in seeds.finished]
     require_same(scores, ("text_sha256", "bytes", "tokens", "label"))
-    audits = [_read_or_make_audit(run, config, reporter) for run in seeds.finished]
+    audits = [without_paths(_read_or_make_audit(run, config, reporter)) for run in seeds.finished]
     return Submission(recipe, config, seeds, stage, scores, audits)
 
 
@@ -224,7 +230,7 @@ def _log(run: SeedRun) -> str:
     for event in RunDir(run.path).read_events():
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event.pop("time")))
         kind = event.pop("event")
-        lines.append(f"{moment}  {kind:<15}  {_pairs(event)}".rstrip())
+        lines.append(f"{moment}  {kind:<15}  {_pairs(without_paths(event))}".rstrip())
     lines.append("")
     for stage, score in results["stages"].items():
         lines.append(f"final  {stage:<12}  {_pairs(score)}")
@@ -278,4 +284,5 @@ def _readme(found: Submission, summary: dict[str, Any], sizes: dict[str, int]) -
             f"--{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in changed.items()
         ),
         ranks=results["num_ranks"]["train"],
+        by_steps=bool(found.config.train.max_steps),
     )

@@ -73,7 +73,7 @@ def _prepare_documents(job: Job) -> PreparedText:
             if documents or name != "adapt"
         }
         _cut_validation(encoded, config.data.val_targets, tokenizer)
-        tokenizer_text = _GIVEN if config.data.tokenizer else "train"
+        tokenizer_text = _tokenizer_text(job, tokenizer, encoded["train"].text, "train")
         return _write(job, digest, tokenizer, tokenizer_text, encoded)
 
 
@@ -192,8 +192,8 @@ def _texts_of_shards(
         known = Provenance.load(file)
         found = {name: tuple(map(sha256_of_file, paths)) for name, paths in files.items() if paths}
         if found == {name: text.shards for name, text in known.texts.items()}:
-            given = job.config.data.tokenizer
-            return known.texts, _GIVEN if given else known.uses.get("tokenizer", _GIVEN)
+            usual = known.uses.get("tokenizer", _GIVEN)
+            return known.texts, _tokenizer_text(job, tokenizer, known.texts["train"], usual)
     progress = job.reporter.progress("decode", sum(map(len, files.values())), "shards")
     texts: dict[str, Text] = {}
     done = 0
@@ -207,7 +207,7 @@ def _texts_of_shards(
             done += 1
             progress.update(done)
         texts[name] = gathering.text(digest.hexdigest())
-    return texts, _GIVEN
+    return texts, _tokenizer_text(job, tokenizer, texts["train"], _GIVEN)
 
 
 def _sizes_as_built(folder: Path, files: dict[str, list[Path]]) -> dict[str, int | None]:
@@ -225,6 +225,27 @@ def _sizes_as_built(folder: Path, files: dict[str, list[Path]]) -> dict[str, int
 
 
 # Both.
+
+
+def _tokenizer_text(job: Job, tokenizer: Tokenizer, train: Text, usual: str) -> str:
+    """Return the text that the tokenizer was trained on: `usual`, if none was given.
+
+    A given one may be the tokenizer of an earlier run on the same text, whose results and
+    provenance lie beside it: in its directory, or in a bundle. Repeating that run then repeats its
+    provenance, and with it the artifact.
+    """
+    file = Path(job.config.data.tokenizer)
+    if not job.config.data.tokenizer:
+        return usual
+    results, provenance = file.with_name("results.json"), file.with_name(job.run.provenance.name)
+    if results.exists() and provenance.exists():
+        known = Provenance.load(provenance)
+        if (
+            read_json(results)["corpus"]["tokenizer_sha256"] == tokenizer.sha256
+            and known.texts["train"].sha256 == train.sha256
+        ):
+            return known.uses["tokenizer"]
+    return _GIVEN
 
 
 def _tokenizer(job: Job, file: str | Path, documents: Sequence[Document] = ()) -> Tokenizer:
