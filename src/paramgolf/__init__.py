@@ -1,10 +1,19 @@
 """paramgolf: small language models within a byte budget, and scores that can be verified."""
 
-from paramgolf.runtime import startup  # first: records when the imports start
+from typing import TYPE_CHECKING, Any
 
-from paramgolf.scoring.predictor import Predictor, load  # isort: skip
-from paramgolf.version import __version__  # isort: skip
+from paramgolf.version import __version__
 
-startup.finish_imports()
+if TYPE_CHECKING:
+    from paramgolf.scoring.predictor import Predictor, load
 
 __all__ = ["Predictor", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load` and `Predictor`, and with them PyTorch, when they are first used."""
+    if name in ("Predictor", "load"):
+        from paramgolf.scoring import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

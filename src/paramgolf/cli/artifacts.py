@@ -39,18 +39,34 @@ class ScoreArguments:
 
 @dataclass(frozen=True)
 class CompressArguments:
-    """Compress a text with a packed model's predictions, or restore it (decompress)."""
+    """Compress a text with a packed model's predictions."""
 
     artifact: tyro.conf.Positional[Path]
     """The packed model, model.bin of a run; decompress needs the same one."""
     file: tyro.conf.Positional[Path]
-    """A UTF-8 text file; for decompress, a file that compress wrote."""
+    """A UTF-8 text file."""
     out: Path
     """The file to write."""
     tokenizer: Path | None = None
     """The artifact's tokenizer; by default tokenizer.model beside it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where to compute; decompress needs the same kind of processor or GPU as compress."""
+
+
+@dataclass(frozen=True)
+class DecompressArguments:
+    """Restore a text that `paramgolf compress` compressed."""
+
+    artifact: tyro.conf.Positional[Path]
+    """The packed model that compressed the text."""
+    file: tyro.conf.Positional[Path]
+    """The compressed file."""
+    out: Path
+    """The text file to write."""
+    tokenizer: Path | None = None
+    """The artifact's tokenizer; by default tokenizer.model beside it."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where to compute: on the same kind of processor or GPU as compress did."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +93,14 @@ class GenerateArguments:
 
 def score(arguments: list[str]) -> None:
     """Run `paramgolf score`."""
+    if not is_main_rank():
+        return  # one process scores
+    parsed = tyro.cli(ScoreArguments, prog="paramgolf score", args=arguments)
+
     from paramgolf.data.streams import read_streams
     from paramgolf.runtime.files import write_array
     from paramgolf.scoring.predictor import load
 
-    if not is_main_rank():
-        return  # one process scores
-    parsed = tyro.cli(ScoreArguments, prog="paramgolf score", args=arguments)
     if not parsed.files:
         raise ConfigError("name at least one text file: paramgolf score ARTIFACT FILE...")
     if parsed.stride < -1:
@@ -121,12 +138,13 @@ def score(arguments: list[str]) -> None:
 
 def compress(arguments: list[str]) -> None:
     """Run `paramgolf compress`."""
+    parsed = tyro.cli(CompressArguments, prog="paramgolf compress", args=arguments)
+
     from paramgolf.data.documents import read_text
     from paramgolf.runtime.device import select_runtime
     from paramgolf.runtime.files import write_bytes
     from paramgolf.scoring.text_coder import TextCoder
 
-    parsed = tyro.cli(CompressArguments, prog="paramgolf compress", args=arguments)
     text = read_text(parsed.file)
     coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime(parsed.device))
     progress = Reporter(sys.stderr).progress("compress", unit="tokens")
@@ -139,11 +157,12 @@ def compress(arguments: list[str]) -> None:
 
 def decompress(arguments: list[str]) -> None:
     """Run `paramgolf decompress`."""
+    parsed = tyro.cli(DecompressArguments, prog="paramgolf decompress", args=arguments)
+
     from paramgolf.runtime.device import select_runtime
     from paramgolf.runtime.files import write_bytes
     from paramgolf.scoring.text_coder import TextCoder
 
-    parsed = tyro.cli(CompressArguments, prog="paramgolf decompress", args=arguments)
     try:
         content = parsed.file.read_bytes()
     except OSError as error:
@@ -157,9 +176,10 @@ def decompress(arguments: list[str]) -> None:
 
 def generate(arguments: list[str]) -> None:
     """Run `paramgolf generate`."""
+    parsed = tyro.cli(GenerateArguments, prog="paramgolf generate", args=arguments)
+
     from paramgolf.scoring.predictor import load
 
-    parsed = tyro.cli(GenerateArguments, prog="paramgolf generate", args=arguments)
     if parsed.max_tokens < 1:
         raise ConfigError(f"invalid --max-tokens = {parsed.max_tokens}: expected at least 1")
     predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from paramgolf.cli.common import choose, usage
 from paramgolf.errors import ConfigError
-from paramgolf.runtime import signals
+from paramgolf.runtime import signals, startup  # noqa: F401 (startup records when it is imported)
 from paramgolf.runtime.console import is_main_rank
 from paramgolf.version import __version__
 
@@ -32,7 +32,8 @@ _COMMANDS = {
     "submission": "publish",
     "data": "data",
 }
-"""The module of every command; imported when needed, so that --help does not wait for PyTorch."""
+"""The module of every command; imported when needed. Commands parse their arguments before they
+import what needs PyTorch, so that --help and mistakes do not wait for it."""
 _RENAMED = {"record": "submission"}
 
 

@@ -48,9 +48,10 @@ class SubmissionArguments:
 
 def bundle(arguments: list[str]) -> None:
     """`paramgolf bundle`: one self-contained directory."""
+    parsed = tyro.cli(BundleArguments, prog="paramgolf bundle", args=arguments)
+
     from paramgolf.publish.bundle import bundle
 
-    parsed = tyro.cli(BundleArguments, prog="paramgolf bundle", args=arguments)
     sizes = bundle(parsed.run, parsed.out)
     reporter = standard_output()
     for name, size in sizes.items():
@@ -61,18 +62,20 @@ def bundle(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     """`paramgolf export`: the weights as safetensors."""
+    parsed = tyro.cli(ExportArguments, prog="paramgolf export", args=arguments)
+
     from paramgolf.publish.export import export
 
-    parsed = tyro.cli(ExportArguments, prog="paramgolf export", args=arguments)
     export(parsed.artifact, parsed.out)
     standard_output().line(f"wrote model.safetensors (float32) and config.json to {parsed.out}")
 
 
 def submission(arguments: list[str]) -> None:
     """`paramgolf submission`: a submission folder."""
+    parsed = tyro.cli(SubmissionArguments, prog="paramgolf submission", args=arguments)
+
     from paramgolf.publish.submission import write_submission
 
-    parsed = tyro.cli(SubmissionArguments, prog="paramgolf submission", args=arguments)
     if not parsed.runs:
         raise ConfigError("name at least one run or folder of seeds: paramgolf submission SEEDS...")
     written = write_submission(

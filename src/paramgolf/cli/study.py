@@ -71,9 +71,10 @@ def seeds(arguments: list[str]) -> None:
     reporter = standard_output()
     if _print_usage_without_recipe(arguments, reporter):
         return
+    recipe, parsed = arguments[0], parse_recipe(SeedsArguments, "seeds", arguments)
+
     from paramgolf.study.seeds import run_seeds
 
-    recipe, parsed = arguments[0], parse_recipe(SeedsArguments, "seeds", arguments)
     if parsed.config.seed != RECIPES[recipe][1].seed:
         raise ConfigError("invalid --seed: name all seeds with --seeds")
     out = Path(parsed.out or f"runs/seeds-{recipe}")
@@ -90,9 +91,10 @@ def ablate(arguments: list[str]) -> None:
     reporter = standard_output()
     if _print_usage_without_recipe(arguments, reporter):
         return
+    recipe, parsed = arguments[0], parse_recipe(AblateArguments, "ablate", arguments)
+
     from paramgolf.study.ablate import parse_grid, run_grid
 
-    recipe, parsed = arguments[0], parse_recipe(AblateArguments, "ablate", arguments)
     grid = parse_grid(parsed.config, [text for some in parsed.vary for text in some])
     out = Path(parsed.out or f"runs/ablate-{recipe}")
     seeds = parsed.seeds or (parsed.config.seed,)
@@ -105,10 +107,11 @@ def ablate(arguments: list[str]) -> None:
 
 def compare(arguments: list[str]) -> None:
     """`paramgolf compare`: is A better than B by a margin?"""
+    parsed = tyro.cli(CompareArguments, prog="paramgolf compare", args=arguments)
+
     from paramgolf.runtime.files import write_json
     from paramgolf.study.compare import compare
 
-    parsed = tyro.cli(CompareArguments, prog="paramgolf compare", args=arguments)
     found = compare(parsed.a, parsed.b, parsed.stage, parsed.margin_nats)
     _print_comparison(found, standard_output())
     if parsed.out is not None:

@@ -47,10 +47,11 @@ class ProveArguments:
 
 def audit(arguments: list[str]) -> None:
     """`paramgolf audit`: recheck everything behind a score."""
+    parsed = tyro.cli(AuditArguments, prog="paramgolf audit", args=arguments)
+
     from paramgolf.runtime.device import select_runtime
     from paramgolf.verify.audit import audit
 
-    parsed = tyro.cli(AuditArguments, prog="paramgolf audit", args=arguments)
     if parsed.positions < 1:
         raise ConfigError(f"invalid --positions = {parsed.positions}: expected 1 or more")
     runtime = select_runtime(parsed.device)
@@ -67,11 +68,12 @@ def audit(arguments: list[str]) -> None:
 
 def prove(arguments: list[str]) -> None:
     """`paramgolf prove`: prove a score by coding and decoding the text."""
+    parsed = tyro.cli(ProveArguments, prog="paramgolf prove", args=arguments)
+
     from paramgolf.runtime.device import select_runtime
     from paramgolf.runtime.files import write_json
     from paramgolf.verify.prove import prove
 
-    parsed = tyro.cli(ProveArguments, prog="paramgolf prove", args=arguments)
     if parsed.bytes < 0:
         raise ConfigError(f"invalid --bytes = {parsed.bytes}: expected 0 or more")
     proof = prove(

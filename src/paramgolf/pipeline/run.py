@@ -15,9 +15,11 @@ from paramgolf.runtime.files import write_json
 from paramgolf.runtime.ledger import Ledger, account
 from paramgolf.runtime.ranks import PREPARATION_SECONDS, SERIAL_SECONDS, Ranks
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.runtime.startup import import_seconds
+from paramgolf.runtime.startup import finish_imports, import_seconds
 from paramgolf.stages import adapt, pack, prepare, score, train
 from paramgolf.stages.job import Job
+
+finish_imports()
 
 STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
     "prepare": prepare.run,

@@ -6,10 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 3.0
 
@@ -43,6 +43,8 @@ class Reporter:
     def table(self, table: Table) -> None:
         """Print a table."""
         if self._stream is not None:
+            from rich.console import Console
+
             width = None if self._stream.isatty() else 100
             Console(file=self._stream, width=width, highlight=False).print(table)
 

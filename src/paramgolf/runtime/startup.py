@@ -1,6 +1,7 @@
 """When this process started, and how many seconds its imports took (PyTorch takes several).
 
-`paramgolf/__init__.py` imports this module before all others and calls `finish_imports` after them.
+The command `paramgolf` imports this module first. `pipeline.run` imports PyTorch and all stages,
+and then calls `finish_imports`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 
-# Whoever does something before `import paramgolf` (train_gpt.py unpacks itself) sets STARTED first.
+# Whoever does something before importing this module (train_gpt.py unpacks itself) sets STARTED.
 _started = getattr(sys.modules["__main__"], "STARTED", None) or time.monotonic()
 _imported = _started
 
