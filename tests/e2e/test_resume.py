@@ -160,7 +160,7 @@ def test_killed_while_the_trained_weights_are_scored(
 def test_asked_to_stop(
     options: list[str], undisturbed: FinishedRun, tmp_path: Path, number: int, code: int
 ) -> None:
-    """By hand or by a scheduler; SIGTERM in training writes a checkpoint of the current step."""
+    """By hand or by a scheduler; in training, both write a checkpoint of the current step."""
     run = tmp_path / "run"
     in_training = (run / "checkpoints" / "training.safetensors").exists
     for condition in (in_training, lambda: started(run, "adapt") > 0):
@@ -168,8 +168,8 @@ def test_asked_to_stop(
         wait_until(condition, process)
         process.send_signal(number)
         message = one_line_error(finish(process), code=code)
-        assert "paramgolf run --resume" in message
-        if number == signal.SIGTERM and condition is in_training:
+        assert f"`paramgolf run --resume {run}`" in message
+        if condition is in_training:
             _, notes = read_tensors(run / "checkpoints" / "training.safetensors")
             assert f"after step {notes['step']}, with a checkpoint" in message
     result = finish(start_or_resume(run, options))
@@ -177,27 +177,80 @@ def test_asked_to_stop(
     check_equal(run, undisturbed)
 
 
-PREEMPTED = """
+STOPPED = """
 import os, signal
 from paramgolf.optim.trainer import Trainer
 train_step = Trainer.train_step
-def preempted(*arguments):
-    os.kill(os.getpid(), signal.SIGTERM)
+def stopped(*arguments):
+    for number in [{}]:
+        os.kill(os.getpid(), number)
     return train_step(*arguments)
-Trainer.train_step = preempted
+Trainer.train_step = stopped
 """
 
 
-def test_preempted_in_the_last_step(cli: Cli, options: list[str], tmp_path: Path) -> None:
-    """Only the weights are left to be written; later stages wait."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_stopped_in_a_step(
+    cli: Cli, options: list[str], tmp_path: Path, number: int, code: int
+) -> None:
+    """The step is finished and a checkpoint written; the message says how to resume."""
     run = tmp_path / "run"
+    patch = STOPPED.format(int(number))
+    message = one_line_error(cli("run", "tiny", *options, "--out", run, patch=patch), code)
+    assert f"after step 1, with a checkpoint; resume it with `paramgolf run --resume {run}`" in (
+        message
+    )
+    _, notes = read_tensors(run / "checkpoints" / "training.safetensors")
+    assert notes["step"] == 1
+
+
+def test_stopped_in_the_last_step(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    """Only the weights are left to be written; later stages wait."""
+    run, patch = tmp_path / "run", STOPPED.format(int(signal.SIGTERM))
     one_step = ("--train.max-steps", "1", "--adapt.text", "none")
-    result = cli("run", "tiny", *options, *one_step, "--out", run, patch=PREEMPTED)
+    result = cli("run", "tiny", *options, *one_step, "--out", run, patch=patch)
     assert "after the last step" in one_line_error(result, code=75)
     assert (run / "checkpoints" / "ema.safetensors").exists()
     assert started(run, "adapt") == 0
     cli.output("run", "--resume", run)
     assert not [event for event in events(run) if event["event"] == "training_resumed"]
+
+
+def test_second_interrupt_ends_at_once(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    run, twice = tmp_path / "run", f"{int(signal.SIGINT)}, {int(signal.SIGINT)}"
+    result = cli("run", "tiny", *options, "--out", run, patch=STOPPED.format(twice))
+    assert (result.code, result.stderr) == (-signal.SIGINT, "")
+    assert not (run / "checkpoints" / "training.safetensors").exists()
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.mark.parametrize("arguments", [("run", "tiny", "--out", "run"), ("generate", "model.bin")])
+def test_interrupted_during_imports(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    process = command.start(*arguments, cwd=tmp_path, patch=INTERRUPTED_IMPORT)
+    assert finish(process) == (130, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+INTERRUPTED_GENERATION = """
+import os, signal
+from paramgolf.scoring import generate
+generate._sample = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_interrupted_command_that_cannot_be_resumed(cli: Cli, mini_run: FinishedRun) -> None:
+    artifact = mini_run.path / "model.bin"
+    result = cli("generate", artifact, "--prompt", "The", patch=INTERRUPTED_GENERATION)
+    assert (result.code, result.stderr) == (130, "")
 
 
 @pytest.mark.slow

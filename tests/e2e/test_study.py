@@ -96,14 +96,17 @@ def test_seeds_resume(good: Path, cli: Cli, options: list[str], tmp_path: Path) 
     assert re.search(r"seed 2 failed: .*model\.bin", printed)
 
 
-def test_a_signal_ends_all_runs_and_is_not_a_failure(options: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_ends_all_runs_and_is_not_a_failure(
+    options: list[str], tmp_path: Path, number: int, code: int
+) -> None:
     out = tmp_path / "seeds"
     arguments = ("seeds", "tiny", "--seeds", "1", "2", *options, "--out", out)
     process = command.start(*arguments)
     command.wait_until((out / "seed-1" / "stages" / "train.json").exists, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     ended = command.finish(process)
-    assert ended.code == 75, ended.stderr
+    assert "the same command resumes the runs" in one_line_error(ended, code)
     assert [entry["state"] for entry in summary(out)["runs"]] == ["not finished", "not finished"]
     result = command.run(*arguments)
     assert result.code == 0, result.stderr

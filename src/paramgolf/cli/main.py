@@ -40,7 +40,7 @@ _RENAMED = {"record": "submission"}
 def main() -> NoReturn:
     """Entry point of the command `paramgolf`."""
     arguments = sys.argv[1:]
-    signals.install()
+    signals.install(notify=_announce_stop)
     if not is_main_rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
@@ -56,10 +56,16 @@ def main() -> NoReturn:
 
 
 def _exit(code: int, message: str) -> NoReturn:
+    signals.ignore()  # nothing is left to stop
     # Ranks that have not joined yet may fail on one machine alone, so one per machine prints.
     if message and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"paramgolf: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _announce_stop() -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0" and sys.stderr.isatty():
+        print("\nparamgolf: finishing the current step; Ctrl-C again ends at once", file=sys.stderr)
 
 
 def _dispatch(arguments: Sequence[str]) -> None:

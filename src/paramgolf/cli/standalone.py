@@ -24,7 +24,7 @@ def main(values: dict[str, Any], file: str) -> None:
         file: the path of train_gpt.py.
     """
     config = from_json(RunConfig, values)
-    signals.install()
+    signals.install(f"python {file} run")
     parser = argparse.ArgumentParser(prog=Path(file).name)
     commands = parser.add_subparsers(required=True, dest="command")
     score = commands.add_parser("score", help="score texts with model.bin, which lies beside")
@@ -54,7 +54,7 @@ def main(values: dict[str, Any], file: str) -> None:
             _run(chosen, config, Path(file))
     except (Exception, KeyboardInterrupt) as error:
         code, message = signals.explain(error)
-        parser.exit(code, f"{message}\n" if is_main_rank() else None)
+        parser.exit(code, f"{message}\n" if message and is_main_rank() else None)
 
 
 def _score(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from paramgolf.config import RunConfig
 from paramgolf.errors import UserError
+from paramgolf.runtime import signals
 from paramgolf.runtime.console import Reporter, duration
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.files import write_json
@@ -42,6 +43,7 @@ def run_job(
         UserError: if a stage fails; what earlier stages wrote is kept.
     """
     ranks, worked = runtime.ranks, False
+    signals.resume_with(run.path)
     with run.locked() if ranks.main else nullcontext():
         if ranks.main and run.takeover_file.exists():
             from paramgolf.pipeline.takeover import take_over
@@ -77,6 +79,7 @@ def run_job(
             write_json(run.results_file, results)
         if worked:
             run.event("run_finished")
+    signals.resume_with(None)
     return results
 
 

@@ -12,15 +12,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
-import safetensors.torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from paramgolf.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
@@ -129,8 +130,10 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], **notes: Any) -> None:
     """Write named tensors and JSON notes to a safetensors file, atomically."""
+    from safetensors.torch import save
+
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = safetensors.torch.save(plain, metadata={"notes": json.dumps(notes)})
+    content = save(plain, metadata={"notes": json.dumps(notes)})
     write_bytes(path, content)
 
 

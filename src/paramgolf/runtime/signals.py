@@ -1,38 +1,64 @@
-"""SIGINT and SIGTERM: when they take effect, and how they end the program."""
+"""SIGINT (Ctrl-C) and SIGTERM: when they take effect, and how they end the program."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import UserError
 
 RESUMABLE = 75
 """Exit code of a preempted run, which can be resumed (EX_TEMPFAIL of sysexits.h)."""
+INTERRUPTED = 130
+"""Exit code after SIGINT, as shells report it."""
 
 
-class Preempted(UserError):
-    """The run was stopped by SIGTERM, which schedulers send; finished work is kept."""
+class Stopped(UserError):
+    """The run was stopped by a signal; finished work is kept."""
 
-    exit_code = RESUMABLE
+    def __init__(self, when: str = "", resume: str = "") -> None:
+        """Build the message.
+
+        Args:
+            when: the moment, e.g. " after step 3"; at its end, the files that were written.
+            resume: how to resume; by default, what `resume_with` was told.
+        """
+        interrupted = signal.SIGINT in _received
+        self.exit_code = INTERRUPTED if interrupted else RESUMABLE
+        message = f"{'interrupted' if interrupted else 'stopped by SIGTERM'}{when}"
+        super().__init__("; ".join(filter(None, (message, resume or _resume))))
 
 
 _received: list[int] = []
 _deferring = False
+_program = "paramgolf run"
+_resume = ""
 
 
-def install() -> None:
-    """Install handlers for both signals; for programs, not for library use."""
+def install(program: str = "", notify: Callable[[], None] = lambda: None) -> None:
+    """Install handlers for both signals; for programs, not for library use.
+
+    The first SIGINT acts like SIGTERM; the second ends the process at once.
+
+    Args:
+        program: the command whose option --resume resumes a run, if not `paramgolf run`.
+        notify: called when the effect of a SIGINT is deferred.
+    """
+    global _program
+    _program = program or _program
 
     def take(number: int, _: Any) -> None:
         # Recorded too, since native code may replace the exception by another one.
         _received.append(number)
         if number == signal.SIGINT:
-            raise KeyboardInterrupt
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not _deferring:
-            raise _preempted()
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            notify()
 
     signal.signal(signal.SIGINT, take)
     signal.signal(signal.SIGTERM, take)
@@ -44,35 +70,40 @@ def ignore() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def terminated() -> bool:
-    """Return whether SIGTERM was received."""
-    return signal.SIGTERM in _received
+def resume_with(run: Path | None) -> None:
+    """Set the run that messages say how to resume; None: there is nothing to resume."""
+    global _resume
+    _resume = f"resume it with `{_program} --resume {run}`" if run else ""
+
+
+def received() -> bool:
+    """Return whether one of the signals was received."""
+    return bool(_received)
 
 
 @contextmanager
-def deferred_termination() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether SIGTERM was received, and defer its effect."""
+def deferred() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether a signal was received, and defer its effect."""
     global _deferring
     _deferring = True
     try:
-        yield terminated
+        yield received
     finally:
         _deferring = False
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and a one-line message for the error that ended the program."""
-    if signal.SIGINT in _received or isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted; resume it with `paramgolf run --resume DIR`"
-    if signal.SIGTERM in _received and not isinstance(error, UserError):
-        error = _preempted()
+    """Return the exit code and a one-line message for the error that ended the program.
+
+    The message is empty if the user interrupted something that cannot be resumed.
+    """
+    if isinstance(error, KeyboardInterrupt) or (_received and not isinstance(error, UserError)):
+        error = Stopped()
+        if error.exit_code == INTERRUPTED and not _resume:
+            return INTERRUPTED, ""
     if isinstance(error, BrokenPipeError):  # `paramgolf ... | head`
         return 1, "standard output was closed"
     if isinstance(error, UserError):
         return error.exit_code, " ".join(str(error).split())
     message = f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)"
     return 1, " ".join(message.split())
-
-
-def _preempted() -> Preempted:
-    return Preempted("stopped by SIGTERM; resume it with `paramgolf run --resume DIR`")

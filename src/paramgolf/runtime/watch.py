@@ -80,7 +80,7 @@ class Watch:
         signals.ignore()  # another signal would interrupt this
         code, why = signals.explain(error)
         # Another rank's end breaks collectives here, and makes torchrun send SIGTERM.
-        echo = not isinstance(error, UserError) or code == signals.RESUMABLE
+        echo = not isinstance(error, UserError) or isinstance(error, signals.Stopped)
         if echo and self._other_ended.wait(_ECHO_SECONDS) and self._other is not None:
             self._finish(self._other)
         self._ending.set()
@@ -89,7 +89,7 @@ class Watch:
         if "--debug" in sys.argv:
             _print(trace)
         self._send(_End(self._ranks.rank, code, why))
-        if self._ranks.main:
+        if self._ranks.main and why:
             _print(why)
         _exit(code)
 
@@ -206,7 +206,8 @@ class Watch:
         what = f"failed: {end.why}" if end.why else "was lost (killed, or its machine is gone)"
         log = self._logs and self._logs / f"rank{end.rank}.log"
         log = f"; its log: {log}" if log and log.exists() else ""
-        message = end.why if end.code == signals.RESUMABLE else f"rank {end.rank} {what}{log}"
+        stopped = end.code in (signals.RESUMABLE, signals.INTERRUPTED)
+        message = end.why if stopped else f"rank {end.rank} {what}{log}"
         self._log(message + "\n")
         if end.rank == self._ranks.rank:
             frame = sys._current_frames().get(threading.main_thread().ident or 0)

@@ -18,7 +18,7 @@ from paramgolf.optim.trainer import Trainer
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.files import read_tensors, write_tensors
 from paramgolf.runtime.ranks import Ranks
-from paramgolf.runtime.signals import Preempted, deferred_termination
+from paramgolf.runtime.signals import Stopped, deferred
 from paramgolf.stages.job import Job
 from paramgolf.stages.validation import Validation
 
@@ -68,7 +68,7 @@ def _train(job: Job, trainer: Trainer) -> float:
     with ledger.phase("train: read checkpoint"):
         loop = _Loop(job, trainer)
         loop.resume()
-    with deferred_termination() as preempted:
+    with deferred() as preempted:
         with ledger.shown("train: steps"):
             loop.run_to_the_end(preempted)
         with ledger.phase("train: write"):
@@ -87,10 +87,7 @@ def _train(job: Job, trainer: Trainer) -> float:
                 )
                 loop.checkpoint_file.unlink(missing_ok=True)
         if sum(runtime.ranks.agree(preempted())):
-            raise Preempted(
-                "stopped by SIGTERM after the last step of training; resume it with "
-                f"`paramgolf run --resume {job.run.path}`"
-            )
+            raise Stopped(" after the last step of training")
     return loop.clock.elapsed - loop.start_elapsed
 
 
@@ -216,7 +213,7 @@ class _Loop:
         """Run the remaining steps.
 
         Raises:
-            Preempted: if a rank was asked to stop, after writing a checkpoint.
+            Stopped: if a rank was asked to stop, after writing a checkpoint.
         """
         self._run.event("clock_started", elapsed_seconds=self.start_elapsed)
         self.clock.start(self.start_elapsed)
@@ -241,10 +238,7 @@ class _Loop:
             if self._ranks.main:
                 self._checkpoint()
             self._ranks.barrier()
-            raise Preempted(
-                f"stopped by SIGTERM after step {self.trainer.step}, with a checkpoint; resume it "
-                f"with `paramgolf run --resume {self._run.path}`"
-            )
+            raise Stopped(f" after step {self.trainer.step}, with a checkpoint")
 
     def _decide(self, one_pending: bool, preempted: bool) -> tuple[float, bool, bool]:
         """Agree with the other ranks on the next step.

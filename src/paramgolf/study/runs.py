@@ -18,7 +18,7 @@ from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import read_json
 from paramgolf.runtime.ranks import started_by_torchrun
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.runtime.signals import Preempted, terminated
+from paramgolf.runtime.signals import Stopped, received
 
 _SEED_DIRECTORY = re.compile(r"seed-(\d+)")
 
@@ -133,9 +133,9 @@ def run_or_resume(
         elif read_run(path).results is None:
             _forget_earlier_runs()
             resume(path, reporter)
-    except UserError as error:
-        if terminated():
-            raise Preempted("stopped by SIGTERM; the same command resumes the runs") from error
+    except (UserError, KeyboardInterrupt) as error:
+        if received() or isinstance(error, KeyboardInterrupt):
+            raise Stopped(resume="the same command resumes the runs") from error
         reporter.line(f"  failed: {error}")
         return SeedRun(path, config.seed, None, str(error))
     return read_run(path)
