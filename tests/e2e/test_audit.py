@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.device import select_runtime
 from paramgolf.runtime.files import read_json
 from paramgolf.runtime.ledger import OTHER
 from paramgolf.runtime.rundir import RunDir
+from paramgolf.verify.audit import audit
 from paramgolf.verify.file_checks import file_checks
 from tests.e2e import cheats, command
 from tests.e2e.command import Result
+from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import mini_options
 
 
@@ -52,12 +56,12 @@ def legal(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_honest_run_passes(legal: Path) -> None:
     result = audited(legal)
     assert result.code == 0, result.stdout + result.stderr
-    assert "compliant as score-first adaptive predictor" in result.stdout
-    assert "FAIL" not in result.stdout
-    assert "provenance is self-reported" in result.stdout
-    assert "1 causal, 2 normalised, 3 score before update, 4 one pass: see docs/rules.md" in (
-        result.stdout
-    )
+    words = " ".join(result.stdout.split())
+    assert "compliant as score-first adaptive predictor" in words
+    assert "FAIL" not in words
+    assert "provenance is self-reported" in words
+    assert "1 causal, 2 normalised, 3 score before update, 4 one pass: see docs/rules.md" in words
+    assert max(map(len, result.stdout.splitlines())) <= 80
     rules = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
     for check in json.loads((legal / "audit.json").read_text())["checks"]:
         assert check["name"].split(":")[0] in rules
@@ -65,6 +69,34 @@ def test_an_honest_run_passes(legal: Path) -> None:
     stages = json.loads((legal / "results.json").read_text())["stages"]
     assert stages["score_first"]["label"] == "score-first"
     assert stages["score_first"]["bpb"] < stages["sliding"]["bpb"]
+
+
+class Progress:
+    """In place of the progress of a console: all updates."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[float, str]] = []
+
+    def update(self, done: float, total: float | None = None, details: str = "") -> None:
+        self.updates.append((done, details))
+
+
+def test_its_progress_covers_all_of_its_parts(
+    mini_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(mini_run.path, tmp_path / "run"))
+    reporter, progress = Reporter(), Progress()
+    monkeypatch.setattr(reporter, "progress", lambda *_: progress)
+    assert audit(run, 2, select_runtime("cpu"), reporter).passed
+    percents = [percent for percent, _ in progress.updates]
+    assert percents == sorted(percents)
+    assert (percents[0], percents[-1]) == pytest.approx((0, 100), abs=0.1)
+    assert len(percents) > 10
+    assert list(dict.fromkeys(details for _, details in progress.updates)) == [
+        "scoring again quantized (1 of 5)", "scoring again sliding (2 of 5)",
+        "other tokens quantized (3 of 5)", "other tokens sliding (4 of 5)", "vocabulary (5 of 5)",
+    ]  # fmt: skip
+    assert not (run / "report.html").exists()
 
 
 @pytest.mark.slow
@@ -165,7 +197,7 @@ def test_the_procedure_of_the_reference_is_in_sample(options: list[str], tmp_pat
     assert result.code == 1
     assert failed(run) == ["provenance"]
     assert "in-sample" in result.stdout
-    assert "1 (causal) and 3 (score before update)" in result.stdout
+    assert "1 (causal) and 3 (score before update)" in " ".join(result.stdout.split())
 
 
 @pytest.mark.slow

@@ -318,7 +318,12 @@ def test_without_an_audit_the_page_names_the_command(page: Page, mini_run: Finis
 def test_the_verdict_is_that_of_the_audit(
     cli: Cli, run_copy: Path, passage: dict[str, Any]
 ) -> None:
-    assert cli("audit", run_copy, "--device", "cpu", "--positions", "1").code == 0
+    assert cli("report", run_copy).code == 0
+    assert "Not audited" in (run_copy / "report.html").read_text()
+    result = cli("audit", run_copy, "--device", "cpu", "--positions", "1")
+    assert result.code == 0
+    assert f"{run_copy / 'report.html'} was updated" in result.stdout
+    assert "Audit passed" in (run_copy / "report.html").read_text()
     audit = json.loads((run_copy / "audit.json").read_text())
     words = Page(render(read_run_files(run_copy), passage)).words
     assert "Audit passed compliant as fixed predictor" in words

@@ -56,6 +56,7 @@ def usage() -> str:
         "  prove RUN                        encode the scored text; decode it in another process",
         "  audit RUN                        check everything that the score depends on",
         "  report RUN                       write the run as one HTML page, report.html",
+        "  list [FOLDER...]                 list runs with score, size and audit",
         "  bundle RUN --out DIR             write a folder that repeats the run, scores its model",
         "  seeds RECIPE --seeds N...        run several seeds: mean, standard deviation, range",
         "  compare A B                      test whether run (or seeds) A beats B by a margin",

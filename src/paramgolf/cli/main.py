@@ -26,6 +26,7 @@ _COMMANDS = {
     "audit": "verify",
     "bundle": "publish",
     "report": "report",
+    "list": "listing",
     "seeds": "study",
     "compare": "study",
     "ablate": "study",

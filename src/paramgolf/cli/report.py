@@ -28,9 +28,9 @@ def report(arguments: list[str]) -> None:
     """`paramgolf report`: a run as an HTML page."""
     parsed = tyro.cli(ReportArguments, prog="paramgolf report", args=arguments)
 
-    from paramgolf.report.page import report
+    from paramgolf.report.page import NAME, report
     from paramgolf.runtime.device import select_runtime
 
-    out = parsed.out or parsed.run / "report.html"
+    out = parsed.out or parsed.run / NAME
     size = report(parsed.run, out, select_runtime(parsed.device), Reporter(sys.stderr))
     standard_output().line(f"{out}, {size:,} bytes")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,10 +15,12 @@ import tyro
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter, standard_output
 
+_COLUMNS = 80
+
 
 @dataclass(frozen=True)
 class AuditArguments:
-    """Recheck everything behind a run's score, one line per check; exit code 1 if one fails."""
+    """Recheck everything behind a run's score; exit code 1 if a check fails."""
 
     run: tyro.conf.Positional[Path]
     """Directory of a finished run."""
@@ -49,6 +53,7 @@ def audit(arguments: list[str]) -> None:
     """`paramgolf audit`: recheck everything behind a score."""
     parsed = tyro.cli(AuditArguments, prog="paramgolf audit", args=arguments)
 
+    from paramgolf.report.page import refresh
     from paramgolf.runtime.device import select_runtime
     from paramgolf.verify.audit import audit
 
@@ -58,12 +63,23 @@ def audit(arguments: list[str]) -> None:
     result = audit(parsed.run, parsed.positions, runtime, Reporter(sys.stderr))
     reporter = standard_output()
     for check in result.checks:
-        reporter.line(f"{check.outcome:<14} {check.name:<34} {check.figure}")
+        outcome = "n/a" if check.outcome == "not applicable" else check.outcome
+        reporter.line(f"{outcome:<5} {check.name}")
+        _print_wrapped(f"      {check.figure}", reporter)
     reporter.line("")
     for line in result.summary():
-        reporter.line(line)
+        _print_wrapped(line, reporter)
+    refresh(parsed.run, reporter)
     if not result.passed:
         raise UserError(f"the audit of {parsed.run} fails: {', '.join(result.failed)}")
+
+
+def _print_wrapped(text: str, reporter: Reporter) -> None:
+    """Print a text in lines of at most 80 columns, indented like its second column."""
+    indent = re.match(r"\w* +", text)
+    width = len(indent[0]) if indent else 0
+    for line in textwrap.wrap(text, _COLUMNS, subsequent_indent=" " * width):
+        reporter.line(line)
 
 
 def prove(arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ from paramgolf.config import RunConfig
 from paramgolf.errors import UserError
 from paramgolf.publish.bundle import bundle, require_empty, without_paths
 from paramgolf.recipes import RECIPES
+from paramgolf.report.page import refresh
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import select_runtime
 from paramgolf.runtime.files import read_json, write_bytes, write_json
@@ -143,6 +144,7 @@ def _read_or_make_audit(run: SeedRun, config: RunConfig, reporter: Reporter) -> 
         return read_json(path)
     reporter.line(f"audit of seed {run.seed}")
     audit(run.path, _AUDITED_POSITIONS, select_runtime(config.device), reporter)
+    refresh(run.path, reporter)
     return read_json(path)
 
 

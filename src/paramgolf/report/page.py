@@ -18,11 +18,13 @@ from paramgolf.errors import UserError
 from paramgolf.report import sections
 from paramgolf.report.passage import passage_section
 from paramgolf.runtime.console import Reporter, duration
-from paramgolf.runtime.device import Runtime
+from paramgolf.runtime.device import Runtime, select_runtime
 from paramgolf.runtime.files import read_json, sha256_of_file, write_bytes
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.version import __version__
 
+NAME = "report.html"
+"""Of the report in the directory of its run."""
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -59,6 +61,19 @@ def report(path: Path, out: Path, runtime: Runtime, reporter: Reporter) -> int:
     page = render(files, passage).encode()
     write_bytes(out, page)
     return len(page)
+
+
+def refresh(path: Path, reporter: Reporter) -> None:
+    """Write the report in the directory of a run again, if one is there; for use after an audit."""
+    out = path / NAME
+    if not out.exists():
+        return
+    try:
+        report(path, out, select_runtime("cpu"), Reporter())
+    except UserError as error:
+        reporter.line(f"{out} is out of date: {error}")
+    else:
+        reporter.line(f"{out} was updated")
 
 
 def read_run_files(path: Path) -> RunFiles:

@@ -12,7 +12,9 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +48,8 @@ _CONDITIONS = "1 causal, 2 normalised, 3 score before update, 4 one pass"
 _WINDOWS_PER_PASS = 16
 _MAX_BPB_ERROR = 1e-4
 _MAX_LOGIT_CHANGE = 1e-5
+_START_SECONDS = 5.0
+"""Expected of a process that imports PyTorch and loads the artifact."""
 _INDENT = " " * 15
 
 
@@ -128,6 +132,23 @@ def audit(path: Path, positions: int, runtime: Runtime, reporter: Reporter) -> A
     return result
 
 
+class _Progress:
+    """Reports how much of the audit is done, by the seconds that its long parts should take."""
+
+    def __init__(self, reporter: Reporter, seconds: dict[str, float]) -> None:
+        """Start; `seconds` are those expected of each part, in order."""
+        self._seconds = seconds
+        self._total = sum(seconds.values())
+        self._progress = reporter.progress("audit", 100, "%")
+
+    def update(self, part: str, share: float) -> None:
+        """Report that this share of a part is done, and everything before that part."""
+        parts = list(self._seconds)
+        before = sum(self._seconds[name] for name in parts[: parts.index(part)])
+        percent = 100 * (before + min(share, 1) * self._seconds[part]) / self._total
+        self._progress.update(percent, details=f"{part} ({parts.index(part) + 1} of {len(parts)})")
+
+
 class _Auditor:
     """The loaded run, and one method per group of checks."""
 
@@ -136,7 +157,7 @@ class _Auditor:
         if not self.run.results_file.exists():
             raise UserError(f"{path} is not finished: `paramgolf run --resume {path}` first")
         self.results = read_json(self.run.results_file)
-        self._positions, self._reporter = positions, reporter
+        self._positions = positions
         self._device = runtime.device.type
         # The windows scored here have many different shapes: compiling would not pay.
         runtime = dataclasses.replace(runtime, compiled=False)
@@ -152,6 +173,23 @@ class _Auditor:
         self._max_difference = 1e-4 if self._exact else 0.3
         """Between losses of one token in batches of different shapes (rounding), in nats."""
         self._sampled_losses = 48 if self._exact else 1024
+        self._seconds = self._expected_seconds()
+        self._progress = _Progress(reporter, self._seconds)
+
+    def _expected_seconds(self) -> dict[str, float]:
+        """Return what the long parts should take, from the seconds of the run, in order."""
+        by_phase, rates = self.results["seconds"], self.results["tokens_per_second"]
+        scoring = {mode: by_phase.get(f"score: {mode.stage}", 1.0) for mode in self.modes}
+        parts = {
+            f"{what} {mode.stage}": _START_SECONDS + seconds
+            for what in ("scoring again", "other tokens")
+            for mode, seconds in scoring.items()
+        }
+        tokens = self._positions * self._tokenizer.vocab_size * self._seq_len
+        parts["vocabulary"] = tokens / rates.get("score_quantized", 10_000)
+        if self.config.score_first.learns:
+            parts["learning again"] = max(scoring.values())
+        return parts
 
     def checks(self) -> Iterator[Check]:
         """Yield all checks."""
@@ -168,21 +206,40 @@ class _Auditor:
     @cached_property
     def _losses(self) -> dict[str, Losses]:
         """Losses of all targets by stage, from scoring the text again."""
-        return {mode.stage: self._scored(mode, self._stream) for mode in self.modes}
+        return {
+            mode.stage: self._scored(mode, self._stream, "scoring again") for mode in self.modes
+        }
 
-    def _scored(self, mode: ScoreMode, stream: NDArray[np.uint16]) -> Losses:
+    def _scored(self, mode: ScoreMode, stream: NDArray[np.uint16], what: str) -> Losses:
         """Return the losses that `paramgolf score`, in a separate process, reports of a stream."""
-        self._reporter.line(f"  scoring   {mode.stage}, {len(stream) - 1:,} targets")
         with tempfile.TemporaryDirectory(prefix="paramgolf-audit-") as name:
             text, losses = Path(name) / "text_val_000000.bin", Path(name) / "losses.npy"
             write_shard(text, stream)
             command = [sys.executable, "-m", "paramgolf", "score", str(self.run.artifact.resolve())]
             command += [str(text), "--stride", str(mode.stride), "--losses", str(losses)]
             command += ["--device", self._device, *(["--fixed"] if mode.fixed else [])]
-            ended = subprocess.run(command, capture_output=True, text=True, check=False)
-            if ended.returncode:
-                raise UserError(f"scoring again failed: {ended.stderr.strip()[-300:]}")
+            self._run(command, f"{what} {mode.stage}")
             return np.load(losses)
+
+    def _run(self, command: list[str], part: str) -> None:
+        """Run a command that is a part of the audit, and report its progress by the clock."""
+        began = time.monotonic()
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                while True:
+                    share = (time.monotonic() - began) / self._seconds[part]
+                    self._progress.update(part, min(share, 0.95))
+                    with suppress(subprocess.TimeoutExpired):
+                        _, errors = process.communicate(timeout=1)
+                        break
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            raise UserError(f"scoring again failed: {errors.strip()[-300:]}")
+        self._progress.update(part, 1)
 
     def _bytes_of_the_text(self) -> Iterator[Check]:
         """Compare the size of the decoded documents with the byte table and the report."""
@@ -217,7 +274,7 @@ class _Auditor:
         limit = 1e-5 if self._device == "cpu" else 2e-2
         for mode in self.modes:
             first = int(self._random.integers(size // 2, size * 3 // 4 + 1))
-            after = self._scored(mode, self._with_other_tokens(self._stream, first))
+            after = self._scored(mode, self._with_other_tokens(self._stream, first), "other tokens")
             change = float(np.abs(self._losses[mode.stage] - after)[: first - 1].max())
             figure = (
                 f"tokens from {first:,} on replaced: earlier losses change by {change:.1e} nats "
@@ -271,25 +328,32 @@ class _Auditor:
             figure = "the text is shorter than a window"
             return Check(name, condition, "not applicable", figure)
         starts = self._sample(len(self._stream) - self._seq_len, self._positions)
-        progress = self._reporter.progress("vocabulary", len(starts), "positions")
         worst = 0.0
-        for number, start in enumerate(starts, start=1):
-            worst = max(worst, abs(self._sum_over_vocabulary(start) - 1))
-            progress.update(number)
+        for number, start in enumerate(starts):
+
+            def report(share: float, before: int = number) -> None:
+                self._progress.update("vocabulary", (before + share) / len(starts))
+
+            worst = max(worst, abs(self._sum_over_vocabulary(start, report) - 1))
         figure = (
             f"{len(starts)} x {self._tokenizer.vocab_size:,} tokens: sums differ from 1 by at most "
             f"{worst:.1e} (limit 1e-04)"
         )
         return check(name, condition, worst <= 1e-4, figure)
 
-    def _sum_over_vocabulary(self, start: int) -> float:
-        """Return the total probability of all tokens after one window of the text."""
+    def _sum_over_vocabulary(self, start: int, report: Callable[[float], None]) -> float:
+        """Return the total probability of all tokens after one window of the text.
+
+        `report` is called with the share that is done.
+        """
         vocab_size, length = self._tokenizer.vocab_size, self._seq_len
         copies = np.empty((vocab_size, length + 1), np.uint16)
         copies[:, :-1] = self._stream[start : start + length]
         copies[:, -1] = np.arange(vocab_size)
         model, order = self._predictor.model, self._predictor.order
-        scorer = WindowScorer(model, order, copies.ravel(), 32 * length)
+        scorer = WindowScorer(
+            model, order, copies.ravel(), 32 * length, lambda done, _: report(done / vocab_size)
+        )
         begins = np.arange(vocab_size) * (length + 1)
         scorer.score([Windows(begins, 1)])
         nats = scorer.nats[torch.from_numpy(begins + length - 1).to(scorer.nats.device)]
@@ -348,7 +412,6 @@ class _Auditor:
         differences: list[Losses] = []
         mode = next(mode for mode in self.modes if not mode.fixed)
         model, order = self._predictor.model, self._predictor.order
-        progress = self._reporter.progress("replay", count, "chunks")
         with restored(model):
             learner = Learner(model, order, learning, count)
             for chunk in range(count):
@@ -358,7 +421,7 @@ class _Auditor:
                 targets = [first + offset for offset in self._sample(last - first, 6)]
                 recomputed = self._recomputed(targets, mode.stride)
                 differences.append(recomputed - self._losses[mode.stage][targets])
-                progress.update(chunk + 1)
+                self._progress.update("learning again", (chunk + 1) / count)
         return self._compare(name, condition, np.concatenate(differences))
 
     def _provenance(self) -> Iterator[Check]:
