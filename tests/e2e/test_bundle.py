@@ -111,11 +111,11 @@ def test_another_artifact_is_compared_by_its_score(
     results = read_results(folder)
     score = results["stages"]["sliding"]
     assert said == (
-        f"reproduced: yes ({score['bpb']:.4f} BPB, {score['bpb']:.4f} recorded, tolerance 0.01; "
+        f"reproduced: yes ({score['bpb']:.4f} BPB, {score['bpb']:.4f} recorded, tolerance 0.02; "
         "another artifact, as with other hardware, threads or libraries)"
     )
     for key, value, words in (
-        ("bpb", score["bpb"] + 0.02, f"no ({score['bpb']:.4f} BPB, {score['bpb'] + 0.02:.4f} "),
+        ("bpb", score["bpb"] + 0.03, f"no ({score['bpb']:.4f} BPB, {score['bpb'] + 0.03:.4f} "),
         ("tokens", 1, "no (another text was scored)"),
     ):
         score[key] = value

@@ -12,7 +12,7 @@ import pytest
 
 from paramgolf.report.figures import Line, adaptation, losses, quantization_errors, score_axis
 from paramgolf.report.page import TEMPLATES
-from paramgolf.study.plots import SERIES, drawing, save_svg
+from paramgolf.study.plots import FONTS, SERIES, drawing, save_svg
 
 
 def test_a_plot_is_black_on_white_and_its_text_stays_text(tmp_path: Path) -> None:
@@ -27,6 +27,22 @@ def test_a_plot_is_black_on_white_and_its_text_stays_text(tmp_path: Path) -> Non
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"step", "loss <nats>", "training"} <= set(texts)
     assert set(re.findall(r"#[0-9a-f]{6}", svg)) == {SERIES[0], "#000000", "#d8d8d8", "#ffffff"}
+
+
+def test_all_figures_have_one_font(tmp_path: Path) -> None:
+    with drawing("step", "loss") as (figure, axes):
+        axes.set_title("a title", fontsize=10)
+        axes.legend(["training"])
+    save_svg(figure, tmp_path / "new.svg")
+    paths = [tmp_path / "new.svg", *(Path(__file__).parents[2] / "docs").rglob("*.svg")]
+    assert len(paths) > 5
+    stack = ", ".join(f"'{name}'" for name in FONTS) + ", sans-serif"
+    for path in paths:
+        root = ElementTree.parse(path).getroot()
+        inherited = root.get("font-family")
+        for element in root.iter("{http://www.w3.org/2000/svg}text"):
+            own = re.search("font-family: ([^;]*)", element.get("style", ""))
+            assert (own[1] if own else inherited) == stack, (path, element.text)
 
 
 def drawn_waterfall(scores: list[tuple[float, str]]) -> list[ElementTree.Element]:

@@ -14,7 +14,7 @@ import pytest
 from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
-from paramgolf.study.ablate import parse_grid, run_grid
+from paramgolf.study.ablate import SEED_STD, parse_grid, run_grid
 from paramgolf.study.seeds import Statistic, read_seeds, run_seeds
 from tests.written_runs import BYTES_D, NATS_D, TINY, write_run
 
@@ -192,8 +192,24 @@ def test_a_grid_is_summarised_as_json_and_plot(tmp_path: Path) -> None:
     root = ElementTree.parse(out / "ablation.svg").getroot()
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     for text in ("train.matrix_lr", "BPB, sliding (held-out)", "0.01", "0.4",
-                 "model.num_layers = 6", "model.num_layers = 8"):  # fmt: skip
+                 "model.num_layers = 6", "model.num_layers = 8",
+                 "bands: plus and minus one standard deviation over the seeds"):  # fmt: skip
         assert text in texts
+
+
+def test_a_plot_of_one_seed_shows_what_a_seed_is_worth(tmp_path: Path) -> None:
+    """Two cells that differ by much less must not look like a slope."""
+    vary = ["train.matrix_lr=0.01,0.02"]
+    grid, out = parse_grid(TINY, vary), tmp_path / "grid"
+    for number, (_, config) in enumerate(grid):
+        cell = out / f"train.matrix_lr={config.train.matrix_lr}"
+        write_run(cell / "seed-1", 1, NATS_D * (1 + 1e-4 * number), config=config)
+    run_grid("tiny", grid, [1], out, SILENT)
+    root = ElementTree.parse(out / "ablation.svg").getroot()
+    texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "one seed: differences of about 0.02 BPB (grey) are noise" in texts
+    numbers = [float(text) for text in texts if re.fullmatch(r"2\.\d+", text)]
+    assert max(numbers) - min(numbers) >= 2 * SEED_STD
 
 
 def test_values_that_are_words_label_the_axis(tmp_path: Path) -> None:

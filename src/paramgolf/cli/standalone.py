@@ -12,8 +12,9 @@ from paramgolf.config import RunConfig, from_json
 from paramgolf.runtime import signals
 from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
 
-_MAX_BPB_DIFFERENCE = 0.01
-"""Between a run and its repetition on other hardware or by the clock; seeds differ by less."""
+_MAX_BPB_DIFFERENCE = 0.02
+"""Between a run and its repetition on other hardware or by the clock: what seeds of `tiny` differ
+by (docs/experiments/tiny-seeds.md); two machines differed by 0.013."""
 
 
 def main(values: dict[str, Any], file: str) -> None:

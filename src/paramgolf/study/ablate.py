@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
+
 from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import ConfigError
 from paramgolf.recipes import with_absolute_paths
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import read_tensors, write_json
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.study.plots import drawing, save_svg
+from paramgolf.study.plots import SERIES, drawing, save_svg
 from paramgolf.study.runs import flat_config, require_one_process
 from paramgolf.study.seeds import SeedRuns, Statistic, require_configurations, run_seeds
 
 SUMMARY, PLOT = "ablation.json", "ablation.svg"
+SEED_STD = 0.02
+"""Standard deviation of BPB over five seeds of `tiny`, as far as it is known where a cell has one
+seed (docs/experiments/tiny-seeds.md): smaller differences between such cells may be chance."""
 _MIN_LOG_RATIO = 10.0
 """Ratio of the largest to the smallest value from which the x axis is logarithmic."""
 
@@ -208,19 +213,35 @@ def _plot(grid: Grid, path: Path) -> None:
         if cell.last_stage:
             x = cell.values[first] if numeric else xs.index(cell.values[first])
             line.append((x, cell.last_stage[1]))
-    error_bars = any(bpb.std is not None for _, bpb in scores)
+    means = [bpb.mean for _, bpb in scores]
     with drawing(first, f"BPB, {stages} ({labels})") as (figure, axes):
         for title, points in lines.items():
             points.sort(key=lambda point: point[0])
-            axes.errorbar(
-                [x for x, _ in points],
-                [bpb.mean for _, bpb in points],
-                yerr=[bpb.std or 0.0 for _, bpb in points] if error_bars else None,
-                marker="o", markersize=4, capsize=3,
+            places, stds = [x for x, _ in points], [bpb.std or 0.0 for _, bpb in points]
+            values = np.array([bpb.mean for _, bpb in points])
+            drawn = axes.plot(
+                places, values, "o-", markersize=4,
                 label=title if points else f"{title} (failed)",
             )  # fmt: skip
+            color = drawn[0].get_color()
+            if any(stds):
+                axes.errorbar(places, values, stds, fmt="none", ecolor=color, capsize=3)
+                axes.fill_between(
+                    places, values - stds, values + stds, color=color, alpha=0.15, lw=0
+                )
+        if any(bpb.std is None for _, bpb in scores):
+            center = (min(means) + max(means)) / 2
+            axes.axhspan(center - SEED_STD / 2, center + SEED_STD / 2, color=SERIES[5], alpha=0.15)
+            axes.set_ylim(
+                min(*means, center - SEED_STD) - SEED_STD / 4,
+                max(*means, center + SEED_STD) + SEED_STD / 4,
+            )
+            note = f"one seed: differences of about {SEED_STD:g} BPB (grey) are noise"
+        else:
+            note = "bands: plus and minus one standard deviation over the seeds"
+        axes.set_title(note, loc="left", fontsize=10)
         if others:
-            axes.legend()
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         if not numeric:
             axes.set_xticks(range(len(xs)), [str(x) for x in xs])
         elif min(xs) > 0 and max(xs) / min(xs) >= _MIN_LOG_RATIO:

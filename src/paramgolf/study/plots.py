@@ -16,10 +16,13 @@ from paramgolf.runtime.files import write_bytes
 
 SERIES = ("#3b7dd8", "#d9663b", "#3f9b63", "#9a62c7", "#b8860b", "#5f7f93")
 """Colours of lines and bars, readable on white and on black."""
+FONTS = ("DejaVu Sans", "Verdana", "Arial")
+"""Of all figures; the first one is measured, and those after it are about as wide."""
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "paramgolf",  # equal plots are equal files
     "font.family": "sans-serif",
+    "font.sans-serif": FONTS,
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
