@@ -238,8 +238,12 @@ def test_score_of_a_missing_artifact(cli: Cli, folder: Path) -> None:
     assert "nothing.bin: No such file" in message
 
 
-def test_score_of_a_folder_as_artifact(cli: Cli, folder: Path) -> None:
-    assert "directory" in cli.error("score", folder, "text.txt", cwd=folder)
+def test_a_folder_stands_for_its_artifact(cli: Cli, folder: Path) -> None:
+    of_file = cli.output("score", "model.bin", "text.txt", cwd=folder)
+    assert cli.output("score", folder, "text.txt", cwd=folder) == of_file
+    message = cli.error("score", folder.parent, folder / "text.txt")
+    assert "contains no model.bin" in message
+    assert f"name one of its runs, such as {folder}" in message
 
 
 def test_score_of_a_foreign_artifact(cli: Cli, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,15 @@ def test_any_text_is_proven(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> 
     assert "verdict   proven" in result.stdout
 
 
-def test_what_cannot_be_proven(cli: Cli, mini_run: FinishedRun) -> None:
+def test_what_cannot_be_proven(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> None:
     message = cli.error("prove", mini_run.path, "--mode", "score-first", code=2)
     assert "does not learn" in message
-    assert "--text" in cli.error("prove", mini_run.path / "model.bin", code=2)
+    for name in ("model.bin", "tokenizer.model"):
+        shutil.copy(mini_run.path / name, tmp_path)
+    assert "--text FILE" in cli.error("prove", tmp_path, code=2)
+    (tmp_path / "text").write_text("\u65e5")
+    message = cli.error("prove", tmp_path, "--text", tmp_path / "text", "--bytes", "2", code=2)
+    assert "invalid --bytes = 2: the first character is longer" in message
 
 
 @pytest.mark.slow

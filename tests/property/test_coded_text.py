@@ -37,9 +37,10 @@ def test_tokens_are_coded_and_decoded(num_targets: int, stride: int, lanes: int,
     decoder = Decoder(encoder.content())
     found = code_tokens(MODEL, ORDER, decoder, windows, first, num_targets, None, lanes)
     decoder.finish()
-    assert np.array_equal(found, tokens)
+    assert np.array_equal(found.tokens, tokens)
     if num_targets:
         nats = window_losses(MODEL, ORDER, tokens.astype(np.uint16), windows, 64).double()
         heads = [run[0] for run in np.array_split(windows[0].starts, lanes) if len(run)][1:]
+        assert found.heads.tolist() == heads
         nats[np.array(heads, int) - 1] = math.log(CONFIG.vocab_size)
         assert encoder.ideal_bits == pytest.approx(float(nats.sum()) / math.log(2), rel=1e-5)

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.table import Table
+from rich.text import Text
 
-from paramgolf.cli.common import over_original_bytes
+from paramgolf.cli.common import find_artifact, over_original_bytes, printable
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
+from paramgolf.runtime.outputs import require_new_file
+
+if TYPE_CHECKING:
+    from paramgolf.data.provenance import Label
+    from paramgolf.data.streams import Stream
+    from paramgolf.data.tokenizer import Tokenizer
+    from paramgolf.scoring.bits_per_byte import Score
 
 
 @dataclass(frozen=True)
 class ScoreArguments:
-    """Score any text with a packed model: BPB, loss, tokens, bytes, label."""
+    """Score texts with a packed model: BPB, loss, tokens, bytes and label of each and in total."""
 
     artifact: tyro.conf.Positional[Path]
-    """The packed model, model.bin of a run."""
+    """A packed model (model.bin), or the run or bundle that contains it."""
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """UTF-8 text files (one document per file), .jsonl[.gz|.xz] files (one document per line), or
-    token shards (.bin; all of them form one text)."""
+    """UTF-8 text files (one document per file), .jsonl[.gz|.xz|.zst] files (one document per line),
+    folders of these, or token shards (.bin; all of them form one text). Files of a folder that are
+    empty or not text are listed and left out."""
     tokenizer: Path | None = None
     """The artifact's tokenizer; by default tokenizer.model beside it."""
     stride: int = -1
@@ -35,14 +45,16 @@ class ScoreArguments:
     """Also write the loss of every token in nats to this .npy file (for one text)."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    overwrite: bool = False
+    """Replace the file of --losses if it exists."""
 
 
 @dataclass(frozen=True)
 class CompressArguments:
-    """Compress a text with a packed model's predictions."""
+    """Compress a text with a packed model's predictions; decompress restores it."""
 
     artifact: tyro.conf.Positional[Path]
-    """The packed model, model.bin of a run; decompress needs the same one."""
+    """A packed model (model.bin), or the run or bundle that contains it."""
     file: tyro.conf.Positional[Path]
     """A UTF-8 text file."""
     out: Path
@@ -50,23 +62,27 @@ class CompressArguments:
     tokenizer: Path | None = None
     """The artifact's tokenizer; by default tokenizer.model beside it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where to compute; decompress needs the same kind of processor or GPU as compress."""
+    """Where to compute; decompress needs the same kind of processor or GPU."""
+    overwrite: bool = False
+    """Replace the file of --out if it exists."""
 
 
 @dataclass(frozen=True)
 class DecompressArguments:
-    """Restore a text that `paramgolf compress` compressed."""
+    """Restore a text that compress wrote, with the same packed model."""
 
     artifact: tyro.conf.Positional[Path]
-    """The packed model that compressed the text."""
+    """The packed model that compressed the text, or the run or bundle that contains it."""
     file: tyro.conf.Positional[Path]
-    """The compressed file."""
+    """A file that compress wrote."""
     out: Path
     """The text file to write."""
     tokenizer: Path | None = None
     """The artifact's tokenizer; by default tokenizer.model beside it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where to compute: on the same kind of processor or GPU as compress did."""
+    """Where to compute; the same kind of processor or GPU as for compress."""
+    overwrite: bool = False
+    """Replace the file of --out if it exists."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,7 @@ class GenerateArguments:
     """Generate text with a packed model and print it as it is sampled."""
 
     artifact: tyro.conf.Positional[Path]
-    """The packed model, model.bin of a run."""
+    """A packed model (model.bin), or the run or bundle that contains it."""
     prompt: str = ""
     """Text to continue; empty: start a new document."""
     max_tokens: int = 300
@@ -97,7 +113,6 @@ def score(arguments: list[str]) -> None:
         return  # one process scores
     parsed = tyro.cli(ScoreArguments, prog="paramgolf score", args=arguments)
 
-    from paramgolf.data.streams import read_streams
     from paramgolf.runtime.files import write_array
     from paramgolf.scoring.predictor import load
 
@@ -105,40 +120,125 @@ def score(arguments: list[str]) -> None:
         raise ConfigError("name at least one text file: paramgolf score ARTIFACT FILE...")
     if parsed.stride < -1:
         raise ConfigError(f"invalid --stride = {parsed.stride}: expected at least -1")
-    predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
+    if parsed.losses is not None:
+        require_new_file(parsed.losses, parsed.overwrite)
+    predictor = load(find_artifact(parsed.artifact), parsed.tokenizer, parsed.device)
+    streams, left_out = _read_texts(parsed.files, predictor.tokenizer)
+    if parsed.losses is not None and len(streams) > 1:
+        raise ConfigError(f"--losses takes one text, not {len(streams)}")
+    stride = None if parsed.stride < 0 else parsed.stride
+    total = sum(len(stream.tokens) - 1 for stream in streams)
+    progress = Reporter(sys.stderr).progress("score", total, unit="targets")
+    scores: list[tuple[str, Score]] = []
+    done = 0
+    for name, tokens, texts in streams:
+        losses = predictor.losses(
+            tokens,
+            stride,
+            progress=lambda scored, _, before=done: progress.update(before + scored),
+            fixed=parsed.fixed,
+        )
+        done += len(losses)
+        if parsed.losses is not None:
+            write_array(parsed.losses, losses.double().cpu().numpy())
+        scores.append((name, predictor.score_of(losses, tokens, texts, parsed.fixed)))
+    table = _score_table(scores)
+    if len(scores) > 1:
+        label = predictor.label([text for stream in streams for text in stream.texts])
+        if predictor.learning(parsed.fixed):
+            label = label.adaptive()
+        table.add_section()
+        _add_score(table, "total", _total([score for _, score in scores], label))
+    reporter = standard_output()
+    reporter.table(table)
+    for name, found in scores:
+        if note := over_original_bytes(found):
+            reporter.line(f"{printable(name)}: {note}")
+    for reason in left_out:
+        reporter.line(f"left out: {printable(reason)}")
+
+
+def _read_texts(paths: Sequence[Path], tokenizer: Tokenizer) -> tuple[list[Stream], list[str]]:
+    """Return the streams of files and folders, and why files of folders are left out.
+
+    Everything is read before anything is scored. A single folder's files are named without it.
+
+    Raises:
+        UserError: see `data.streams.read_streams`; or no file of the folders can be scored.
+    """
+    from paramgolf.data.sources import find_sources
+    from paramgolf.data.streams import read_streams
+
+    folders = [path for path in paths if path.is_dir()]
+    streams = list(read_streams([path for path in paths if path not in folders], tokenizer))
+    left_out: list[str] = []
+    for folder in folders:
+        if any(folder.glob("*_val_*.bin")):
+            raise UserError(
+                f"{folder} contains token shards; name those to score, such as {folder}/*_val_*.bin"
+            )
+        for file in find_sources([str(folder)], Path()):
+            if file in paths:
+                continue
+            try:
+                if file.suffix == ".parquet":
+                    raise UserError(f"{file} is a Parquet file; `paramgolf data build` reads it")
+                (stream,) = read_streams([file], tokenizer)
+            except UserError as error:
+                left_out.append(str(error))
+                continue
+            name = str(file.relative_to(folder)) if len(paths) == 1 else str(file)
+            streams.append(stream._replace(name=name))
+    if not streams:
+        raise UserError(f"no text to score: {left_out[0]}")
+    return streams, left_out
+
+
+def _total(scores: Sequence[Score], label: Label) -> Score:
+    """Return the score of several texts together."""
+    from paramgolf.scoring.bits_per_byte import Score
+
+    tokens, size = sum(score.tokens for score in scores), sum(score.bytes for score in scores)
+    return Score(
+        loss_nats=sum(score.loss_nats * score.tokens for score in scores) / tokens,
+        bpb=sum(score.bpb * score.bytes for score in scores) / size,
+        tokens=tokens,
+        bytes=size,
+        label=label.name,
+        overlap_share=label.overlap_share,
+        original_bytes=sum(score.original_bytes for score in scores),
+    )
+
+
+def _score_table(scores: Sequence[tuple[str, Score]]) -> Table:
     table = Table()
     table.add_column("file", overflow="fold")
     for column in ("BPB", "nats per\ntoken", "tokens", "text\nbytes"):
-        table.add_column(column, justify="right")
-    table.add_column("label")
-    reporter = standard_output()
-    stride = None if parsed.stride < 0 else parsed.stride
-    notes: list[str] = []
-    for name, tokens, texts in read_streams(parsed.files, predictor.tokenizer):
-        progress = Reporter(sys.stderr).progress("score", unit="targets")
-        losses = predictor.losses(tokens, stride, progress=progress.update, fixed=parsed.fixed)
-        if parsed.losses is not None:
-            write_array(parsed.losses, losses.double().cpu().numpy())
-        score = predictor.score_of(losses, tokens, texts, parsed.fixed)
-        share = score.overlap_share
-        table.add_row(
-            name,
-            f"{score.bpb:.4f}",
-            f"{score.loss_nats:.4f}",
-            f"{score.tokens:,}",
-            f"{score.bytes:,}",
-            score.label if share is None else f"{score.label} ({share:.1%} overlap)",
-        )
-        if note := over_original_bytes(score):
-            notes.append(f"{name}: {note}")
-    reporter.table(table)
-    for note in notes:
-        reporter.line(note)
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("label", no_wrap=True)
+    table.add_column("overlap", justify="right", no_wrap=True)
+    for name, score in scores:
+        _add_score(table, name, score)
+    return table
+
+
+def _add_score(table: Table, name: str, score: Score) -> None:
+    share = score.overlap_share
+    table.add_row(
+        Text(printable(name)),
+        f"{score.bpb:.4f}",
+        f"{score.loss_nats:.4f}",
+        f"{score.tokens:,}",
+        f"{score.bytes:,}",
+        score.label,
+        "" if share is None else f"{share:.1%}",
+    )
 
 
 def compress(arguments: list[str]) -> None:
     """Run `paramgolf compress`."""
     parsed = tyro.cli(CompressArguments, prog="paramgolf compress", args=arguments)
+    require_new_file(parsed.out, parsed.overwrite)
 
     from paramgolf.data.documents import read_text
     from paramgolf.runtime.device import select_runtime
@@ -146,7 +246,8 @@ def compress(arguments: list[str]) -> None:
     from paramgolf.scoring.text_coder import TextCoder
 
     text = read_text(parsed.file)
-    coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime(parsed.device))
+    artifact = find_artifact(parsed.artifact)
+    coder = TextCoder(artifact, parsed.tokenizer, select_runtime(parsed.device))
     progress = Reporter(sys.stderr).progress("compress", unit="tokens")
     coded = coder.compress([text], progress=progress.update)
     write_bytes(parsed.out, coded.content)
@@ -158,6 +259,7 @@ def compress(arguments: list[str]) -> None:
 def decompress(arguments: list[str]) -> None:
     """Run `paramgolf decompress`."""
     parsed = tyro.cli(DecompressArguments, prog="paramgolf decompress", args=arguments)
+    require_new_file(parsed.out, parsed.overwrite)
 
     from paramgolf.runtime.device import select_runtime
     from paramgolf.runtime.files import write_bytes
@@ -167,7 +269,8 @@ def decompress(arguments: list[str]) -> None:
         content = parsed.file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {parsed.file}: {error.strerror}") from error
-    coder = TextCoder(parsed.artifact, parsed.tokenizer, select_runtime(parsed.device))
+    artifact = find_artifact(parsed.artifact)
+    coder = TextCoder(artifact, parsed.tokenizer, select_runtime(parsed.device))
     progress = Reporter(sys.stderr).progress("decompress", unit="tokens")
     text = "".join(coder.decompress(content, str(parsed.file), progress.update)).encode()
     write_bytes(parsed.out, text)
@@ -182,7 +285,7 @@ def generate(arguments: list[str]) -> None:
 
     if parsed.max_tokens < 1:
         raise ConfigError(f"invalid --max-tokens = {parsed.max_tokens}: expected at least 1")
-    predictor = load(parsed.artifact, parsed.tokenizer, parsed.device)
+    predictor = load(find_artifact(parsed.artifact), parsed.tokenizer, parsed.device)
     pieces = predictor.generate(
         parsed.prompt, parsed.max_tokens, parsed.temperature, parsed.top_p, parsed.seed
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from unicodedata import category
 
-from paramgolf.errors import ConfigError
+from paramgolf.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from paramgolf.scoring.bits_per_byte import Score
@@ -24,6 +27,32 @@ def choose(what: str, name: str, possible: dict[str, _T]) -> _T:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"unknown {what} {name!r}.{hint} Expected one of: {', '.join(possible)}")
     return possible[name]
+
+
+def find_artifact(path: Path) -> Path:
+    """Return the artifact that `path` names: a file, or the model.bin of a run or bundle.
+
+    Raises:
+        UserError: if `path` is a directory without a model.bin.
+    """
+    if not path.is_dir():
+        return path
+    artifact = path / "model.bin"
+    if artifact.exists():
+        return artifact
+    if (path / "environment.json").exists():
+        raise UserError(
+            f"the run in {path} is not packed yet; resume it with `paramgolf run --resume {path}`"
+        )
+    inner = sorted(path.glob("*/model.bin"))
+    hint = f"; name one of its runs, such as {inner[0].parent}" if inner else ""
+    raise UserError(f"{path} contains no model.bin: it is neither a run nor a bundle{hint}")
+
+
+def printable(path: str | Path) -> str:
+    """Return a path with U+FFFD in place of control characters and of bytes that are not UTF-8."""
+    name = os.fsencode(path).decode(errors="replace")
+    return "".join("\ufffd" if category(c) in ("Cc", "Zl", "Zp") else c for c in name)
 
 
 def over_original_bytes(score: Score) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from paramgolf.cli.common import find_artifact
 from paramgolf.errors import ConfigError
 from paramgolf.runtime.console import Reporter, standard_output
 
@@ -27,7 +28,7 @@ class ExportArguments:
     """Write an artifact's weights as safetensors, with a config."""
 
     artifact: tyro.conf.Positional[Path]
-    """The packed model, model.bin of a run."""
+    """A packed model (model.bin), or the run or bundle that contains it."""
     out: Path
     """A new directory."""
 
@@ -66,7 +67,7 @@ def export(arguments: list[str]) -> None:
 
     from paramgolf.publish.export import export
 
-    export(parsed.artifact, parsed.out)
+    export(find_artifact(parsed.artifact), parsed.out)
     standard_output().line(f"wrote model.safetensors (float32) and config.json to {parsed.out}")
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from paramgolf.runtime.console import Reporter, standard_output
+from paramgolf.runtime.outputs import require_new_file
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,15 @@ class ReportArguments:
     """The file to write; by default report.html in the run directory."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where to predict the page's passage of text."""
+    overwrite: bool = False
+    """Replace the file of --out if it exists."""
 
 
 def report(arguments: list[str]) -> None:
     """`paramgolf report`: a run as an HTML page."""
     parsed = tyro.cli(ReportArguments, prog="paramgolf report", args=arguments)
+    if parsed.out is not None:
+        require_new_file(parsed.out, parsed.overwrite)
 
     from paramgolf.report.page import NAME, report
     from paramgolf.runtime.device import select_runtime

@@ -12,8 +12,10 @@ from typing import Literal
 
 import tyro
 
+from paramgolf.cli.common import find_artifact
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter, standard_output
+from paramgolf.runtime.outputs import require_new_file
 
 _COLUMNS = 80
 
@@ -35,9 +37,9 @@ class ProveArguments:
     """Prove a score: encode the text with the artifact, and decode it in another process."""
 
     path: tyro.conf.Positional[Path]
-    """A run directory, or an artifact (model.bin) with its tokenizer in the same folder."""
+    """A run directory or bundle, or an artifact (model.bin) with its tokenizer beside it."""
     text: Path | None = None
-    """A UTF-8 file; by default the run's validation text."""
+    """A UTF-8 file; by default the validation text of the run."""
     mode: Literal["plain", "sliding", "score-first"] = "plain"
     """Consecutive windows; sliding windows; or sliding windows and learning as the recipe does. The
     last two code one token at a time, which is slow."""
@@ -47,6 +49,8 @@ class ProveArguments:
     """Where both sides compute."""
     out: Path | None = None
     """Also write the result to this file, as JSON."""
+    overwrite: bool = False
+    """Replace the file of --out if it exists."""
 
 
 def audit(arguments: list[str]) -> None:
@@ -88,12 +92,14 @@ def prove(arguments: list[str]) -> None:
 
     from paramgolf.runtime.device import select_runtime
     from paramgolf.runtime.files import write_json
-    from paramgolf.verify.prove import prove
+    from paramgolf.verify.prove import MAX_EXCESS_BYTES, MAX_EXCESS_SHARE, prove
 
     if parsed.bytes < 0:
         raise ConfigError(f"invalid --bytes = {parsed.bytes}: expected 0 or more")
+    if parsed.out is not None:
+        require_new_file(parsed.out, parsed.overwrite)
     proof = prove(
-        parsed.path,
+        find_artifact(parsed.path),
         parsed.text,
         parsed.mode,
         parsed.bytes,
@@ -104,11 +110,16 @@ def prove(arguments: list[str]) -> None:
         write_json(parsed.out, {**dataclasses.asdict(proof), "holds": proof.holds})
     reporter = standard_output()
     size = proof.text_bytes
+    allowed = (
+        f"claimed {proof.lane_bytes:+.1f} for {proof.lanes} lanes +{proof.rounding_bytes:.1f} for "
+        f"rounding +{MAX_EXCESS_SHARE:.1%} +{MAX_EXCESS_BYTES}"
+    )
     for name, value in (
         ("score", f"{proof.claimed_bpb:.4f} BPB ({proof.label}), {proof.mode} windows"),
         ("text", f"{size:,} bytes; xz -9: {proof.xz_bytes:,}"),
         ("claimed", f"{proof.claimed_bytes:,.1f} bytes"),
-        ("stream", f"{proof.stream_bytes:,} bytes (at most {proof.max_stream_bytes:,.1f})"),
+        ("stream", f"{proof.stream_bytes:,} bytes"),
+        ("allowed", f"{proof.max_stream_bytes:,.1f} bytes: {allowed}"),
         ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer, a run's code"),
         ("encode", f"{proof.encode_seconds:.1f} s, {size / proof.encode_seconds:,.0f} bytes/s"),
         ("decode", f"{proof.decode_seconds:.1f} s, {size / proof.decode_seconds:,.0f} bytes/s"),

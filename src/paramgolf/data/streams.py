@@ -43,7 +43,8 @@ def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream
             shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
         check_sidecars(texts, tokenizer)
         tokens = shards.read_stream(texts)
-        yield Stream(", ".join(map(str, texts)), tokens, tokenizer.decode_documents(tokens))
+        decoded = tokenizer.decode_documents(tokens)
+        yield _with_text(Stream(", ".join(map(str, texts)), tokens, decoded), tokenizer)
     for path in files:
         if path in bins:
             continue
@@ -56,8 +57,15 @@ def encoded(name: str, texts: list[str], tokenizer: Tokenizer) -> Stream:
     """Return documents as a stream.
 
     Raises:
-        UserError: if there is no text in them.
+        UserError: if they are empty, or the tokenizer keeps nothing of them.
     """
     if not any(texts):
-        raise UserError(f"{name} is empty: there is nothing to score")
-    return Stream(name, np.concatenate(tokenizer.encode(texts)), texts)
+        raise UserError(f"{name} is empty")
+    return _with_text(Stream(name, np.concatenate(tokenizer.encode(texts)), texts), tokenizer)
+
+
+def _with_text(stream: Stream, tokenizer: Tokenizer) -> Stream:
+    """Return a stream that has a text to score; a score per byte of none is not a number."""
+    if not tokenizer.token_bytes(stream.tokens).any():
+        raise UserError(f"{stream.name} contains no text that the tokenizer keeps")
+    return stream

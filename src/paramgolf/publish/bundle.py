@@ -9,6 +9,7 @@ from typing import Any
 
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import copy_file, read_json, write_bytes, write_json
+from paramgolf.runtime.outputs import require_new_directory
 from paramgolf.runtime.rundir import RunDir
 
 _REQUIREMENTS = ("torch", "numpy", "sentencepiece", "safetensors", "constriction", "rich")
@@ -29,16 +30,6 @@ def without_paths(value: Any) -> Any:
     return _ABSOLUTE_PATH.sub(lambda found: Path(found[0]).name, value)
 
 
-def require_empty(out: Path) -> None:
-    """Refuse to write into a directory that already contains something.
-
-    Raises:
-        UserError: if `out` exists and is not an empty directory.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty; name another directory with --out")
-
-
 def bundle(path: Path, out: Path) -> dict[str, int]:
     """Write the bundle of the run at `path` to `out`; return the bytes of every file in it.
 
@@ -51,7 +42,7 @@ def bundle(path: Path, out: Path) -> dict[str, int]:
     run, _, _ = RunDir.open(path)
     if run.stage_result("pack") is None:
         raise UserError(f"{path} is not packed yet; resume it with `paramgolf run --resume {path}`")
-    require_empty(out)
+    require_new_directory(out)
     for file in (run.code, run.artifact, run.tokenizer, run.provenance):
         copy_file(file, out / file.name)
     if run.results_file.exists():

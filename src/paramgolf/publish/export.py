@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from paramgolf.compress.artifact import Artifact, read
-from paramgolf.publish.bundle import require_empty
 from paramgolf.runtime.files import write_json, write_tensors
+from paramgolf.runtime.outputs import require_new_directory
 
 
 def export(path: Path, out: Path) -> Artifact:
@@ -16,8 +16,8 @@ def export(path: Path, out: Path) -> Artifact:
     Raises:
         UserError: if the artifact cannot be read, or `out` is not empty.
     """
+    require_new_directory(out)
     artifact = read(path)
-    require_empty(out)
     write_tensors(out / "model.safetensors", artifact.state())
     hashes = {
         "tokenizer_sha256": artifact.tokenizer_sha256,

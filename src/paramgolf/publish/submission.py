@@ -16,13 +16,14 @@ import jinja2
 
 from paramgolf.config import RunConfig
 from paramgolf.errors import UserError
-from paramgolf.publish.bundle import bundle, require_empty, without_paths
+from paramgolf.publish.bundle import bundle, without_paths
 from paramgolf.recipes import RECIPES
 from paramgolf.report.page import refresh
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import select_runtime
 from paramgolf.runtime.files import read_json, write_bytes, write_json
 from paramgolf.runtime.ledger import account
+from paramgolf.runtime.outputs import require_new_directory
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.study.runs import SeedRun, first_difference, flat_config
 from paramgolf.study.scores import RunScore, read_score, require_same
@@ -83,7 +84,7 @@ def write_submission(
         UserError: if no run is finished, if the runs differ in more than their seed, if their
             scores are not comparable, or if `out` is not empty.
     """
-    require_empty(out)
+    require_new_directory(out)
     found = _read_runs(paths, reporter)
     summary = _summary(found, author, name or found.recipe)
     sizes = bundle(found.chosen.path, out)

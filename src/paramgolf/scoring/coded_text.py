@@ -10,6 +10,7 @@ Shape suffixes: B windows side by side, T time, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,15 @@ from paramgolf.scoring.score_first import score_then_learn
 from paramgolf.scoring.windows import Windows
 
 
+class Coded(NamedTuple):
+    """A coded or decoded stream of N targets."""
+
+    tokens: Integers
+    """(N + 1,)"""
+    heads: NDArray[np.int64]
+    """Positions of the tokens that were coded with all tokens equally likely."""
+
+
 def code_tokens(
     model: GPT,
     order: LayerOrder,
@@ -36,7 +46,7 @@ def code_tokens(
     lanes: int = 1,
     learning: ScoreFirstConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Integers:
+) -> Coded:
     """Encode or decode a stream of tokens in the order of its windows.
 
     With several lanes, the windows are split into as many runs of consecutive windows, and all
@@ -55,9 +65,6 @@ def code_tokens(
         lanes: 1 unless every window scores all that it predicts.
         learning: how the model learns between chunks; None: it is fixed.
         progress: called with the number of targets coded and the total.
-
-    Returns:
-        (N + 1,) the tokens.
     """
     coding = _Coding(model, order, coder, first, num_targets, known, lanes, progress)
     with reproducible():
@@ -65,7 +72,7 @@ def code_tokens(
             coding.code(windows)
         else:
             score_then_learn(model, order, learning, windows, num_targets, coding.code)
-    return coding.tokens[: num_targets + 1]
+    return Coded(coding.tokens[: num_targets + 1], np.concatenate(coding.heads))
 
 
 class _Coding:
@@ -87,6 +94,7 @@ class _Coding:
         length = num_targets + 1 + model.config.seq_len  # windows may extend past the end
         self.tokens: Integers = np.zeros(length, np.int32)
         self._found = np.zeros(length, bool)
+        self.heads = [np.zeros(0, np.int64)]
         self._put(np.array([0]), np.array([first], np.int32))
 
     def code(self, windows: Sequence[Windows]) -> Integers:
@@ -103,6 +111,7 @@ class _Coding:
         heads = np.array([run[0] for run in runs[1:]], np.int64)
         limits = np.full(len(heads), self._model.config.vocab_size, np.int32)
         self._put(heads, self._coder.code_below(limits, known_at(self._known, heads)))
+        self.heads.append(heads)
         for turn in range(len(runs[0])):
             side_by_side = np.array([run[turn] for run in runs if turn < len(run)])
             self._code_side_by_side(side_by_side, scored)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paramgolf.compress.entropy import Decoder, Encoder
 from paramgolf.data.documents import text_digest
 from paramgolf.errors import UserError
 from paramgolf.runtime.device import Runtime
-from paramgolf.scoring.coded_text import code_tokens
+from paramgolf.scoring.coded_text import Coded, code_tokens
 from paramgolf.scoring.predictor import Predictor, load_on
 
 MAGIC, VERSION = b"PARATEXT", 2
@@ -29,11 +30,14 @@ Progress = Callable[[int, int], None]
 
 
 class CodedText(NamedTuple):
-    """A compressed text: the file's content, and the sizes of the stream in it and of the text."""
+    """A compressed text."""
 
     content: bytes
+    """Of the file: header and stream."""
     stream_bytes: int
     text_bytes: int
+    heads: NDArray[np.int64]
+    """Positions of the tokens that are coded without a prediction: each takes log2(V) bits."""
 
 
 class TextCoder:
@@ -75,14 +79,14 @@ class TextCoder:
             )
         encoder = Encoder()
         count = len(tokens) - 1
-        self._code(encoder, count, stride, fixed, tokens.astype(np.int32), progress)
+        coded = self._code(encoder, count, stride, fixed, tokens.astype(np.int32), progress)
         header = _HEADER.pack(
             MAGIC, VERSION, stride, MAX_LANES, int(fixed), count, self._sha256, text_digest(texts)
         )
         stream = encoder.content()
         checksum = _CHECKSUM.pack(zlib.crc32(header + stream))
         size = sum(len(text.encode()) for text in texts)
-        return CodedText(header + checksum + stream, len(stream), size)
+        return CodedText(header + checksum + stream, len(stream), size, coded.heads)
 
     def decompress(self, content: bytes, name: str, progress: Progress | None = None) -> list[str]:
         """Return the documents of a compressed file, which errors call `name`.
@@ -110,7 +114,7 @@ class TextCoder:
             )
         try:
             decoder = Decoder(stream)
-            tokens = self._code(decoder, count, stride, bool(fixed), None, progress)
+            tokens = self._code(decoder, count, stride, bool(fixed), None, progress).tokens
             decoder.finish()
             texts = self._predictor.tokenizer.decode_documents(tokens.astype(np.uint16))
             same = text_digest(texts) == digest
@@ -131,7 +135,7 @@ class TextCoder:
         fixed: bool,
         known: np.ndarray | None,
         progress: Progress | None,
-    ) -> np.ndarray:
+    ) -> Coded:
         predictor = self._predictor
         return code_tokens(
             predictor.model,

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from paramgolf.data.documents import read_text
 from paramgolf.data.prepared import PreparedText
+from paramgolf.data.streams import encoded
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError
 from paramgolf.runtime.console import Reporter
@@ -31,7 +30,9 @@ from paramgolf.scoring.modes import score_modes
 from paramgolf.scoring.predictor import load_on
 from paramgolf.scoring.text_coder import CodedText, TextCoder
 
-_MAX_EXCESS_SHARE, _MAX_EXCESS_BYTES = 0.001, 64
+MAX_EXCESS_SHARE, MAX_EXCESS_BYTES = 0.001, 64
+"""Beyond that: tensors of other shapes round differently, and the stream ends in whole words."""
+_PRECISION_BITS = 24  # of the probabilities that the coder works with
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,15 @@ class Proof:
     claimed_bytes: float
     """Size of the text according to the score."""
     stream_bytes: int
+    lanes: int
+    """Parts of the text that are coded side by side."""
+    lane_bytes: float
+    """What they add to the claimed bytes: the first token of every lane but one is coded without a
+    prediction, in log2(V) bits, and not as the score predicts it."""
+    rounding_bytes: float
+    """What the coder adds at most, since it gives every token a probability of 2^-24 or more."""
     max_stream_bytes: float
-    """0.1 % and 64 bytes more than claimed."""
+    """Claimed, lane and rounding bytes, and 0.1 % of the claimed and 64 bytes more."""
     failure: str
     """Why the other process did not write the same bytes; empty if it did."""
     encode_seconds: float
@@ -66,7 +74,7 @@ class Proof:
 
 
 def prove(
-    path: Path,
+    artifact: Path,
     text: Path | None,
     mode: Literal["plain", "sliding", "score-first"],
     max_bytes: int,
@@ -76,39 +84,46 @@ def prove(
     """Prove the score of a text.
 
     Args:
-        path: a run directory, or an artifact with its tokenizer in the same folder.
-        text: a UTF-8 file; None: the validation text of the run.
+        artifact: model.bin, with its tokenizer in the same folder.
+        text: a UTF-8 file; None: the validation text of the run in that folder.
         mode: consecutive windows, sliding windows with the recipe's stride, or these with learning.
         max_bytes: use only the beginning of the text; 0: all of it.
         runtime: where both sides compute.
         reporter: the console.
 
     Raises:
-        UserError: if the artifact or the text does not exist.
-        ConfigError: if the artifact's recipe does not learn while it scores, but the mode does.
+        UserError: if the artifact or the text does not exist, or the text is empty.
+        ConfigError: if the artifact's recipe does not learn while it scores, but the mode does; if
+            there is neither a text nor a run; if the first `max_bytes` contain no character.
     """
-    artifact = path / "model.bin" if path.is_dir() else path
     predictor = load_on(artifact, None, runtime)
     modes = score_modes(predictor.artifact.stride, predictor.artifact.score_first.learns)
     chosen = next((known for known in modes if known.name == mode), None)
     if chosen is None:
         raise ConfigError(f"--mode {mode}: the artifact's recipe does not learn while it scores")
-    texts = beginning([read_text(text)] if text else _scored_documents(path), max_bytes)
+    documents = [read_text(text)] if text else _scored_documents(artifact.parent)
+    texts = beginning(documents, max_bytes)
+    if any(documents) and not any(texts):
+        raise ConfigError(f"invalid --bytes = {max_bytes}: the first character is longer")
     content = "".join(texts).encode()
-    tokens = np.concatenate(predictor.tokenizer.encode(texts))
+    tokens = encoded("the text", texts, predictor.tokenizer).tokens
     progress = reporter.progress("score", unit="targets")
-    score = predictor.score_stream(
-        tokens, texts, chosen.stride, progress=progress.update, fixed=chosen.fixed
-    )
+    losses = predictor.losses(tokens, chosen.stride, progress=progress.update, fixed=chosen.fixed)
+    score = predictor.score_of(losses, tokens, texts, chosen.fixed)
     claimed = score.loss_nats * score.tokens / math.log(2) / 8
     start = time.monotonic()
     progress = reporter.progress("encode", unit="tokens")
     coder = TextCoder(artifact, None, runtime)
     coded = coder.compress(texts, chosen.stride, chosen.fixed, progress.update)
-    encoded = time.monotonic()
+    coded_at = time.monotonic()
     reporter.line(f"  encoded   {coded.stream_bytes:,} bytes; decoding in another process")
     failure = _decoding_failure(artifact, coded, content, runtime)
-    decoded = time.monotonic()
+    decoded_at = time.monotonic()
+    vocab_size = predictor.tokenizer.vocab_size
+    of_heads = float(losses.double()[coded.heads - 1].sum()) / math.log(2)
+    lane_bytes = (len(coded.heads) * math.log2(vocab_size) - of_heads) / 8
+    rounding_bytes = -score.tokens * math.log2(1 - vocab_size / 2**_PRECISION_BITS) / 8
+    excess = claimed * MAX_EXCESS_SHARE + MAX_EXCESS_BYTES
     files = [artifact.with_name(name) for name in (artifact.name, "tokenizer.model", CODE_NAME)]
     return Proof(
         mode=mode,
@@ -117,10 +132,13 @@ def prove(
         claimed_bpb=score.bpb,
         claimed_bytes=claimed,
         stream_bytes=coded.stream_bytes,
-        max_stream_bytes=claimed * (1 + _MAX_EXCESS_SHARE) + _MAX_EXCESS_BYTES,
+        lanes=len(coded.heads) + 1,
+        lane_bytes=lane_bytes,
+        rounding_bytes=rounding_bytes,
+        max_stream_bytes=claimed + lane_bytes + rounding_bytes + excess,
         failure=failure,
-        encode_seconds=encoded - start,
-        decode_seconds=decoded - encoded,
+        encode_seconds=coded_at - start,
+        decode_seconds=decoded_at - coded_at,
         xz_bytes=len(lzma.compress(content, preset=9)),
         two_part_bytes=coded.stream_bytes + sum(f.stat().st_size for f in files if f.exists()),
     )
@@ -140,10 +158,10 @@ def beginning(texts: Sequence[str], max_bytes: int) -> list[str]:
     return kept
 
 
-def _scored_documents(path: Path) -> list[str]:
-    if not path.is_dir():
+def _scored_documents(folder: Path) -> list[str]:
+    if not RunDir(folder).config_file.exists():
         raise ConfigError("name the text whose score to prove: --text FILE")
-    run, _, _ = RunDir.open(path)
+    run, _, _ = RunDir.open(folder)
     stream = PreparedText.of(run).stream("val", run.data)
     return Tokenizer.load(run.tokenizer).decode_documents(stream)
 
