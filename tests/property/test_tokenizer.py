@@ -205,10 +205,3 @@ def test_a_tokenizer_without_a_space_is_refused() -> None:
         Tokenizer(model, "mine.model")
     assert "mine.model" in one_line(error)
     assert "\u2581" in str(error.value)
-
-
-@pytest.mark.parametrize("texts", [[], [""], ["too little text"]])
-def test_too_little_text_is_refused(texts: list[str]) -> None:
-    with pytest.raises(UserError) as error:
-        train_tokenizer(texts, 1024)
-    assert "1024" in one_line(error)

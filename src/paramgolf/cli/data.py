@@ -11,6 +11,7 @@ import tyro
 from rich.table import Table
 
 from paramgolf.cli.common import choose
+from paramgolf.data.advice import next_commands, val_noise
 from paramgolf.data.build import BuildConfig, build
 from paramgolf.data.describe import SplitSize, describe
 from paramgolf.data.hub.fetch import fetch
@@ -37,6 +38,10 @@ class BuildArguments:
     config: Annotated[BuildConfig, tyro.conf.arg(name="")]
     out: str = ""
     """The folder to build, required. If interrupted, the same command resumes."""
+    skip_bad: bool = False
+    """Leave out the files that cannot be read (such as binary ones), and say which."""
+    overwrite: bool = False
+    """Replace the folder, if `data build` built it: from other text, or with other settings."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def _build(arguments: list[str]) -> None:
     if not parsed.out:
         raise ConfigError("name the folder to build: --out DIR")
     out = Path(parsed.out)
-    manifest = build(parsed.config, out, Reporter(sys.stderr))
+    manifest = build(parsed.config, out, Reporter(sys.stderr), parsed.skip_bad, parsed.overwrite)
     read, overlap = manifest["documents"], manifest["overlap"]
     _print_splits(
         {
@@ -101,8 +106,14 @@ def _build(arguments: list[str]) -> None:
         documents=f"{read['read']:,} read, {read['duplicates']:,} duplicates and "
         f"{read['empty']:,} empty ones dropped",
         overlap=_overlap(Overlap(**overlap)),
-        next=_next_step(out, manifest["tokenizer"]["vocab_size"]),
     )
+    if skipped := manifest.get("skipped"):
+        _print_lines(**{"left out": f"{len(skipped):,} files: {', '.join(skipped)}"})
+    if "adapt" not in manifest["splits"]:
+        _print_lines(adapt="the adapt split is empty: run with --adapt.text none, as below")
+    if noise := val_noise(manifest["splits"]["val"]["documents"]):
+        _print_lines(warning=noise)
+    _print_lines(**next_commands(out, manifest["tokenizer"]["vocab_size"]))
 
 
 def _fetch(arguments: list[str]) -> None:
@@ -121,8 +132,8 @@ def _fetch(arguments: list[str]) -> None:
         source=f"{fetched.dataset} of {fetched.repo}, commit {fetched.revision}",
         shards=f"{fetched.train_shards:,} of training, {fetched.val_shards:,} of validation",
         bytes=f"{fetched.bytes:,}, of which {fetched.received_bytes:,} were downloaded",
-        next=_next_step(out, Tokenizer.load(out / "tokenizer.model").vocab_size),
     )
+    _print_lines(**next_commands(out, Tokenizer.load(out / "tokenizer.model").vocab_size))
 
 
 def _info(arguments: list[str]) -> None:
@@ -165,7 +176,3 @@ def _overlap(overlap: Overlap) -> str:
         f"{overlap.shingle_share:.2%} of the validation text's shingles, "
         f"{overlap.documents:,} documents"
     )
-
-
-def _next_step(folder: Path, vocab_size: int) -> str:
-    return f"paramgolf run RECIPE --data.source {folder} --model.vocab-size {vocab_size}"

@@ -1,16 +1,17 @@
 """Text of any size to shards, tokenizer and manifest: streaming, resumable, reproducible.
 
-The input is read in chunks, and each chunk is encoded to its own file in `.build/`. If interrupted,
-a build reads the input again, checks that it is unchanged, and encodes only the missing chunks.
+First all of the input is checked. Then it is read in chunks, and each chunk is encoded to its own
+file in `.build/`. If interrupted, a build reads the input again, checks that it is unchanged, and
+encodes only the missing chunks.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,26 +21,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.config import Checked, PositiveInt, Share, VocabSize, require
+from paramgolf.data.built_folder import (
+    built_manifest,
+    different_setting,
+    remove_output,
+    require_equal,
+)
 from paramgolf.data.chunks import Chunk, SeenDocuments, exact_key
 from paramgolf.data.documents import Document, batches
 from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import Fingerprints, fingerprints
 from paramgolf.data.overlap import CopyFinder, Overlap, require_disjoint
 from paramgolf.data.provenance import Gathering, Provenance, Text
+from paramgolf.data.sample import Sample
+from paramgolf.data.scan import Sources
 from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter, write_shard
 from paramgolf.data.sidecars import count_bytes, sidecar_of
-from paramgolf.data.sources import find_sources, read_documents
+from paramgolf.data.sources import STANDARD_INPUT, find_sources
+from paramgolf.data.splits import TRAIN, VAL, Ends, SplitFinder, assign_splits
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
-from paramgolf.runtime.files import locked, read_json, sha256_of_file, write_bytes, write_json
+from paramgolf.runtime.files import (
+    exclusive,
+    read_json,
+    sha256_of_file,
+    write_bytes,
+    write_error,
+    write_json,
+)
+from paramgolf.runtime.signals import Preempted
 from paramgolf.version import __version__
 
 VERSION = 1
 
 _CHUNK_CHARS = 32 << 20
-_TRAIN, _VAL, _ADAPT = range(len(SPLITS))
 
 
 @dataclass(frozen=True)
@@ -72,30 +89,52 @@ class BuildConfig(Checked):
     """Largest share of the validation text's 13-word shingles that other splits may contain."""
 
     def check_combinations(self) -> None:
-        """Check that there are sources and training text."""
+        """Check that there are sources, and text for training and validation."""
         require(bool(self.sources), "SOURCE", "", "a file, a directory, a glob, or - (stdin)")
+        expected = "above 0, or validation text of its own with --val"
+        require(bool(self.val) or self.val_share > 0, "val_share", self.val_share, expected)
         total = self.adapt_share + (0 if self.val else self.val_share)
         require(total < 1, "val_share + adapt_share", total, "below 1, to leave training text")
 
 
-def build(config: BuildConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
+def build(
+    config: BuildConfig,
+    out: Path,
+    reporter: Reporter,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Build a folder of shards and return its manifest.
 
-    Equal input and settings give equal bytes.
+    Equal input and settings give equal bytes. A build that fails leaves nothing but encoded chunks
+    of valid input, which do not prevent another build.
 
     Args:
         config: which text to build from, and how.
         out: the folder; an interrupted build in it is resumed.
         reporter: the console.
+        skip_bad: leave out the files that cannot be read.
+        overwrite: replace what an earlier build of other sources or settings left in `out`.
 
     Raises:
-        UserError: if a source cannot be read or has changed, or the validation text overlaps with
-            the training text.
-        ConfigError: if `out` was built from other sources or with other settings.
+        UserError: if a source cannot be read or has changed, the validation text overlaps with the
+            training text, or `out` cannot be written.
+        ConfigError: if `out` was built from other sources or with other settings, or contains files
+            of something else.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        return _Build(config, out, reporter).run()
+    created: list[Path] = []
+    try:
+        created += [path for path in (out, *out.parents) if not path.exists()]
+        out.mkdir(parents=True, exist_ok=True)
+        with exclusive(out):
+            return _Build(config, out, reporter).run(skip_bad, overwrite)
+    except OSError as error:
+        culprit = Path(error.filename or out)
+        raise write_error(culprit if culprit.is_relative_to(out) else out, error) from error
+    finally:
+        for path in created:
+            with suppress(OSError):  # not empty, so that something was built
+                path.rmdir()
 
 
 class _Build:
@@ -104,43 +143,116 @@ class _Build:
     def __init__(self, config: BuildConfig, out: Path, reporter: Reporter) -> None:
         self._config, self._out, self._reporter = config, out, reporter
         self._work = out / ".build"
+        self._begun = self._work / "begun.json"
+        """Written once the input is checked and the tokenizer trained: the settings, the ends of
+        the splits, the files left out."""
+        self._failed = self._work / "failed"
+        """Exists if the build was not interrupted, but failed."""
+        self._trained = self._work / "tokenizer.model"
+        self._is_ours = False
+        """Whether the content of `.build` belongs to this build."""
+        self._ends: Ends = (0.0, 0.0)
         self._counts = {"read": 0, "empty": 0, "duplicates": 0}
         self._digests = [hashlib.sha256() for _ in SPLITS]
         self._bytes = [0] * len(SPLITS)
         self._in_both: list[str] = []
         """Names of documents of `sources` that are also documents of `val`."""
 
-    def run(self) -> dict[str, Any]:
+    def run(self, skip_bad: bool, overwrite: bool) -> dict[str, Any]:
         """Build what is missing; return the manifest."""
+        built = built_manifest(self._out, self._work.exists())
+        stored = set(self._work.glob("stdin*"))
+        if stored and STANDARD_INPUT in (*self._config.sources, *self._config.val):
+            self._reporter.line("  stdin     as the interrupted build stored it")
+        try:
+            if built is None or overwrite:
+                self._work.mkdir(exist_ok=True)
+            return self._build(None if overwrite else built, skip_bad, overwrite)
+        except Preempted:
+            raise
+        except Exception:
+            self._clean_up(stored)
+            raise
+
+    def _build(
+        self, built: dict[str, Any] | None, skip_bad: bool, overwrite: bool
+    ) -> dict[str, Any]:
         config, work = self._config, self._work
-        manifest = self._out / MANIFEST
-        if not manifest.exists():
-            work.mkdir(exist_ok=True)
-        self._files = {
+        files = {
             "val": find_sources(config.val, work / "stdin-val.txt"),
             "train": find_sources(config.sources, work / "stdin.txt"),
         }
+        self._sources = Sources(files, config.text_key, self._reporter)
         settings = self._settings()
-        if manifest.exists():
-            built = read_json(manifest)
-            _require_equal(self._out, built["settings"], settings)
+        if built is not None:
+            require_equal(self._out, built["settings"], settings)
             self._reporter.line(f"{self._out} is already complete")
             shutil.rmtree(work, ignore_errors=True)
             return built
-        begun = work / "settings.json"
-        if begun.exists():
-            relevant = settings.keys() - {"max_overlap", "shard_tokens"}  # for the chunks
-            _require_equal(self._out, read_json(begun), {key: settings[key] for key in relevant})
-        else:
-            write_json(begun, settings)
-        tokenizer = self._get_tokenizer()
+        if not self._resumes(settings, overwrite):
+            self._begin(settings, skip_bad)
+        self._is_ours = True
+        tokenizer = Tokenizer.load(Path(config.tokenizer) if config.tokenizer else self._trained)
         chunks = self._encode(tokenizer)
         texts = self._gather(chunks)
         overlap = self._measure_overlap(chunks, texts)
+        remove_output(self._out)
         result = self._write(chunks, texts, tokenizer, settings, overlap)
-        write_json(manifest, result)
+        write_json(self._out / MANIFEST, result)
         shutil.rmtree(work)
         return result
+
+    def _clean_up(self, stored: set[Path]) -> None:
+        """After a failure, remove what this build left; keep encoded chunks for another attempt.
+
+        Args:
+            stored: standard input, as an interrupted build stored it.
+        """
+        if not self._begun.exists():
+            shutil.rmtree(self._work, ignore_errors=True)
+            return
+        with suppress(OSError):  # such as a full disk
+            for path in self._work.glob("stdin*"):
+                if self._is_ours or path not in stored:
+                    path.unlink()
+            if self._is_ours:
+                if not (self._out / MANIFEST).exists():
+                    remove_output(self._out)
+                self._failed.touch()
+
+    def _resumes(self, settings: dict[str, Any], overwrite: bool) -> bool:
+        """Return whether an earlier build is resumed; if not, remove what it left.
+
+        Raises:
+            ConfigError: if an interrupted build has other settings.
+        """
+        if self._begun.exists():
+            begun = read_json(self._begun)
+            relevant = settings.keys() - {"max_overlap", "shard_tokens"}  # for the chunks
+            wanted = {key: settings[key] for key in relevant}
+            if not overwrite and not self._failed.exists():
+                require_equal(self._out, begun["settings"], wanted)
+            if not different_setting(begun["settings"], wanted):
+                self._failed.unlink(missing_ok=True)
+                self._ends = tuple(begun["ends"])
+                self._sources.leave_out(begun["skipped"])
+                return True
+        for path in self._work.iterdir():
+            if not path.name.startswith("stdin"):
+                path.unlink()
+        return False
+
+    def _begin(self, settings: dict[str, Any], skip_bad: bool) -> None:
+        """Check all of the input, divide it into splits, and train the tokenizer.
+
+        Raises:
+            UserError: naming the files that cannot be read, or the splits that would be empty.
+        """
+        self._ends, sample = self._scan(skip_bad)
+        if not self._config.tokenizer:
+            self._train_tokenizer(sample)
+        begun = {"settings": settings, "ends": self._ends, "skipped": self._sources.skipped}
+        write_json(self._begun, begun)
 
     def _settings(self) -> dict[str, Any]:
         """Return everything that determines the output, as plain JSON values."""
@@ -156,95 +268,67 @@ class _Build:
             given["tokenizer"] = tokenizer.sha256
         files = {
             split: [{"file": str(path), "bytes": path.stat().st_size} for path in paths]
-            for split, paths in self._files.items()
+            for split, paths in self._sources.files.items()
         }
         return json.loads(json.dumps({**given, "files": files}))
 
-    def _read(self, source: str, name: str) -> Iterator[Document]:
-        """Read all documents of a source ("train" or "val"), with progress called `name`."""
-        paths = self._files[source]
-        sizes = [path.stat().st_size for path in paths]
-        progress = self._reporter.progress(name, sum(sizes), "bytes")
-        before = 0
-        for path, size in zip(paths, sizes, strict=True):
-            begin = before
+    def _scan(self, skip_bad: bool) -> tuple[Ends, list[str]]:
+        """Read everything; return the ends of the splits, and the tokenizer's training text.
 
-            def update(done: int, begin: int = begin) -> None:
-                progress.update(begin + done)
-
-            yield from read_documents(path, self._config.text_key, update)
-            before += size
-
-    def _get_tokenizer(self) -> Tokenizer:
-        """Load the given tokenizer, or train one."""
-        config = self._config
-        if config.tokenizer:
-            return Tokenizer.load(Path(config.tokenizer))
-        trained = self._work / "tokenizer.model"
-        if not trained.exists():
-            texts = self._sample()
-            size = sum(len(text.encode()) for text in texts)
-            self._reporter.line(
-                f"  tokenizer {config.vocab_size:,} pieces from {len(texts):,} documents, "
-                f"{size:,} bytes"
-            )
-            write_bytes(trained, train_tokenizer(texts, config.vocab_size, config.case_ops))
-        return Tokenizer.load(trained)
-
-    def _sample(self) -> list[str]:
-        """Return the documents with the smallest hashes that are in the training split.
-
-        This is a random sample that does not depend on the order of the documents.
+        Raises:
+            UserError: naming the files that cannot be read, unless they are to be left out; or if
+                there is no text for training or validation.
         """
-        kept: list[tuple[int, str]] = []  # a heap with the largest hash on top
-        keys: set[int] = set()
-        size = 0
-        for document in self._read("train", "sample"):
-            key, _ = exact_key(document)
-            if key in keys or not document.text:
-                continue
-            heapq.heappush(kept, (-key, document.text))
-            keys.add(key)
-            size += len(document.text.encode())
-            while size - (largest := len(kept[0][1].encode())) >= self._config.sample_bytes:
-                keys.remove(-heapq.heappop(kept)[0])
-                size -= largest
-        texts = [text for _, text in sorted(kept, reverse=True)]
-        splits = self._assign_splits(fingerprints(texts).documents, "train")
-        return [text for text, split in zip(texts, splits, strict=True) if split == _TRAIN]
-
-    def _assign_splits(self, hashes: NDArray[np.uint64], source: str) -> NDArray[np.uint8]:
-        """Assign documents to splits by the hashes of their words, which ignore spaces and case."""
-        if source == "val":
-            return np.full(len(hashes), _VAL, np.uint8)
         config = self._config
-        places = hashes.astype(np.float64) / 2.0**64
         val_share = 0.0 if config.val else config.val_share
-        splits = np.full(len(hashes), _TRAIN, np.uint8)
-        splits[places < val_share + config.adapt_share] = _ADAPT
-        splits[places < val_share] = _VAL
-        return splits
+        while True:
+            finder = SplitFinder(val_share, config.adapt_share)
+            sample = None if config.tokenizer else Sample(config.sample_bytes)
+            if self._sources.scan(finder, sample, skip_bad):
+                break
+        if not config.val and finder.documents < 2:
+            raise UserError(
+                "the text is a single document, which leaves none for validation: name other text "
+                "with --val, or divide this one into several files"
+            )
+        ends = finder.ends()
+        texts = sample.texts() if sample else []
+        splits = assign_splits(fingerprints(texts).documents, ends)
+        return ends, [text for text, split in zip(texts, splits, strict=True) if split == TRAIN]
+
+    def _train_tokenizer(self, texts: list[str]) -> None:
+        config = self._config
+        pieces, size = config.vocab_size, sum(len(text.encode()) for text in texts)
+        self._reporter.line(
+            f"  tokenizer {pieces:,} pieces from {len(texts):,} documents, {size:,} bytes"
+        )
+        model = train_tokenizer(texts, pieces, config.case_ops, "--vocab-size")
+        write_bytes(self._trained, model)
 
     def _encode(self, tokenizer: Tokenizer) -> list[Path]:
         """Encode the chunks that do not exist yet; return the paths of all."""
         seen = {"val": SeenDocuments(), "train": SeenDocuments()}
         paths: list[Path] = []
         for source in ("val", "train"):
-            for part in batches(self._read(source, "encode"), _CHUNK_CHARS):
+            for part in batches(self._sources.read(source, "encode"), _CHUNK_CHARS):
                 paths.append(self._work / f"chunk_{len(paths):06d}.safetensors")
                 fresh, digest = self._without_duplicates(part, source, seen)
                 if paths[-1].exists():
                     chunk = Chunk.load(paths[-1])
                     if chunk.digest != digest:
+                        self._begun.unlink()  # so that nothing of it is used again
                         raise UserError(
                             f"the text has changed since the build of {self._out} began (near "
-                            f"{part[0].name}): remove {self._work} and build again"
+                            f"{part[0].name}): call again, which starts over"
                         )
                 else:
                     encoded = encode_documents(fresh, tokenizer)
-                    splits = self._assign_splits(encoded.prints.documents, source)
+                    if source == "val":
+                        splits = np.full(len(fresh), VAL, np.uint8)
+                    else:
+                        splits = assign_splits(encoded.prints.documents, self._ends)
                     names = [
-                        name if split == _VAL else ""
+                        name if split == VAL else ""
                         for (name, _), split in zip(fresh, splits, strict=True)
                     ]
                     chunk = Chunk(digest, encoded, splits, names)
@@ -278,11 +362,7 @@ class _Build:
         return fresh, whole.hexdigest()
 
     def _gather(self, chunks: list[Path]) -> dict[str, Text]:
-        """Collect the hashes of every split.
-
-        Raises:
-            UserError: if there is no training or no validation text.
-        """
+        """Collect the hashes of every split."""
         gathered = {split: Gathering() for split in SPLITS}
         progress = self._reporter.progress("hash", len(chunks), "chunks")
         for number, path in enumerate(chunks, start=1):
@@ -290,17 +370,10 @@ class _Build:
             for split, gathering in gathered.items():
                 gathering.add(chunk.prints_of(split))
             progress.update(number)
-        texts = {
+        return {
             split: gathering.text(digest.hexdigest())
             for (split, gathering), digest in zip(gathered.items(), self._digests, strict=True)
         }
-        for name in ("train", "val"):
-            if not len(texts[name].documents):
-                raise UserError(
-                    f"of {self._counts['read']:,} documents, none is in the {name!r} split (splits "
-                    "are by hash): change --val-share, or name validation files with --val"
-                )
-        return texts
 
     def _measure_overlap(self, chunks: list[Path], texts: dict[str, Text]) -> Overlap:
         """Return how much the validation text overlaps with the other splits.
@@ -360,6 +433,7 @@ class _Build:
             "paramgolf": __version__,
             "settings": settings,
             "documents": self._counts,
+            **({"skipped": self._sources.skipped} if self._sources.skipped else {}),
             "tokenizer": {
                 "sha256": tokenizer.sha256,
                 "vocab_size": tokenizer.vocab_size,
@@ -397,14 +471,4 @@ def _validation(chunks: list[Path]) -> Iterator[tuple[list[str], Fingerprints]]:
     for path in chunks:
         chunk = Chunk.load(path)
         named = zip(chunk.names, chunk.splits, strict=True)
-        yield [name for name, split in named if split == _VAL], chunk.prints_of("val")
-
-
-def _require_equal(out: Path, built: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise a ConfigError if a folder was built with other settings."""
-    for key, value in wanted.items():
-        if built.get(key, False) != value:  # older folders lack the newest keys
-            what = "other files, or files of other sizes" if key == "files" else f"another {key}"
-            raise ConfigError(
-                f"{out} was built with {what}: choose another --out, or remove that folder"
-            )
+        yield [name for name, split in named if split == VAL], chunk.prints_of("val")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -55,10 +56,21 @@ def describe(folder: Path, tokenizer: Path | None, reporter: Reporter) -> Descri
     Raises:
         UserError: if there are no shards or no tokenizer, or they do not match.
     """
-    pieces = Tokenizer.load(tokenizer or folder / "tokenizer.model")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a directory")
     files = {split: paths for split, paths in shards.find_splits(folder).items() if paths}
     if not files:
-        raise UserError(f"{folder} contains no token shards (*_train_*.bin, *_val_*.bin)")
+        command = f"paramgolf data build {quote(str(folder))} --out"
+        raise UserError(
+            f"{folder} contains no token shards (*_train_*.bin, *_val_*.bin); build them with "
+            f"`{command} {quote(f'data/{folder.resolve().name}')}`"
+        )
+    model = tokenizer or folder / "tokenizer.model"
+    if not model.exists():
+        raise UserError(
+            f"{model} does not exist: name the tokenizer of the shards with --tokenizer"
+        )
+    pieces = Tokenizer.load(model)
     progress = reporter.progress("read", sum(map(len, files.values())), "shards")
     splits: dict[str, SplitSize] = {}
     texts: dict[str, Text] = {}
@@ -127,9 +139,12 @@ def _sidecars(files: dict[str, list[Path]], tokenizer: Tokenizer) -> str:
 def _manifest(folder: Path, files: dict[str, list[Path]]) -> str:
     if not (folder / shards.MANIFEST).exists():
         return "none"
+    manifest = read_json(folder / shards.MANIFEST)
+    if "paramgolf" not in manifest:
+        return "of another program"
     stated = {
         name: hashed
-        for split in read_json(folder / shards.MANIFEST)["splits"].values()
+        for split in manifest["splits"].values()
         for name, hashed in {**split["shards"], **split.get("sidecars", {})}.items()
     }
     paths = [path for paths in files.values() for path in paths]

@@ -5,12 +5,12 @@ Plain text and Markdown are one document per file, JSON Lines and Parquet one pe
 
 from __future__ import annotations
 
+import codecs
 import glob
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from paramgolf.data.documents import Document, is_jsonl, read_jsonl
 from paramgolf.errors import ConfigError, UserError
@@ -23,6 +23,12 @@ TEXT_KEYS = ("text", "content")
 
 _BLOCK_BYTES = 16 << 20
 _ROWS = 1024
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # begins with that of UTF-16
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 Progress = Callable[[int], None]
 
@@ -75,18 +81,42 @@ def _spooled(path: Path) -> Path:
     for existing in (path, path.with_suffix(".jsonl")):
         if existing.exists():
             return existing
-    start = sys.stdin.buffer.read(_BLOCK_BYTES)
-    target = path.with_suffix(".jsonl") if start.lstrip().startswith(b"{") else path
-    with replacing(target) as temporary, temporary.open("wb") as file:
-        file.write(start)
-        shutil.copyfileobj(sys.stdin.buffer, file, _BLOCK_BYTES)
+    blocks = _utf8_blocks(sys.stdin.buffer)
+    try:
+        start = next(blocks, b"")
+        target = path.with_suffix(".jsonl") if start.lstrip().startswith(b"{") else path
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            file.write(start)
+            file.writelines(blocks)
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not {error.encoding} text; convert it") from error
     return target
+
+
+def _utf8_blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the content of a file in blocks, as UTF-8 and without its byte order mark."""
+    block = file.read(_BLOCK_BYTES)
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if block.startswith(mark):
+            decoder = codecs.getincrementaldecoder(encoding)()
+            while block:
+                content = decoder.decode(block).encode()
+                yield content[:_BLOCK_BYTES]
+                yield content[_BLOCK_BYTES:]
+                block = file.read(_BLOCK_BYTES)
+            yield decoder.decode(b"", final=True).encode()
+            return
+    block = block.removeprefix(codecs.BOM_UTF8)
+    while block:
+        yield block
+        block = file.read(_BLOCK_BYTES)
 
 
 def read_documents(path: Path, text_key: str, progress: Progress) -> Iterator[Document]:
     """Yield the documents of a file.
 
-    A plain text is one document. Above 16 MiB it is cut into several, at the ends of lines.
+    A plain text is one document. Above 16 MiB it is cut into several, at the ends of lines. It is
+    UTF-8, or UTF-16 or UTF-32 with a byte order mark; the mark is removed.
 
     Args:
         path: the file.
@@ -106,19 +136,28 @@ def read_documents(path: Path, text_key: str, progress: Progress) -> Iterator[Do
     return _read_plain(path, progress)
 
 
+def is_bad_file(error: UserError) -> bool:
+    """Return whether an error of `read_documents` concerns its file, not a library or an option."""
+    return not isinstance(error, ConfigError) and not isinstance(error.__cause__, ImportError)
+
+
 def _read_plain(path: Path, progress: Progress) -> Iterator[Document]:
     done, rest = 0, b""
     try:
         with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
+            for block in _utf8_blocks(file):
                 rest += block
                 if len(rest) > _BLOCK_BYTES:
                     end = _last_end(rest)
                     yield _plain(path, done, rest[:end])
                     done, rest = done + end, rest[end:]
-                progress(done + len(rest))
+                progress(file.tell())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} begins with the byte order mark of {error.encoding}, but is not such text"
+        ) from error
     yield _plain(path, done, rest)
 
 
@@ -136,11 +175,14 @@ def _last_end(content: bytes) -> int:
 def _plain(path: Path, begin: int, content: bytes) -> Document:
     name = f"{path} from byte {begin:,}" if begin else str(path)
     try:
-        return Document(name, content.decode())
+        text = content.decode()
     except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {begin + error.start:,})") from error
+    if (zero := content.find(b"\0")) >= 0:
         raise UserError(
-            f"{path} is not UTF-8 text (byte {begin + error.start}); convert it, or leave it out"
-        ) from error
+            f"{path} is not text (byte {begin + zero:,} is 0), or UTF-16 without a byte order mark"
+        )
+    return Document(name, text)
 
 
 def _read_parquet(path: Path, text_key: str, progress: Progress) -> Iterator[Document]:
