@@ -193,6 +193,31 @@ def test_an_interrupted_build_is_protected_but_not_from_overwrite(cli: Cli, tmp_
     assert content_of(tmp_path / "out") == content_of(tmp_path / "fresh")
 
 
+STOPPED = """
+import os, signal
+from paramgolf.data import build
+real = build.write_json
+def write_json(path, value):
+    real(path, value)
+    os.kill(os.getpid(), signal.{signal})
+build.write_json = write_json
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75)])
+def test_a_build_that_is_stopped_says_how_to_resume(
+    name: str, code: int, cli: Cli, tmp_path: Path
+) -> None:
+    write_notes(tmp_path / "notes", 3)
+    build = ("data", "build", "notes", "--out", "out", *VOCAB)
+    stopped = cli(*build, cwd=tmp_path, patch=STOPPED.format(signal=name))
+    assert stopped.code == code
+    assert stopped.stderr.splitlines()[-1].endswith("; the same command resumes")
+    assert (tmp_path / "out" / ".build" / "begun.json").exists()
+    resumed = cli(*build, cwd=tmp_path)
+    assert (resumed.code, "tokenizer" in resumed.stderr) == (0, False)
+
+
 def test_standard_input_is_read_again_after_a_failure(tmp_path: Path) -> None:
     write_notes(tmp_path / "notes", 3)
     lines = [json.dumps({"text": path.read_text()}) for path in (tmp_path / "notes").iterdir()]

@@ -51,7 +51,7 @@ from paramgolf.runtime.files import (
     write_error,
     write_json,
 )
-from paramgolf.runtime.signals import Preempted
+from paramgolf.runtime.signals import Stopped, received
 from paramgolf.version import __version__
 
 VERSION = 1
@@ -131,6 +131,8 @@ def build(
     except OSError as error:
         culprit = Path(error.filename or out)
         raise write_error(culprit if culprit.is_relative_to(out) else out, error) from error
+    except KeyboardInterrupt:
+        raise Stopped(resume="the same command resumes") from None
     finally:
         for path in created:
             with suppress(OSError):  # not empty, so that something was built
@@ -168,10 +170,9 @@ class _Build:
             if built is None or overwrite:
                 self._work.mkdir(exist_ok=True)
             return self._build(None if overwrite else built, skip_bad, overwrite)
-        except Preempted:
-            raise
         except Exception:
-            self._clean_up(stored)
+            if not received():  # a signal may look like another error
+                self._clean_up(stored)
             raise
 
     def _build(
