@@ -16,6 +16,7 @@ from paramgolf.config import (
     ScoreFirstConfig,
     TrainConfig,
 )
+from paramgolf.errors import UserError
 
 _TINY = RunConfig(
     data=DataConfig(source="stdlib", case_ops=True),
@@ -115,3 +116,29 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     source = data.source if data.source == "stdlib" else str(Path(data.source).resolve())
     tokenizer = str(Path(data.tokenizer).resolve()) if data.tokenizer else ""
     return replace(config, data=replace(data, source=source, tokenizer=tokenizer))
+
+
+_BENCH_TEXT = (
+    "{folder} is not a directory: recipe {recipe} needs a text with its tokenizer; put "
+    "train.jsonl.xz, val.jsonl.xz and sp8192.model there, or use your own: `paramgolf data build "
+    "FILES... --out data/mine --vocab-size 8192`, then `paramgolf run {recipe} --data.source "
+    "data/mine`"
+)
+_CHALLENGE_TEXT = (
+    "{folder} is not a directory: recipe {recipe} needs the challenge's shards; get them with "
+    "`paramgolf data fetch fineweb --train-shards 0 --out data/fineweb`, then `paramgolf run "
+    "{recipe} --data.source data/fineweb`"
+)
+
+
+def require_text(recipe: str, config: RunConfig) -> None:
+    """Check that the text of a recipe exists, if it is not one that the user named.
+
+    Raises:
+        UserError: with the commands that get it.
+    """
+    expected = RECIPES[recipe][1].data.source if recipe in RECIPES else "stdlib"
+    folder = Path(config.data.source)
+    if expected != "stdlib" and folder == Path(expected).resolve() and not folder.is_dir():
+        help_text = _CHALLENGE_TEXT if recipe == "record" else _BENCH_TEXT
+        raise UserError(help_text.format(folder=folder, recipe=recipe))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from paramgolf.cli.common import over_original_bytes
 from paramgolf.runtime.console import Reporter, duration
 from paramgolf.runtime.ledger import account
+
+if TYPE_CHECKING:
+    from paramgolf.pipeline.preflight import Finding
 
 STAGE_TITLES = {
     "ema": "after EMA",
@@ -18,6 +22,13 @@ STAGE_TITLES = {
     "sliding": "quantized, sliding",
     "score_first": "sliding, score-first",
 }
+
+
+def print_findings(findings: Sequence[Finding], reporter: Reporter) -> None:
+    """Print what a dry run found."""
+    for finding in findings:
+        reporter.line(f"{'warning' if finding.warning else finding.name:<9} {finding.text}")
+    reporter.line("the run can start; nothing was written")
 
 
 def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> None:

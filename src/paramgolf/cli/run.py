@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from paramgolf.cli.common import choose, usage
-from paramgolf.cli.results import print_results
-from paramgolf.config import RunConfig
+from paramgolf.cli.results import print_findings, print_results
+from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import ConfigError
-from paramgolf.recipes import RECIPES, with_absolute_paths
+from paramgolf.recipes import RECIPES, require_text, with_absolute_paths
 from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
 
 _T = TypeVar("_T", bound=Any)
@@ -28,7 +29,13 @@ class RunArguments:
     out: str = ""
     """Run directory to create; by default runs/RECIPE-DATE-TIME."""
     from_run: Annotated[str, tyro.conf.arg(name="from")] = ""
-    """Reuse the text and the trained weights of this run; run the remaining stages."""
+    """Reuse the text and the trained weights of this run, with its seed, data, model and train; the
+    rest of the configuration is the recipe's."""
+    config_file: Annotated[str, tyro.conf.arg(name="config")] = ""
+    """In place of a recipe: the configuration in this JSON file (config.json of a run, or part of
+    one); other options override it."""
+    dry_run: bool = False
+    """Only check that the run can succeed, and estimate its time."""
     log: Literal["none", "wandb", "tensorboard"] = "none"
     """Also send the run's metrics to this tracker."""
 
@@ -53,31 +60,93 @@ def run(arguments: list[str]) -> None:
         reporter.line(usage())
         reporter.line("\n`paramgolf run RECIPE --help` lists all keys with the recipe's values.")
         return
-    _start(arguments[0], parse_recipe(RunArguments, "run", arguments), reporter)
+    _start(*parse_recipe(RunArguments, "run", arguments), reporter)
 
 
-def parse_recipe(cls: type[_T], command: str, arguments: list[str]) -> _T:
+def parse_recipe(cls: type[_T], command: str, arguments: list[str]) -> tuple[str, _T]:
     """Parse `RECIPE [--KEY VALUE ...]` and the options of a command.
 
     Args:
         cls: a dataclass of the options; its field `config` is the recipe's configuration.
         command: the name of the command.
-        arguments: those after the command's name, starting with the recipe.
+        arguments: those after the command's name, starting with the recipe or with `--config FILE`.
+
+    Returns:
+        The recipe's name and the options.
 
     Raises:
         ConfigError: if the recipe does not exist or the value of a key is invalid.
+        UserError: if a file does not exist, or the recipe's text is missing.
     """
-    recipe = arguments[0]
-    _, default = choose("recipe", recipe, RECIPES)
+    recipe, default, options = _defaults(arguments)
     parsed = tyro.cli(
         cls,
         prog=f"paramgolf {command} {recipe}",
-        args=arguments[1:],
+        args=options,
         default=cls(config=default),
         config=(tyro.conf.FlagConversionOff,),
         console_outputs=is_main_rank(),
     )
-    return dataclasses.replace(parsed, config=with_absolute_paths(parsed.config))
+    config = with_absolute_paths(parsed.config)
+    if not _value_of("--from", options):
+        require_text(recipe, config)
+    return recipe, dataclasses.replace(parsed, config=config)
+
+
+def _defaults(arguments: list[str]) -> tuple[str, RunConfig, list[str]]:
+    """The recipe's name, the configuration that the options start from, and the options."""
+    file = _value_of("--config", arguments)
+    if not arguments[0].startswith("-"):
+        if file is not None:
+            raise ConfigError(f"name either the recipe {arguments[0]} or --config {file}, not both")
+        (recipe, *options), (_, config) = arguments, choose("recipe", arguments[0], RECIPES)
+    elif file is not None:
+        options = arguments
+        recipe, config = _read_config(Path(file))
+    else:
+        raise ConfigError("name a recipe first (`paramgolf run tiny`), or --config FILE")
+    source_run = _value_of("--from", options)
+    if source_run is not None:
+        from paramgolf.runtime.rundir import RunDir
+
+        _, _, theirs = RunDir.open(Path(source_run))
+        shared = {key: getattr(theirs, key) for key in ("seed", "data", "model", "train")}
+        config = dataclasses.replace(config, **shared)
+    elif _value_of("--data.source", options) is not None:
+        # Another text has another tokenizer, beside it or trained on it.
+        data = dataclasses.replace(config.data, tokenizer="")
+        config = dataclasses.replace(config, data=data)
+    return recipe, config, options
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    """The last value of an option, given as `--option VALUE` or `--option=VALUE`."""
+    value = None
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        name, equals, inline = argument.partition("=")
+        if name == option:
+            value = inline if equals else following
+    return value
+
+
+def _read_config(path: Path) -> tuple[str, RunConfig]:
+    """The recipe's name in a configuration file, and the configuration.
+
+    Keys that the file does not have are the recipe's.
+    """
+    from paramgolf.runtime.files import read_json
+
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} contains no configuration: expected a JSON object")
+    recipe = str(values.pop("recipe", path.stem))
+    base = RECIPES[recipe][1] if recipe in RECIPES else RunConfig()
+    merged = to_json(base)
+    for key, value in values.items():
+        if isinstance(value, dict):
+            value = {**merged.get(key, {}), **value}
+        merged[key] = value
+    return recipe, from_json(RunConfig, merged)
 
 
 def _resume(arguments: list[str], reporter: Reporter) -> None:
@@ -91,10 +160,13 @@ def _resume(arguments: list[str], reporter: Reporter) -> None:
 
 
 def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
-    from paramgolf.pipeline.session import start
+    from paramgolf.pipeline.session import dry_run, start
     from paramgolf.pipeline.tracking import tracker
 
     out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     from_run = Path(parsed.from_run) if parsed.from_run else None
+    if parsed.dry_run:
+        print_findings(dry_run(parsed.config, out, from_run), reporter)
+        return
     results = start(recipe, parsed.config, out, from_run, reporter, tracker(parsed.log, reporter))
     print_results(results, out, reporter)

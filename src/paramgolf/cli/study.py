@@ -15,7 +15,6 @@ from paramgolf.cli.results import STAGE_TITLES
 from paramgolf.cli.run import parse_recipe
 from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.recipes import RECIPES
 from paramgolf.runtime.console import Reporter, standard_output
 
 if TYPE_CHECKING:
@@ -71,11 +70,11 @@ def seeds(arguments: list[str]) -> None:
     reporter = standard_output()
     if _print_usage_without_recipe(arguments, reporter):
         return
-    recipe, parsed = arguments[0], parse_recipe(SeedsArguments, "seeds", arguments)
+    recipe, parsed = parse_recipe(SeedsArguments, "seeds", arguments)
 
     from paramgolf.study.seeds import run_seeds
 
-    if parsed.config.seed != RECIPES[recipe][1].seed:
+    if any(argument.partition("=")[0] == "--seed" for argument in arguments):
         raise ConfigError("invalid --seed: name all seeds with --seeds")
     out = Path(parsed.out or f"runs/seeds-{recipe}")
     found = run_seeds(recipe, parsed.config, parsed.seeds, out, reporter)
@@ -91,7 +90,7 @@ def ablate(arguments: list[str]) -> None:
     reporter = standard_output()
     if _print_usage_without_recipe(arguments, reporter):
         return
-    recipe, parsed = arguments[0], parse_recipe(AblateArguments, "ablate", arguments)
+    recipe, parsed = parse_recipe(AblateArguments, "ablate", arguments)
 
     from paramgolf.study.ablate import parse_grid, run_grid
 

@@ -26,6 +26,7 @@ INSTALLED_ONLY = {
     "paramgolf.codefile.build",
     "paramgolf.data.corpus",
     "paramgolf.data.tokenizer_training",
+    "paramgolf.pipeline.estimate",
     "paramgolf.pipeline.takeover",
     "paramgolf.scoring.generate",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any, Literal, NamedTuple
 import torch.distributed as dist
 
 from paramgolf.config import RunConfig
+from paramgolf.errors import UserError
+from paramgolf.pipeline.preflight import Finding, preflight
 from paramgolf.pipeline.run import new_run, run_job
 from paramgolf.runtime import ranks as distributed
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime, select_runtime, wants_gpu
 from paramgolf.runtime.rundir import Listener, RunDir
+from paramgolf.runtime.signals import Stopped
 from paramgolf.runtime.watch import Watch
 
 
@@ -71,12 +75,37 @@ def start(
     with session(config.device) as (runtime, log_to):
         config, out = runtime.ranks.from_main((config, out))
         config.require_work_for(runtime.ranks.size)
+        if runtime.ranks.main:
+            for finding in preflight(config, out, runtime.ranks.size, from_run):
+                if finding.warning:
+                    reporter.line(f"warning: {finding.text}")
         run = new_run(recipe, config, out, from_run, runtime.ranks)
         log_to(out)
         reporter.line(f"paramgolf run {recipe} -> {out}")
         if log and runtime.ranks.main:
             run.listener = log(run)
-        return run_job(run, recipe, config, reporter, runtime)
+        try:
+            return run_job(run, recipe, config, reporter, runtime)
+        except UserError as error:
+            # Without prepared text there is nothing to resume, and the name is free again.
+            nothing_done = run.stage_result("prepare") is None
+            if nothing_done and runtime.ranks.main and not isinstance(error, Stopped):
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+
+
+def dry_run(config: RunConfig, out: Path, from_run: Path | None) -> list[Finding]:
+    """Check that a run could succeed, without starting it; see `pipeline.preflight`.
+
+    Raises:
+        UserError: if it could not.
+    """
+    with session(config.device) as (runtime, _):
+        if from_run is not None:
+            from paramgolf.pipeline.takeover import require_trained
+
+            require_trained(from_run, config)
+        return preflight(config, out, runtime.ranks.size, from_run) if runtime.ranks.main else []
 
 
 def resume(

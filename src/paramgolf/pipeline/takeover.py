@@ -23,11 +23,21 @@ def create_from(from_run: Path, path: Path, recipe: str, config: RunConfig) -> N
         UserError: if that run has not finished training, or `path` cannot become a run.
         ConfigError: if the configurations differ in anything that the trained weights depend on.
     """
-    source, _, theirs = RunDir.open(from_run)
-    _stages_to_take(source, theirs, config)
+    require_trained(from_run, config)
     run = RunDir.create(path, recipe, config, from_run)
     with run.locked():
         take_over(run, config)
+
+
+def require_trained(from_run: Path, config: RunConfig) -> None:
+    """Check that a run of `config` can take trained weights over from another run.
+
+    Raises:
+        UserError: if that run has not finished training.
+        ConfigError: if the configurations differ in anything that the trained weights depend on.
+    """
+    source, _, theirs = RunDir.open(from_run)
+    _stages_to_take(source, theirs, config)
 
 
 def take_over(run: RunDir, config: RunConfig) -> None:

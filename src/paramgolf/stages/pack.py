@@ -220,7 +220,8 @@ def _best(job: Job, solves: list[_Packed], target: int, limit: int) -> _Packed:
     fitting = [packed for packed in solves if packed.size <= target]
     if not fitting:
         budget = job.config.pack.budget_bytes
-        least = budget - limit + min(packed.size for packed in solves)
+        # Another budget is another number in the code file, which may take one more unit.
+        least = budget - limit + min(packed.size for packed in solves) + _CODE_UNIT
         raise UserError(
             f"pack.budget_bytes = {budget:,} cannot be met: with the widest bins the files take "
             f"{least:,} bytes; start from the trained weights with "

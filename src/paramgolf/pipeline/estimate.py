@@ -1,0 +1,95 @@
+"""How long a run will take: its arithmetic over the speed of a matrix product on this device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from paramgolf.config import ModelConfig, RunConfig
+from paramgolf.pipeline.preflight import Finding, num_visits, num_weights
+from paramgolf.runtime.console import duration
+from paramgolf.runtime.device import wants_gpu
+
+_EFFICIENCY = 0.4
+"""Share of the speed of a large matrix product that training reaches, on CPUs and on GPUs."""
+_COMPILE_SECONDS = 90.0
+"""Of all stages on a GPU."""
+
+
+def expected_seconds(
+    config: RunConfig, tokens: Mapping[str, int], num_ranks: int
+) -> Iterator[Finding]:
+    """Estimate the time of a run, and warn of limits that it would exceed.
+
+    Args:
+        config: of the run.
+        tokens: by split; a missing split has about as many as that of the recipe tiny.
+        num_ranks: how many processes share the work.
+    """
+    speed = _EFFICIENCY * _measured_flops(config) * num_ranks
+    model, train = config.model, config.train
+    backward, forward = 3, 1
+    plain, looped = _flops_per_token(model, False), _flops_per_token(model, True)
+    share = train.recurrence_from
+    training = train.max_seconds - train.reserve_seconds
+    if train.max_steps:
+        trained = train.max_steps * train.batch_tokens
+        training = backward * trained * (share * plain + (1 - share) * looped) / speed
+    val = tokens.get("val", 90_000) - 1
+    adapted_on = {"none": 0, "adapt": tokens.get("adapt", 90_000), "scored": val}
+    adaptation = backward * looped * config.adapt.epochs * adapted_on[config.adapt.text] / speed
+    calibration = 2 * looped * config.pack.calibration_batches * (
+        config.pack.calibration_batch_tokens
+    ) / speed  # fmt: skip
+    windows = 1 + model.seq_len / config.score.stride
+    learning = config.score_first
+    scoring = forward * looped * val * windows / speed
+    if learning.learns:
+        scoring *= 2
+        scoring += backward * looped * val * learning.epochs / speed
+    evaluation = scoring + (adaptation if config.adapt.text == "scored" else 0)
+    packing = calibration + num_weights(model) / 1e6  # about a second per million weights
+    total = training + adaptation + packing + scoring
+    total += _COMPILE_SECONDS if wants_gpu(config.device) else 0
+    yield Finding("time", f"about {duration(total)}, of which training {duration(training)}")
+    limits = config.limits
+    in_training = training + packing + (adaptation if config.adapt.text == "adapt" else 0)
+    for name, expected, limit in (
+        ("training", in_training, limits.training_seconds),
+        ("evaluation", evaluation, limits.evaluation_seconds),
+    ):
+        if limit and expected > limit:
+            yield Finding(
+                "time",
+                f"the {name} budget is {limit:.0f} s, but about {expected:.0f} s are expected",
+                warning=True,
+            )
+
+
+def _flops_per_token(model: ModelConfig, recurrent: bool) -> float:
+    """Of a forward pass: matrix products and causal attention."""
+    key_width = model.num_kv_heads * model.head_dim
+    block = 2 * model.width * (2 * model.width + 2 * key_width + 2 * model.mlp_ratio * model.width)
+    attention = 2 * model.seq_len * model.width
+    head = 2 * model.vocab_size * model.width
+    return num_visits(model, recurrent) * (block + attention) + head
+
+
+def _measured_flops(config: RunConfig) -> float:
+    """Floating-point operations per second of a matrix product on the device, measured briefly."""
+    gpu = wants_gpu(config.device)
+    size = 4096 if gpu else 512
+    dtype = torch.bfloat16 if gpu else torch.float32
+    matrix = torch.zeros(size, size, dtype=dtype, device="cuda" if gpu else "cpu")
+    best = math.inf
+    for _ in range(8):
+        start = time.perf_counter()
+        product = matrix @ matrix
+        if gpu:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+        del product
+    return 2 * size**3 / best
