@@ -82,6 +82,14 @@ def mini_options(source: Path) -> list[str]:
     return options
 
 
+def shrinking_options() -> list[str]:
+    """Return the options that make a mini run of a printed command, which names its text."""
+    pairs = iter(mini_options(Path()))
+    named = ("--data.source", "--model.vocab-size", "--data.val-targets", "--adapt.text")
+    kept = [pair for pair in zip(pairs, pairs, strict=True) if pair[0] not in named]
+    return [word for pair in kept for word in pair]
+
+
 def write_source(folder: Path) -> None:
     """Write train.jsonl and val.jsonl: help topics of Python, the long ones cut.
 

@@ -15,12 +15,10 @@ import pytest
 
 from tests.e2e import command
 from tests.e2e.command import ENVIRONMENT, Cli, killed_while_writing, one_line_error
-from tests.e2e.mini import mini_options
+from tests.e2e.mini import shrinking_options
 
 SENTENCE = "the quick brown fox jumps over a lazy dog while five boxing wizards look"
 VOCAB = ("--vocab-size", "300")
-FIXED = ("--data.source", "--model.vocab-size", "--data.val-targets", "--adapt.text")
-"""Options that a printed command has, or leaves to the recipe."""
 
 
 def write_notes(folder: Path, number: int) -> None:
@@ -50,21 +48,33 @@ def printed_command(stdout: str, name: str = "next") -> list[str]:
 
 def run_printed(words: list[str], cli: Cli, out: Path) -> None:
     """Run a printed command as a mini run."""
-    pairs = iter(mini_options(Path()))
-    small = [word for key, value in zip(pairs, pairs, strict=True) if key not in FIXED
-             for word in (key, value)]  # fmt: skip
-    result = cli(*words, *small, "--out", out)
+    result = cli(*words, *shrinking_options(), "--out", out)
     assert (result.code, result.stderr) == (0, "")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [2, 3, 40])
-def test_the_next_command_works_as_printed(number: int, cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "name", "many"),
+    [
+        (2, "next", 9999),
+        (3, "next", 9999),
+        (40, "next", 9999),
+        (40, "next", 500),
+        (3, "on a GPU", 1),
+    ],
+)
+def test_the_command_that_is_printed_works(
+    number: int, name: str, many: int, cli: Cli, tmp_path: Path
+) -> None:
+    """Also that for large texts: as it would be if `many` tokens were many."""
     write_notes(tmp_path / "my notes", number)
-    built = cli("data", "build", tmp_path / "my notes", "--out", tmp_path / "a b", *VOCAB)
+    build = ("data", "build", tmp_path / "my notes", "--out", tmp_path / "a b", *VOCAB)
+    patch = f"from paramgolf.data import advice as a; a._GPU_TOKENS = a._MANY_TOKENS = {many}"
+    built = cli(*build, patch=patch)
     assert built.code == 0, built.stderr
     assert len(splits_of(tmp_path / "a b")) == min(number, 3)
-    run_printed(printed_command(built.stdout), cli, tmp_path / "run")
+    assert ("--data.val-targets 500" in built.stdout) == (many == 500)
+    run_printed(printed_command(built.stdout, name), cli, tmp_path / "run")
 
 
 def test_few_documents(cli: Cli, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import multiprocessing
+import re
 import resource
+import shlex
 import shutil
 import socket
 import sys
@@ -28,7 +30,7 @@ from tests.e2e import command
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.hub import API, Fault, LocalHub, local_hub
-from tests.e2e.mini import read_results
+from tests.e2e.mini import read_results, shrinking_options
 
 REPO = "kevclark/parameter-golf"
 OTHER_REPO = "willdepueoai/parameter-golf"
@@ -499,7 +501,9 @@ def test_a_run_takes_the_folder_as_it_is(
     fetched = command.run(*arguments, env=environment)
     assert fetched.code == 0, fetched.stderr
     assert "1 of training, 1 of validation" in fetched.stdout
-    assert f"--data.source {case.out}" in fetched.stdout
+    (printed,) = re.findall(r"^next +paramgolf (.*)$", fetched.stdout, re.MULTILINE)
+    followed = cli(*shlex.split(printed), *shrinking_options(), "--out", tmp_path / "followed")
+    assert (followed.code, followed.stderr) == (0, "")
     other = ("--variant", "sp7", "--repo", REPO, "--out", case.out)
     wrong = command.run("data", "fetch", "fineweb", *other, env=environment)
     assert (wrong.code, "sp8192" in wrong.stderr) == (1, True)
