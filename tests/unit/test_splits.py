@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from paramgolf.data.advice import val_noise
+from paramgolf.data.advice import next_commands, val_noise
 from paramgolf.data.fingerprints import fingerprints
+from paramgolf.data.shards import write_shard
 from paramgolf.data.splits import ADAPT, TRAIN, VAL, SplitFinder, assign_splits
 
 
@@ -70,3 +72,11 @@ def test_the_noise_of_few_validation_documents() -> None:
     assert "noise of about 0.23 BPB" in val_noise(3)
     assert val_noise(29)
     assert val_noise(30) == ""
+
+
+def test_a_large_vocabulary_gets_a_larger_budget(tmp_path: Path) -> None:
+    for split in ("train", "val", "adapt"):
+        write_shard(tmp_path / f"text_{split}_000000.bin", np.ones(9, np.uint16))
+    plain = f"paramgolf run tiny --data.source {tmp_path} --model.vocab-size"
+    assert next_commands(tmp_path, 2048) == {"next": f"{plain} 2048"}
+    assert next_commands(tmp_path, 8192) == {"next": f"{plain} 8192 --pack.budget-bytes 1050000"}

@@ -13,6 +13,10 @@ _NOISE = 0.4
 """BPB of one document, about: 0.047 was measured by the jackknife over 73 documents of `tiny`."""
 _MANY_TOKENS = 200_000
 """On two cores, `tiny` scores about this many in minutes, or adapts on them."""
+_TINY_VOCAB, _MAX_TINY_VOCAB, _TINY_BUDGET = 2048, 4096, 650_000
+"""Pieces of `tiny`, pieces from which its budget is too small, and its budget."""
+_BYTES_PER_PIECE = 64
+"""Of the embedding of `tiny`: 128 weights of 4 bits."""
 _GPU_TOKENS = 10_000_000
 """Training text that is worth a model of the size of `h200`."""
 
@@ -35,6 +39,9 @@ def next_commands(folder: Path, vocab_size: int) -> dict[str, str]:
     }
     source = f"--data.source {quote(str(folder))} --model.vocab-size {vocab_size}"
     tiny = f"paramgolf run tiny {source}"
+    if vocab_size > _MAX_TINY_VOCAB:
+        budget = _TINY_BUDGET + (vocab_size - _TINY_VOCAB) * _BYTES_PER_PIECE
+        tiny += f" --pack.budget-bytes {-(-budget // 10_000) * 10_000}"
     if tokens["val"] > _MANY_TOKENS:
         tiny += f" --data.val-targets {_MANY_TOKENS}"
     if not 0 < tokens["adapt"] <= _MANY_TOKENS:
