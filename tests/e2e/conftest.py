@@ -48,7 +48,7 @@ def cli() -> Iterator[Cli]:
 def mini_run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """A mini run in a fresh process; do not write to its folder."""
     path = tmp_path_factory.mktemp("mini") / "run"
-    result = command.run("run", "tiny", *options, "--out", path)
+    result = command.run("run", "tiny", *options, "--out", path, "--verbose")
     assert result.code == 0, result.stderr
     assert result.stderr == ""
     return FinishedRun(path, result.stdout)

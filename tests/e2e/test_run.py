@@ -174,20 +174,36 @@ def test_printed_table_matches_the_results(mini_run: FinishedRun) -> None:
             f"{score['loss_nats']:.4f}",
             f"{score['tokens']:,}",
             f"{score['bytes']:,}",
-            "",
             score["label"],
         ]
     xz = results["xz"]
-    assert rows["xz -9, for comparison"] == [f"{xz['bpb']:.4f}", "", "", "", f"{xz['bytes']:,}", ""]
+    assert f"xz -9     {xz['bpb']:.4f} bits per byte" in mini_run.stdout
     for phase, value in results["seconds"].items():
         budget, reason = account(phase, "adapt")
         assert rows[phase][0] == f"{value:.1f}"
         # Long reasons are wrapped.
         assert (f"not counted: {reason}" if reason else budget).startswith(rows[phase][1])
-    size = results["bytes"]
-    assert f"bytes     {size['total']:,} of {size['budget']:,}: model.bin" in mini_run.stdout
     assert f"sha256 {results['corpus']['sha256'][:16]}" in mini_run.stdout
-    assert str(mini_run.path) in mini_run.stdout
+
+
+def test_score_size_and_next_commands_are_printed_last(mini_run: FinishedRun) -> None:
+    results = read_results(mini_run.path)
+    size, score = results["bytes"], results["stages"]["sliding"]
+    assert mini_run.stdout.splitlines()[-5:] == [
+        f"score     {score['bpb']:.4f} BPB, {score['label']} (quantized, sliding)",
+        f"size      {size['total']:,} of {size['budget']:,} bytes "
+        f"(model.bin {size['model']:,}, code {size['code']:,})",
+        f"run       {mini_run.path}",
+        f"next      paramgolf report {mini_run.path}",
+        f'          paramgolf generate {mini_run.path} --prompt "Return the"',
+    ]
+
+
+def test_seconds_by_phase_are_printed_only_if_verbose(
+    cli: Cli, mini_run: FinishedRun, run_copy: Path
+) -> None:
+    assert "seconds by phase" in mini_run.stdout
+    assert "train: steps" not in cli.output("run", "--resume", run_copy)
 
 
 def test_configuration_is_kept(mini_run: FinishedRun, source: Path) -> None:

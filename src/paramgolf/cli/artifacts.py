@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from paramgolf.cli.common import find_artifact, over_original_bytes, printable
+from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
+from paramgolf.runtime.console import is_main_rank
 from paramgolf.runtime.outputs import require_new_file
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def score(arguments: list[str]) -> None:
         raise ConfigError(f"--losses takes one text, not {len(streams)}")
     stride = None if parsed.stride < 0 else parsed.stride
     total = sum(len(stream.tokens) - 1 for stream in streams)
-    progress = Reporter(sys.stderr).progress("score", total, unit="targets")
+    progress = standard_error().progress("score", total, unit="targets")
     scores: list[tuple[str, Score]] = []
     done = 0
     for name, tokens, texts in streams:
@@ -248,7 +248,7 @@ def compress(arguments: list[str]) -> None:
     text = read_text(parsed.file)
     artifact = find_artifact(parsed.artifact)
     coder = TextCoder(artifact, parsed.tokenizer, select_runtime(parsed.device))
-    progress = Reporter(sys.stderr).progress("compress", unit="tokens")
+    progress = standard_error().progress("compress", unit="tokens")
     coded = coder.compress([text], progress=progress.update)
     write_bytes(parsed.out, coded.content)
     size = len(coded.content)
@@ -271,7 +271,7 @@ def decompress(arguments: list[str]) -> None:
         raise UserError(f"cannot read {parsed.file}: {error.strerror}") from error
     artifact = find_artifact(parsed.artifact)
     coder = TextCoder(artifact, parsed.tokenizer, select_runtime(parsed.device))
-    progress = Reporter(sys.stderr).progress("decompress", unit="tokens")
+    progress = standard_error().progress("decompress", unit="tokens")
     text = "".join(coder.decompress(content, str(parsed.file), progress.update)).encode()
     write_bytes(parsed.out, text)
     standard_output().line(f"{len(content):,} bytes -> {len(text):,} bytes: {parsed.out}")

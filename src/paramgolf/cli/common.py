@@ -97,6 +97,7 @@ def usage() -> str:
         "recipes:",
         *(f"  {name:<15}  {purpose}" for name, (purpose, _) in RECIPES.items()),
         "",
-        "options: --help (also after a command), --version, --debug (show tracebacks)",
+        "options: --help (also after a command), --version, --verbose (print more),",
+        "         --debug (show tracebacks)",
     ]
     return "\n".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import tyro
 from rich.table import Table
 
 from paramgolf.cli.common import choose
+from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.data.advice import next_commands, val_noise
 from paramgolf.data.build import BuildConfig, build
 from paramgolf.data.describe import SplitSize, describe
@@ -18,7 +18,6 @@ from paramgolf.data.hub.fetch import fetch
 from paramgolf.data.overlap import Overlap
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError
-from paramgolf.runtime.console import Reporter, standard_output
 
 USAGE = """\
 usage: paramgolf data COMMAND ...
@@ -92,7 +91,7 @@ def _build(arguments: list[str]) -> None:
     if not parsed.out:
         raise ConfigError("name the folder to build: --out DIR")
     out = Path(parsed.out)
-    manifest = build(parsed.config, out, Reporter(sys.stderr), parsed.skip_bad, parsed.overwrite)
+    manifest = build(parsed.config, out, standard_error(), parsed.skip_bad, parsed.overwrite)
     read, overlap = manifest["documents"], manifest["overlap"]
     _print_splits(
         {
@@ -124,7 +123,7 @@ def _fetch(arguments: list[str]) -> None:
         parsed.variant,
         parsed.train_shards,
         out,
-        Reporter(sys.stderr),
+        standard_error(),
         parsed.repo,
         parsed.revision,
     )
@@ -138,7 +137,7 @@ def _fetch(arguments: list[str]) -> None:
 
 def _info(arguments: list[str]) -> None:
     parsed = tyro.cli(InfoArguments, prog="paramgolf data info", args=arguments)
-    found = describe(parsed.folder, parsed.tokenizer, Reporter(sys.stderr))
+    found = describe(parsed.folder, parsed.tokenizer, standard_error())
     _print_splits(found.splits)
     _print_lines(
         tokenizer=found.tokenizer,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 from rich.table import Table
 
-from paramgolf.runtime.console import standard_output
+from paramgolf.cli.live import standard_output
 
 if TYPE_CHECKING:
     from paramgolf.study.listing import ListedRun

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from paramgolf.cli import live
 from paramgolf.cli.common import choose, usage
 from paramgolf.errors import ConfigError
 from paramgolf.runtime import signals, startup  # noqa: F401 (startup records when it is imported)
@@ -45,7 +46,7 @@ def main() -> NoReturn:
     if not is_main_rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        _dispatch([argument for argument in arguments if argument != "--debug"])
+        _dispatch([word for word in arguments if word not in ("--debug", "--verbose")])
     except BrokenPipeError:  # `paramgolf ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _exit(1, "")
@@ -57,6 +58,7 @@ def main() -> NoReturn:
 
 
 def _exit(code: int, message: str) -> NoReturn:
+    live.clear()
     signals.ignore()  # nothing is left to stop
     # Ranks that have not joined yet may fail on one machine alone, so one per machine prints.
     if message and os.environ.get("LOCAL_RANK", "0") == "0":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from paramgolf.cli.common import find_artifact
+from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.errors import ConfigError
-from paramgolf.runtime.console import Reporter, standard_output
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def submission(arguments: list[str]) -> None:
     if not parsed.runs:
         raise ConfigError("name at least one run or folder of seeds: paramgolf submission SEEDS...")
     written = write_submission(
-        parsed.runs, parsed.out, parsed.author, parsed.name, Reporter(sys.stderr)
+        parsed.runs, parsed.out, parsed.author, parsed.name, standard_error()
     )
     reporter = standard_output()
     for seed, one in written["seeds"].items():

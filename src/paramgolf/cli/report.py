@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from paramgolf.runtime.console import Reporter, standard_output
+from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.runtime.outputs import require_new_file
 
 
@@ -37,5 +36,5 @@ def report(arguments: list[str]) -> None:
     from paramgolf.runtime.device import select_runtime
 
     out = parsed.out or parsed.run / NAME
-    size = report(parsed.run, out, select_runtime(parsed.device), Reporter(sys.stderr))
+    size = report(parsed.run, out, select_runtime(parsed.device), standard_error())
     standard_output().line(f"{out}, {size:,} bytes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -41,48 +42,56 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
     """
     from paramgolf.scoring.bits_per_byte import Score
 
-    corpus = results["corpus"]
+    stages, size = results["stages"], results["bytes"]
+    corpus, xz = results["corpus"], results["xz"]
     table = Table(title=f"{results['recipe']}, seed {results['seed']}", title_justify="left")
     table.add_column("")
-    for column in ("BPB", "nats per\ntoken", "tokens", "text\nbytes", "compressed\nbytes"):
+    for column in ("BPB", "nats per\ntoken", "tokens", "text\nbytes"):
         table.add_column(column, justify="right")
     table.add_column("label")
-    for stage, score in results["stages"].items():
+    for stage, score in stages.items():
         table.add_row(
             STAGE_TITLES[stage],
             f"{score['bpb']:.4f}",
             f"{score['loss_nats']:.4f}",
             f"{score['tokens']:,}",
             f"{score['bytes']:,}",
-            "",
             score["label"],
         )
-    xz = results["xz"]
-    table.add_row("xz -9, for comparison", f"{xz['bpb']:.4f}", "", "", "", f"{xz['bytes']:,}", "")
     reporter.line("")
     reporter.table(table)
-    if note := over_original_bytes(Score(**results["stages"]["sliding"])):
+    if reporter.verbose:
+        reporter.table(_seconds_by_phase(results))
+    if note := over_original_bytes(Score(**stages["sliding"])):
         reporter.line(f"original  {note}")
-    size = results["bytes"]
-    reporter.line(
-        f"bytes     {size['total']:,} of {size['budget']:,}: model.bin {size['model']:,}, "
-        f"train_gpt.py {size['code']:,}; not counted: tokenizer.model {size['tokenizer']:,}"
-    )
-    reporter.line(f"corpus    {corpus['source']}, sha256 {corpus['sha256'][:16]}")
-    seconds = results["seconds"]
-    phases = Table(title="seconds by phase", title_justify="left")
-    phases.add_column("phase")
-    phases.add_column("seconds", justify="right")
-    phases.add_column("budget")
-    for name, value in seconds.items():
-        budget, reason = account(name, results["adapted_on"])
-        phases.add_row(name, f"{value:.1f}", f"not counted: {reason}" if reason else budget)
-    phases.add_section()
-    for name, value in results["budgets"].items():
-        phases.add_row("total", f"{value:.1f}", "not counted" if name == "none" else name)
-    total = sum(seconds.values())
-    phases.add_row("total", f"{total:.1f}", f"all, {duration(total)}")
-    reporter.table(phases)
+    reporter.line(f"xz -9     {xz['bpb']:.4f} bits per byte for comparison: {xz['bytes']:,} bytes")
+    reporter.line(f"corpus    {Path(corpus['source']).name}, sha256 {corpus['sha256'][:16]}")
     reporter.line("labels    self-reported: only rerunning the job can verify them;")
     reporter.line(f"          `paramgolf audit {path}` checks the rest")
-    reporter.line(f"files     {path}: model.bin, train_gpt.py, tokenizer.model, results.json, ...")
+    stage, score = list(stages.items())[-1]
+    reporter.line("")
+    reporter.line(f"score     {score['bpb']:.4f} BPB, {score['label']} ({STAGE_TITLES[stage]})")
+    reporter.line(
+        f"size      {size['total']:,} of {size['budget']:,} bytes "
+        f"(model.bin {size['model']:,}, code {size['code']:,})"
+    )
+    reporter.line(f"run       {path}")
+    reporter.line(f"next      paramgolf report {quote(str(path))}")
+    reporter.line(f'          paramgolf generate {quote(str(path))} --prompt "Return the"')
+
+
+def _seconds_by_phase(results: dict[str, Any]) -> Table:
+    seconds = results["seconds"]
+    table = Table(title="seconds by phase", title_justify="left")
+    table.add_column("phase")
+    table.add_column("seconds", justify="right")
+    table.add_column("budget")
+    for name, value in seconds.items():
+        budget, reason = account(name, results["adapted_on"])
+        table.add_row(name, f"{value:.1f}", f"not counted: {reason}" if reason else budget)
+    table.add_section()
+    for name, value in results["budgets"].items():
+        table.add_row("total", f"{value:.1f}", "not counted" if name == "none" else name)
+    total = sum(seconds.values())
+    table.add_row("total", f"{total:.1f}", f"all, {duration(total)}")
+    return table

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from paramgolf.cli.common import choose, usage
+from paramgolf.cli.live import standard_output
 from paramgolf.cli.results import print_findings, print_results
 from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import ConfigError
 from paramgolf.recipes import RECIPES, require_text, with_absolute_paths
-from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
+from paramgolf.runtime.console import Reporter, is_main_rank
 
 _T = TypeVar("_T", bound=Any)
 

@@ -11,11 +11,12 @@ import tyro
 from rich.table import Table
 
 from paramgolf.cli.common import usage
+from paramgolf.cli.live import standard_output
 from paramgolf.cli.results import STAGE_TITLES
 from paramgolf.cli.run import parse_recipe
 from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.runtime.console import Reporter, standard_output
+from paramgolf.runtime.console import Reporter
 
 if TYPE_CHECKING:
     from paramgolf.study.ablate import Grid

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Literal
 import tyro
 
 from paramgolf.cli.common import find_artifact
+from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.runtime.console import Reporter, standard_output
+from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.outputs import require_new_file
 
 _COLUMNS = 80
@@ -64,7 +64,7 @@ def audit(arguments: list[str]) -> None:
     if parsed.positions < 1:
         raise ConfigError(f"invalid --positions = {parsed.positions}: expected 1 or more")
     runtime = select_runtime(parsed.device)
-    result = audit(parsed.run, parsed.positions, runtime, Reporter(sys.stderr))
+    result = audit(parsed.run, parsed.positions, runtime, standard_error())
     reporter = standard_output()
     for check in result.checks:
         outcome = "n/a" if check.outcome == "not applicable" else check.outcome
@@ -104,7 +104,7 @@ def prove(arguments: list[str]) -> None:
         parsed.mode,
         parsed.bytes,
         select_runtime(parsed.device),
-        Reporter(sys.stderr),
+        standard_error(),
     )
     if parsed.out is not None:
         write_json(parsed.out, {**dataclasses.asdict(proof), "holds": proof.holds})

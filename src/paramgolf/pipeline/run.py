@@ -55,7 +55,7 @@ def run_job(
                 continue
             if name in ("train", "pack"):
                 config.require_work_for(ranks.size)
-            reporter.line(name)
+            reporter.stage_started(name, config, run)
             run.event("stage_started", stage=name)
             job = Job(config, run, runtime, reporter)
             reporter.status = _budget_status(run, config, job.ledger)
@@ -72,7 +72,8 @@ def run_job(
                 run.event("score", of=scored, **score)
             total = sum(seconds_by_phase.values())
             run.event("stage_finished", stage=name, seconds=total)
-            reporter.line(f"  done in {duration(total)}")
+            if ranks.main:
+                reporter.stage_finished(name, result, total)
             ranks.barrier(PREPARATION_SECONDS if name == "prepare" else SERIAL_SECONDS)
         results = collect_results(run, recipe, config)
         if ranks.main:
@@ -84,7 +85,10 @@ def run_job(
 
 
 def _budget_status(run: RunDir, config: RunConfig, ledger: Ledger) -> Callable[[], str]:
-    """Return a function that describes the budget of the current phase and what is spent of it."""
+    """Return a function that describes the budget of the current phase and what is spent of it.
+
+    The description is empty if no budget has a limit.
+    """
     before = _seconds_by_budget(
         _total_by_phase((run.stage_result(name) or {}).get("seconds", {}) for name in STAGES),
         config,
@@ -96,7 +100,7 @@ def _budget_status(run: RunDir, config: RunConfig, ledger: Ledger) -> Callable[[
 
     def status() -> str:
         current = ledger.current()
-        if current is None:
+        if current is None or not any(limits.values()):
             return ""
         phase, seconds = current
         budget = account(phase, config.adapt.text).budget

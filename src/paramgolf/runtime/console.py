@@ -6,12 +6,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_SECONDS_BETWEEN_LINES = 3.0
+    from paramgolf.config import RunConfig
+    from paramgolf.runtime.rundir import RunDir
+
+COLUMNS = 79
+"""Maximum length of a line of progress: that of a terminal of 80 columns."""
 
 
 def duration(seconds: float) -> str:
@@ -24,16 +28,26 @@ def duration(seconds: float) -> str:
 class Reporter:
     """Prints to a stream, or nowhere: on ranks other than 0, and in library use."""
 
+    seconds_between = 30.0
+    """The least time between two reports of progress."""
+    verbose = False
+    """Whether details are printed."""
+
     def __init__(self, stream: TextIO | None = None) -> None:
         """Print to `stream`; None: print nothing."""
         self._stream = stream
+        self._last = time.monotonic()
         self.status: Callable[[], str] = lambda: ""
         """Returns the end of every progress line: the current budget and what is spent of it."""
 
     def line(self, text: str) -> None:
         """Print one line."""
-        if self._stream is not None:
-            print(text, file=self._stream, flush=True)
+        self.text(text + "\n")
+
+    def detail(self, text: str) -> None:
+        """Print one line if details are wanted."""
+        if self.verbose:
+            self.line(text)
 
     def text(self, text: str) -> None:
         """Print a piece of text immediately and unchanged."""
@@ -48,44 +62,83 @@ class Reporter:
             width = None if self._stream.isatty() else 100
             Console(file=self._stream, width=width, highlight=False).print(table)
 
+    def stage_started(self, name: str, config: RunConfig, run: RunDir) -> None:
+        """Begin a stage of a run."""
+        self._last = time.monotonic()
+
+    def stage_finished(self, name: str, result: dict[str, Any], seconds: float) -> None:
+        """Print one line on a finished stage."""
+        scores = [
+            f"{key} {score['bpb']:.4f} BPB" for key, score in result.get("scores", {}).items()
+        ]
+        self.line("  ".join([f"{name:<9}", duration(seconds), *scores]))
+
     def progress(self, name: str, total: float = 0, unit: str = "") -> Progress:
         """Start the progress of `name`, which ends at `total` (or the total passed to `update`)."""
         return Progress(self, name, total, unit)
 
+    def show(self, progress: Progress) -> None:
+        """Print a line on the progress, without what is too long for a terminal."""
+        line = f"  {progress.name:<9}"
+        for part in (*progress.parts(), self.status()):
+            if part and len(line) + len(part) + 2 <= COLUMNS:
+                line += "  " + part
+        self.line(line)
+
+    def report(self, progress: Progress) -> None:
+        """Show the progress if a report is due."""
+        if time.monotonic() - self._last >= self.seconds_between:
+            self.show(progress)
+            self._last = time.monotonic()
+
 
 class Progress:
-    """Prints a line every few seconds: done, total, details, remaining time."""
+    """How much of something is done, and the remaining time."""
 
     def __init__(self, reporter: Reporter, name: str, total: float, unit: str) -> None:
         self._reporter = reporter
-        self._name, self._total, self._unit = name, total, unit
-        self._start = self._last = time.monotonic()
+        self.name, self.total, self.unit = name, total, unit
+        self.done, self.details, self.rate = 0.0, "", 0.0
+        self._start = time.monotonic()
         self._first_done: float | None = None
 
-    def due(self) -> bool:
-        """Return whether `update` would print now, so that costly details can be skipped."""
-        return time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES
+    def update(
+        self, done: float, total: float | None = None, details: str = "", rate: float = 0.0
+    ) -> None:
+        """Report that `done` of the total is done.
 
-    def update(self, done: float, total: float | None = None, details: str = "") -> None:
-        """Report that `done` of the total is done; print only when a line is due.
-
-        The remaining time follows from the rate since the first call, so it does not count the work
-        that was done before an interruption.
+        Args:
+            done: in the unit of the progress.
+            total: the new total; None: as before.
+            details: what else to show, e.g. the loss.
+            rate: tokens per second, if known.
         """
-        now = time.monotonic()
         if total is not None:
-            self._total = total
+            self.total = total
         if self._first_done is None:
-            self._first_done, self._start = done, now
-        if not self.due():
-            return
-        self._last = now
-        fresh = done - self._first_done
-        left = (self._total - done) * (now - self._start) / fresh if fresh > 0 else None
-        amount = f"{done:,.0f}/{self._total:,.0f}{' ' + self._unit if self._unit else ''}"
-        parts = [f"{self._name:<9}", amount, details, f"{duration(left)} left" if left else ""]
-        parts.append(self._reporter.status())
-        self._reporter.line("  " + "  ".join(part for part in parts if part))
+            self._first_done, self._start = done, time.monotonic()
+        self.done, self.details, self.rate = done, details, rate
+        self._reporter.report(self)
+
+    def seconds_left(self) -> float | None:
+        """Return the remaining time, if known.
+
+        It follows from the rate since the first update, so it does not count the work that was
+        done before an interruption.
+        """
+        fresh = self.done - (self._first_done or 0)
+        passed = time.monotonic() - self._start
+        return (self.total - self.done) * passed / fresh if fresh > 0 else None
+
+    def parts(self) -> list[str]:
+        """Return amount, details, rate and remaining time for people."""
+        left = self.seconds_left()
+        return [
+            f"{self.done:,.0f}/{self.total:,.0f} {self.unit}".rstrip(),
+            self.details,
+            f"{self.rate:,.0f} tokens/s" if self.rate else "",
+            f"{duration(left)} left" if left else "",
+        ]
 
 
 def is_main_rank() -> bool:

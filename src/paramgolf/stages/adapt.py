@@ -48,7 +48,7 @@ def run(job: Job) -> dict[str, Any]:
             record |= {"bpb": score.bpb, "label": score.label}
         epochs.append(record)
         job.run.event("adapt_epoch", **record)
-        job.reporter.line(_epoch_line(record))
+        job.reporter.detail(_epoch_line(record))
     assert score is not None
     if runtime.ranks.main:
         with ledger.phase("adapt: write"):

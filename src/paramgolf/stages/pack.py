@@ -162,7 +162,7 @@ class _Packer:
         job.run.event(
             "packed", model_bytes=packed.size, limit_bytes=self.limit, bin_widths=bin_widths
         )
-        job.reporter.line(
+        job.reporter.detail(
             f"  pack      solve {self._solves}  {packed.size:,} of {self.limit:,} bytes"
         )
         return packed

@@ -87,7 +87,7 @@ def _read_stdlib(job: Job) -> tuple[dict[str, list[Document]], str]:
     splits = corpus.split_by_hash(documents, shares, rest="train")
     digest = text_digest(document.text for document in documents).hex()
     size = sum(len(document.text.encode()) for document in documents)
-    reporter.line(f"  corpus    {len(documents)} documents, {size:,} bytes, sha256 {digest[:16]}")
+    reporter.detail(f"  corpus    {len(documents)} documents, {size:,} bytes, sha256 {digest[:16]}")
     return splits, digest
 
 

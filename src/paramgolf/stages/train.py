@@ -22,13 +22,15 @@ from paramgolf.runtime.signals import Stopped, deferred
 from paramgolf.stages.job import Job
 from paramgolf.stages.validation import Validation
 
+_SECONDS_BETWEEN_EVENTS = 3.0
+
 
 def run(job: Job) -> dict[str, Any]:
     """Train, write the averaged weights and score them; return the stage result."""
     config, ranks = job.config, job.runtime.ranks
     with job.ledger.phase("train: build model"):
         trainer = Trainer(config, job.runtime)
-    job.reporter.line(
+    job.reporter.detail(
         f"  model     {num_parameters(trainer.model):,} parameters on {job.runtime.device}"
     )
     new_seconds = 0.0
@@ -186,7 +188,7 @@ class _Loop:
         self._budget = config.max_seconds - config.reserve_seconds
         total, unit = (config.max_steps, "steps") if config.max_steps else (self._budget, "s")
         self._progress = job.reporter.progress("train", total, unit)
-        self._last_checkpoint = time.monotonic()
+        self._last_checkpoint = self._last_event = time.monotonic()
 
     def resume(self) -> None:
         """Continue from the last checkpoint, if one exists."""
@@ -292,9 +294,10 @@ class _Loop:
             self._run.event("loss_not_finite", step=number, loss=str(self.last_loss))
             raise self._diverged(f"the training loss is {self.last_loss} at step {number}")
         config = self._config
-        done = number if config.max_steps else self.clock.elapsed
-        if self._progress.due() or number == 1 or number % 50 == 0:
-            rate = config.batch_tokens / self.clock.step_seconds
+        rate = config.batch_tokens / self.clock.step_seconds
+        now = time.monotonic()
+        if number == 1 or number % 50 == 0 or now - self._last_event >= _SECONDS_BETWEEN_EVENTS:
+            self._last_event = now
             self._run.event(
                 "train",
                 step=number,
@@ -304,13 +307,11 @@ class _Loop:
                 lr_factor=round(step.lr_factor, 5),
                 recurrent=step.recurrent,
             )
-            looped = "  recurrent" if step.recurrent else ""
-            self._progress.update(
-                done,
-                details=f"step {number}  loss {self.last_loss:.4f}  {rate:,.0f} tokens/s{looped}",
-            )
-        else:
-            self._progress.update(done)
+        self._progress.update(
+            number if config.max_steps else self.clock.elapsed,
+            details=("" if config.max_steps else f"step {number}  ") + f"loss {self.last_loss:.4f}",
+            rate=rate,
+        )
 
     def _diverged(self, what: str) -> UserError:
         kept = (
