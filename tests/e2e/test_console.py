@@ -60,7 +60,7 @@ def test_everything_fits_a_terminal(options: list[str], tmp_path: Path) -> None:
 
 def test_no_control_characters_without_a_terminal(mini_run: FinishedRun) -> None:
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", mini_run.stdout)
-    stages = mini_run.stdout.split("\n\n")[0].splitlines()[1:]
+    stages = mini_run.stdout.split("\n\n")[0].split("/run\n", 1)[1].splitlines()
     done = [line for line in stages if not line.startswith(" ")]
     assert [line.split()[0] for line in done] == ["prepare", "train", "adapt", "pack", "score"]
     assert max(map(len, stages)) <= 80

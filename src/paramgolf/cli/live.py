@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from paramgolf.runtime.rundir import RunDir
 
 _MIN_BAR, _MAX_BAR = 6, 30
+_INDENT = 10
+"""Columns of a line's name, and of the indentation of what is wrapped."""
 
 _drawn: TextIO | None = None
 """The terminal on which a live line is visible."""
@@ -54,6 +57,18 @@ class LiveReporter(Reporter):
         self._config: RunConfig | None = None
         self._run: RunDir | None = None
         self._tokens_per_second = 0.0
+
+    def line(self, text: str) -> None:
+        """Print one line, wrapped between words on a terminal."""
+        if self._live and text:
+            text = textwrap.fill(
+                text,
+                _columns(self._stream),
+                subsequent_indent=" " * _INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        super().line(text)
 
     def text(self, text: str) -> None:
         """Print a piece of text immediately and unchanged."""

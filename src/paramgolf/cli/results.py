@@ -76,8 +76,9 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
         f"(model.bin {size['model']:,}, code {size['code']:,})"
     )
     reporter.line(f"run       {path}")
-    reporter.line(f"next      paramgolf report {quote(str(path))}")
-    reporter.line(f'          paramgolf generate {quote(str(path))} --prompt "Return the"')
+    # Commands are not wrapped, so that they can be copied.
+    reporter.text(f"next      paramgolf report {quote(str(path))}\n")
+    reporter.text(f'          paramgolf generate {quote(str(path))} --prompt "Return the"\n')
 
 
 def _seconds_by_phase(results: dict[str, Any]) -> Table:
