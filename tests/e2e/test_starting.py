@@ -135,6 +135,6 @@ def test_warnings_are_printed_and_the_run_goes_on(
 ) -> None:
     out = tmp_path / "run"
     printed = cli.output("run", "tiny", *options, "--data.val-targets", "300", "--out", out)
-    assert "warning: only" in printed
-    assert "BPB" in printed.split("warning: only")[1].splitlines()[0]
+    assert "warning: scores will have a noise" in printed
+    assert "BPB" in printed.split("warning: scores")[1].splitlines()[0]
     assert events(out)[-1]["event"] == "run_finished"

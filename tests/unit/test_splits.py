@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paramgolf.data.advice import next_commands, val_noise
+from paramgolf.data.advice import next_commands
 from paramgolf.data.fingerprints import fingerprints
+from paramgolf.data.noise import val_noise
 from paramgolf.data.shards import write_shard
 from paramgolf.data.splits import ADAPT, TRAIN, VAL, SplitFinder, assign_splits
 

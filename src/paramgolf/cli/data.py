@@ -11,10 +11,11 @@ from rich.table import Table
 
 from paramgolf.cli.common import choose
 from paramgolf.cli.live import standard_error, standard_output
-from paramgolf.data.advice import next_commands, val_noise
+from paramgolf.data.advice import next_commands
 from paramgolf.data.build import BuildConfig, build
 from paramgolf.data.describe import SplitSize, describe
 from paramgolf.data.hub.fetch import fetch
+from paramgolf.data.noise import val_noise
 from paramgolf.data.overlap import Overlap
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError

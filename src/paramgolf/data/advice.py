@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from shlex import quote
 
 from paramgolf.data.shards import find_splits, open_shard
 
-MIN_VAL_DOCUMENTS = 30
-_NOISE = 0.4
-"""BPB of one document, about: 0.047 was measured by the jackknife over 73 documents of `tiny`."""
 _MANY_TOKENS = 200_000
 """On two cores, `tiny` scores about this many in minutes, or adapts on them."""
 _TINY_VOCAB, _MAX_TINY_VOCAB, _TINY_BUDGET = 2048, 4096, 650_000
@@ -19,16 +15,6 @@ _BYTES_PER_PIECE = 64
 """Of the embedding of `tiny`: 128 weights of 4 bits."""
 _GPU_TOKENS = 10_000_000
 """Training text that is worth a model of the size of `h200`."""
-
-
-def val_noise(documents: int) -> str:
-    """Return a warning about a validation split of few documents; "" if it has enough."""
-    if documents >= MIN_VAL_DOCUMENTS:
-        return ""
-    return (
-        f"scores will have a noise of about {_NOISE / math.sqrt(documents):.2f} BPB: the "
-        f"validation split has {documents:,} of at least {MIN_VAL_DOCUMENTS} documents"
-    )
 
 
 def next_commands(folder: Path, vocab_size: int) -> dict[str, str]:

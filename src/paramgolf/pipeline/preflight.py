@@ -18,6 +18,7 @@ from paramgolf.codefile.running import code_file, running_file
 from paramgolf.config import ModelConfig, RunConfig
 from paramgolf.data import shards
 from paramgolf.data.documents import find_jsonl, read_jsonl
+from paramgolf.data.noise import MIN_VAL_DOCUMENTS, val_noise
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError, UserError
@@ -26,10 +27,6 @@ from paramgolf.model.order import layer_order
 from paramgolf.runtime.device import wants_gpu
 from paramgolf.runtime.rundir import RunDir
 
-_FEW_DOCUMENTS = 30
-_BPB_SPREAD = 0.4
-"""Standard deviation of a score times the square root of its documents: 0.047 BPB by the jackknife
-over the 73 documents of the recipe `tiny`."""
 _MIN_BITS = 0.5
 """Per weight: fewer than the widest bins have ever taken."""
 
@@ -121,15 +118,8 @@ class _Text:
         return f"{data.source}: {about}{', '.join(parts)} tokens"
 
     def warnings(self) -> Iterator[Finding]:
-        count = self.documents.get("val", _FEW_DOCUMENTS)
-        if count < _FEW_DOCUMENTS:
-            spread = _BPB_SPREAD / math.sqrt(max(1, count))
-            yield Finding(
-                "text",
-                f"only {count} validation document{'s' if count != 1 else ''}: with other "
-                f"documents of the same kind the score would vary by about {spread:.2f} BPB",
-                warning=True,
-            )
+        if warning := val_noise(self.documents.get("val", MIN_VAL_DOCUMENTS)):
+            yield Finding("text", warning, warning=True)
 
     def _tokenizer_given(self, beside: Path | None = None) -> Tokenizer | None:
         config = self._config
@@ -151,7 +141,7 @@ class _Text:
             if not files:
                 raise UserError(f"{folder} contains no {split}*.jsonl[.gz|.xz|.zst]")
             documents = (document for path in files for document in read_jsonl(path))
-            self.documents[split] = sum(1 for _ in islice(documents, _FEW_DOCUMENTS))
+            self.documents[split] = sum(1 for _ in islice(documents, MIN_VAL_DOCUMENTS))
             if not self.documents[split]:
                 raise UserError(f"{files[0]} contains no document")
             ratio = {".jsonl": 1}.get(files[0].suffix, 3)  # of compression, roughly
