@@ -205,9 +205,10 @@ def _bytes(config: RunConfig) -> Finding:
         / 8
     )
     if budget < smallest:
+        enough = smallest + 1000 - smallest % 500  # the code file contains this number, too
         raise ConfigError(
             f"invalid pack.budget_bytes = {budget:,}: train_gpt.py takes {code:,} and {weights:,} "
-            f"weights at least {smallest - code:,}; expected {smallest:,} or more, usually about "
+            f"weights at least {smallest - code:,}; expected {enough:,} or more, usually about "
             f"{usual:,}"
         )
     text = f"budget {budget:,}, of which code {code:,}; {weights:,} weights"
