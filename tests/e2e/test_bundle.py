@@ -88,6 +88,11 @@ def test_it_reproduces_the_artifact(
         assert (again / name).read_bytes() == (folder / name).read_bytes(), name
     ours, theirs = read_results(again), read_results(mini_run.path)
     assert (ours["stages"], ours["bytes"]) == (theirs["stages"], theirs["bytes"])
+    printed, size = result.stdout.splitlines()[-4:-1], ours["bytes"]
+    for line, (stage, score) in zip(printed, list(ours["stages"].items())[-2:], strict=False):
+        numbers = f"{score['bpb']:.6f} {score['tokens']:,} {score['bytes']:,}"
+        assert line.split() == [stage, *numbers.split(), score["label"]]
+    assert printed[-1].split()[1:4] == [f"{size['total']:,}", "of", f"{size['budget']:,}:"]
     digest = theirs["artifact_sha256"]
     assert result.stdout.splitlines()[-1] == f"reproduced: yes (same artifact, SHA-256 {digest})"
 
@@ -134,6 +139,23 @@ def test_it_says_what_is_wrong_in_one_line(bundled: Path, libraries: Path, tmp_p
     result = train_gpt(libraries, folder, "run")
     assert result.returncode == 2
     assert "--source" in result.stderr
+
+
+def test_its_messages_name_its_own_options(
+    bundled: Path, libraries: Path, mini_run: FinishedRun, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundled, tmp_path / "bundle"))
+    run = ("run", "--source", str(mini_run.path / "data"))
+    exists = train_gpt(libraries, folder, *run, "--out", ".")
+    assert exists.returncode == 1
+    assert "with `python train_gpt.py run --resume .`" in exists.stderr
+    nothing = train_gpt(libraries, folder, "run", "--resume", ".")
+    assert nothing.stderr.endswith("; start one: python train_gpt.py run\n")
+    (folder / "tokenizer.model").unlink()
+    missing = train_gpt(libraries, folder, *run)
+    assert missing.returncode == 2
+    assert missing.stderr.endswith("tokenizer.model does not exist: name it with --tokenizer\n")
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []
 
 
 def test_a_bundle_needs_a_finished_run_and_a_new_folder(

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from paramgolf.data.tokenizer_training import train_tokenizer
 from tests.e2e import command
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
+from tests.e2e.mini import texts_of
 from tests.e2e.test_compress import TEXT
 
 
@@ -38,6 +40,32 @@ def test_any_text_is_proven(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> 
     result = cli("prove", model, "--text", tmp_path / "text", "--bytes", "0")
     assert result.code == 0, result.stderr
     assert "verdict   proven" in result.stdout
+
+
+def test_a_repetitive_text_is_proven(
+    cli: Cli, options: list[str], source: Path, tmp_path: Path
+) -> None:
+    """The first tokens of 63 lanes, at 11 bits each, take more than 64 bytes."""
+    tokenizer = tmp_path / "tokenizer.model"
+    tokenizer.write_bytes(train_tokenizer(texts_of(source, "train"), 2048))
+    for split, size in (("train", 8000), ("val", 5000)):
+        lines = [json.dumps({"text": "a" * size}) + "\n"] * (10 if split == "train" else 1)
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+    different = ["--data.source", tmp_path, "--data.tokenizer", tokenizer, "--adapt.text", "none"]
+    different += ["--data.val-targets", "5000", "--model.vocab-size", "2048"]
+    different += ["--pack.budget-bytes", "130000", "--out", tmp_path / "run"]
+    result = cli("run", "tiny", *options, *different)
+    assert result.code == 0, result.stderr
+    result = cli("prove", tmp_path / "run", "--out", tmp_path / "proof.json")
+    assert "verdict   proven" in result.stdout
+    proof = json.loads((tmp_path / "proof.json").read_text())
+    assert proof["lanes"] == 64
+    assert 0 < proof["lane_bytes"] < 63 * 11 / 8
+    excess = proof["stream_bytes"] - proof["claimed_bytes"]
+    assert excess > 64 + 0.001 * proof["claimed_bytes"]
+    assert abs(excess - proof["lane_bytes"]) < 8
+    allowed = f"{proof['max_stream_bytes']:,.1f} bytes: claimed +{proof['lane_bytes']:.1f} for 64"
+    assert allowed in result.stdout
 
 
 def test_what_cannot_be_proven(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> None:

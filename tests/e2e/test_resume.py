@@ -363,7 +363,8 @@ def test_audit_and_report_of_a_run_with_a_half_written_event(
     )
     assert fallbacks.outcome == "pass"
     for path, note in ((run, True), (mini_run.path, False)):
-        assert cli("report", path, "--out", tmp_path / "report.html").code == 0
+        page = ("--out", tmp_path / "report.html", "--overwrite")
+        assert cli("report", path, *page).code == 0
         assert ("was not written completely" in (tmp_path / "report.html").read_text()) == note
 
 

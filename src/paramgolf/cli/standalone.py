@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,24 @@ def main(values: dict[str, Any], file: str) -> None:
     signals.install(f"python {file} run")
     parser = argparse.ArgumentParser(prog=Path(file).name)
     commands = parser.add_subparsers(required=True, dest="command")
-    score = commands.add_parser("score", help="score texts with model.bin, which lies beside")
+    score = commands.add_parser("score", help="score texts with the model.bin beside this file")
     score.add_argument("--text", nargs="+", type=Path, required=True, help=".txt, .jsonl or .bin")
     score.add_argument("--stride", type=int, help="of sliding windows; 0: consecutive windows")
-    run = commands.add_parser("run", help="repeat the run; on several ranks with torchrun")
-    run.add_argument("--out", default=time.strftime("runs/%Y%m%d-%H%M%S"))
-    run.add_argument("--resume", help="run directory of an interrupted run")
+    run = commands.add_parser("run", help="train, pack and score again; several GPUs: by torchrun")
+    run.add_argument("--out", default=time.strftime("runs/%Y%m%d-%H%M%S"), help="a new directory")
+    run.add_argument("--resume", help="directory of an interrupted run")
     run.add_argument("--source", help="folder of token shards or of train*.jsonl and val*.jsonl")
     beside = Path(file).with_name("tokenizer.model")
-    run.add_argument("--tokenizer", default=str(beside), help="SentencePiece model")
+    run.add_argument("--tokenizer", default=str(beside), help="by default the one beside this file")
     for command in (score, run):
         command.add_argument("--device", default=config.device, choices=("auto", "cpu", "cuda"))
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
     chosen = parser.parse_args()
-    if chosen.command == "run" and not chosen.source and not chosen.resume:
-        run.error("--source is required: a folder with the text, e.g. data/ of the first run")
+    if chosen.command == "run" and not chosen.resume:
+        if not chosen.source:
+            run.error("--source is required: a folder with the text, e.g. data/ of the first run")
+        if not Path(chosen.tokenizer).exists():
+            run.error(f"{chosen.tokenizer} does not exist: name it with --tokenizer")
     try:
         if chosen.command == "score":
             _score(chosen, config, Path(file))
@@ -54,7 +59,14 @@ def main(values: dict[str, Any], file: str) -> None:
             config = dataclasses.replace(config, data=data, device=chosen.device)
             _run(chosen, config, Path(file))
     except (Exception, KeyboardInterrupt) as error:
+        if chosen.debug:
+            raise
         code, message = signals.explain(error)
+        # Messages name the options of the package.
+        message = re.sub("paramgolf run( tiny)?", f"python {file} run", message)
+        message = message.replace("--data.tokenizer", "--tokenizer")
+        if re.search(r"--\w+\.", message):
+            message += " (options of paramgolf; this file repeats one run)"
         parser.exit(code, f"{message}\n" if message and is_main_rank() else None)
 
 
@@ -65,7 +77,9 @@ def _score(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
     predictor = load(file.with_name("model.bin"), device=chosen.device)
     for name, stream, texts in read_streams(chosen.text, predictor.tokenizer):
         score = predictor.score_stream(stream, texts, chosen.stride, config.score.batch_tokens)
-        print(name, *(f"{key} {value}" for key, value in dataclasses.asdict(score).items()))
+        print(name)
+        for key, value in dataclasses.asdict(score).items():
+            print(f"  {key:<15} {value}")
 
 
 def _run(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
@@ -76,9 +90,13 @@ def _run(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
         results = resume(Path(chosen.resume), reporter)
     else:
         results = start("train_gpt.py", config, Path(chosen.out), None, reporter)
+    reporter.line("stage              BPB      tokens  text bytes  label")
     for stage, score in results["stages"].items():
-        reporter.line(f"{stage:<10} {score['bpb']!r} BPB  {score['label']}")
-    reporter.line(f"bytes      {results['bytes']}")
+        sizes = f"{score['tokens']:>11,} {score['bytes']:>11,}"
+        reporter.line(f"{stage:<11} {score['bpb']:>10.6f} {sizes}  {score['label']}")
+    size = results["bytes"]
+    parts = f"model.bin {size['model']:,}, train_gpt.py {size['code']:,}"
+    reporter.line(f"bytes       {size['total']:,} of {size['budget']:,}: {parts}")
     _compare(results, config, file, reporter)
 
 

@@ -39,10 +39,10 @@ def bundle(path: Path, out: Path) -> dict[str, int]:
     Raises:
         UserError: if the run is not packed yet, or `out` is not empty.
     """
+    require_new_directory(out)
     run, _, _ = RunDir.open(path)
     if run.stage_result("pack") is None:
         raise UserError(f"{path} is not packed yet; resume it with `paramgolf run --resume {path}`")
-    require_new_directory(out)
     for file in (run.code, run.artifact, run.tokenizer, run.provenance):
         copy_file(file, out / file.name)
     if run.results_file.exists():
