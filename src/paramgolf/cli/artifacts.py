@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.table import Table
@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     from paramgolf.data.tokenizer import Tokenizer
     from paramgolf.scoring.bits_per_byte import Score
 
+_Artifact = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ARTIFACT")]]
+_File = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
+
 
 @dataclass(frozen=True)
 class ScoreArguments:
     """Score texts with a packed model: BPB, loss, tokens, bytes and label of each and in total."""
 
-    artifact: tyro.conf.Positional[Path]
+    artifact: _Artifact
     """A packed model (model.bin), or the run or bundle that contains it."""
-    files: tyro.conf.Positional[tuple[Path, ...]]
+    files: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[FILE ...]")]]
     """UTF-8 text files (one document per file), .jsonl[.gz|.xz|.zst] files (one document per line),
     folders of these, or token shards (.bin; all of them form one text). Files of a folder that are
     empty or not text are listed and left out."""
@@ -53,9 +56,9 @@ class ScoreArguments:
 class CompressArguments:
     """Compress a text with a packed model's predictions; decompress restores it."""
 
-    artifact: tyro.conf.Positional[Path]
+    artifact: _Artifact
     """A packed model (model.bin), or the run or bundle that contains it."""
-    file: tyro.conf.Positional[Path]
+    file: _File
     """A UTF-8 text file."""
     out: Path
     """The file to write."""
@@ -71,9 +74,9 @@ class CompressArguments:
 class DecompressArguments:
     """Restore a text that compress wrote, with the same packed model."""
 
-    artifact: tyro.conf.Positional[Path]
+    artifact: _Artifact
     """The packed model that compressed the text, or the run or bundle that contains it."""
-    file: tyro.conf.Positional[Path]
+    file: _File
     """A file that compress wrote."""
     out: Path
     """The text file to write."""
@@ -89,7 +92,7 @@ class DecompressArguments:
 class GenerateArguments:
     """Generate text with a packed model and print it as it is sampled."""
 
-    artifact: tyro.conf.Positional[Path]
+    artifact: _Artifact
     """A packed model (model.bin), or the run or bundle that contains it."""
     prompt: str = ""
     """Text to continue; empty: start a new document."""
