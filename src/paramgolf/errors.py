@@ -7,7 +7,7 @@ class UserError(Exception):
     exit_code = 1
 
 
-class ConfigError(UserError, ValueError):
+class ConfigError(UserError):
     """An invalid key, value or combination of values; exit code 2 (misuse)."""
 
     exit_code = 2

@@ -23,7 +23,7 @@ TINY = RECIPES["tiny"][1]
 # Help.
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"], ["run"], ["run", "-h"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
 def test_usage(cli: Cli, arguments: list[str]) -> None:
     result = cli(*arguments)
     assert (result.code, result.stderr) == (0, "")
@@ -35,8 +35,73 @@ def test_usage(cli: Cli, arguments: list[str]) -> None:
         assert purpose in result.stdout
 
 
-def test_run_help_says_where_the_keys_are(cli: Cli) -> None:
-    assert "run RECIPE --help" in cli("run", "--help").stdout
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("run", ("--out", "--from", "--resume", "--dry-run", "--config")),
+        ("seeds", ("--seeds", "--out")),
+        ("ablate", ("--vary", "--seeds", "--out")),
+    ],
+)
+def test_help_of_commands_over_recipes(
+    cli: Cli, name: str, options: tuple[str, ...], arguments: list[str]
+) -> None:
+    printed = cli.output(name, *arguments)
+    assert printed.startswith(f"usage: paramgolf {name} RECIPE")
+    for option in options:
+        assert f" {option} " in printed
+    assert f"`paramgolf {name} RECIPE --help` lists all" in printed
+    for recipe in RECIPES:
+        assert f"  {recipe} " in printed
+
+
+@pytest.mark.parametrize("name", ["compress", "decompress"])
+def test_help_of_compress_and_decompress(cli: Cli, name: str) -> None:
+    printed = cli.output(name, "--help")
+    assert printed.startswith(f"usage: paramgolf {name}")
+    assert ("Restore a text" in printed) == (name == "decompress")
+
+
+WITHOUT_TORCH = """
+import atexit, os, sys
+def check():
+    sys.stdout.flush()
+    if "torch" in sys.modules:
+        os._exit(99)
+atexit.register(check)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--help"], ["--version"], ["run", "tiny", "--help"], ["seeds", "tiny", "--help"]),
+        *(["ablate", "tiny", "--help"], ["run", "tiny", "--train.max-steps", "-1"]),
+        *(["data", name, "--help"] for name in ("build", "fetch", "info")),
+        *(
+            [name, "--help"]
+            for name in (
+                *("run", "score", "compress", "decompress", "generate", "prove", "export", "audit"),
+                *("bundle", "report", "seeds", "compare", "ablate", "submission", "data", "list"),
+            )
+        ),
+    ],
+    ids=" ".join,
+)
+def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path, arguments: list[str]) -> None:
+    ended = command.finish(command.start(*arguments, cwd=tmp_path, patch=WITHOUT_TORCH))
+    assert ended.code == (2 if "-1" in arguments else 0), ended.stderr
+
+
+def test_the_package_imports_torch_when_it_is_used() -> None:
+    code = """
+import sys, paramgolf
+assert "torch" not in sys.modules
+assert callable(paramgolf.load) and isinstance(paramgolf.Predictor, type)
+assert "torch" in sys.modules and not hasattr(paramgolf, "other")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=command.TIMEOUT)
 
 
 def _keys(config: RunConfig) -> dict[str, object]:
@@ -59,8 +124,11 @@ def test_help_of_a_recipe_lists_every_key_with_its_value(cli: Cli, recipe: str) 
     assert (result.code, result.stderr) == (0, "")
     text = unboxed(result.stdout)
     for key, value in _keys(RECIPES[recipe][1]).items():
-        assert f" {key} " in text, key
-        help_text = text.split(f" {key} ", 1)[1].split(" --", 1)[0]
+        separator = ", " if isinstance(value, bool) else " "
+        assert f" {key}{separator}" in text, key
+        help_text = text.split(f" {key}{separator}", 1)[1]
+        # The opposite of a flag follows it.
+        help_text = help_text.split(" --", 1)[0]
         # A long path may be broken over two lines.
         shown = repr(value) if value == "" else str(value)
         assert f"(default:{shown})" in help_text.replace(" ", ""), (key, help_text)
@@ -70,7 +138,6 @@ def test_help_of_a_recipe_lists_every_key_with_its_value(cli: Cli, recipe: str) 
 
 @pytest.mark.parametrize("command_name", ["seeds", "ablate"])
 def test_commands_over_recipes_have_their_keys(cli: Cli, command_name: str) -> None:
-    assert cli(command_name, "--help").stdout.startswith("usage: paramgolf COMMAND")
     text = unboxed(cli(command_name, "tiny", "--help").stdout)
     for key in ("--seeds", "--out", "--train.max-steps", "--score.stride"):
         assert f" {key} " in text
@@ -128,24 +195,30 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["run", "tiny", "--device", "tpu"], ["'tpu'", "'auto', 'cpu', 'cuda'"]),
         (
             ["run", "tiny", "--score.stride", "9999"],
-            ["score.stride = 9999", f"at most model.seq_len = {TINY.model.seq_len}"],
+            ["--score.stride = 9999", f"at most --model.seq-len = {TINY.model.seq_len}"],
         ),
-        (["run", "tiny", "--score.stride", "0"], ["score.stride = 0", "greater than 0"]),
+        (["run", "tiny", "--score.stride", "0"], ["--score.stride = 0", "greater than 0"]),
         (
             ["run", "tiny", "--adapt.frozen-blocks", "99"],
-            ["adapt.frozen_blocks = 99", f"below model.num_layers = {TINY.model.num_layers}"],
+            ["--adapt.frozen-blocks = 99", f"below --model.num-layers = {TINY.model.num_layers}"],
         ),
         (
             ["run", "tiny", "--model.num-heads", "9"],
-            [f"model.width = {TINY.model.width}", "a multiple of model.num_heads = 9"],
+            [f"--model.width = {TINY.model.width}", "a multiple of --model.num-heads = 9"],
         ),
         (
             ["run", "tiny", "--train.batch-tokens", "5001"],
-            ["train.batch_tokens = 5001", "a multiple of train.micro_batch_tokens"],
+            ["--train.batch-tokens = 5001", "a multiple of --train.micro-batch-tokens"],
         ),
-        (["run", "tiny", "--train.matrix-lr", "nan"], ["train.matrix_lr = nan", "greater than 0"]),
-        (["run", "tiny", "--data.val-share", "0.95"], ["val_share", "adapt_share", "below 1"]),
-        (["run", "tiny", "--seed", "-1"], ["seed = -1", "between 0 and"]),
+        (
+            ["run", "tiny", "--train.matrix-lr", "nan"],
+            ["--train.matrix-lr = nan", "greater than 0"],
+        ),
+        (
+            ["run", "tiny", "--data.val-share", "0.95"],
+            ["--data.val-share + --data.adapt-share", "below 1"],
+        ),
+        (["run", "tiny", "--seed", "-1"], ["invalid --seed = -1", "between 0 and"]),
         (["run", "tiny", "surplus"], ["surplus"]),
         (["run", "--resume"], ["--resume takes one run directory"]),
         (["run", "--resume", "x", "--seed", "3"], ["--resume", "no other option"]),
@@ -154,10 +227,10 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["seeds", "tiny", "--seeds", "1", "2", "1"], ["seed 1 is named twice"]),
         (["seeds", "tiny", "--seeds", "some"], ["--seeds", "'some'", "INT"]),
         (["seeds", "tiny", "--seed", "3", "--seeds", "1"], ["invalid --seed: name all seeds"]),
-        (["seeds", "tiny", "--seeds", "1", "--score.stride", "0"], ["score.stride = 0"]),
+        (["seeds", "tiny", "--seeds", "1", "--score.stride", "0"], ["--score.stride = 0"]),
         (["ablate", "tiny"], ["name what to vary", "--vary train.matrix_lr=0.02,0.04"]),
         (["ablate", "tiny", "--vary", "train.matrx_lr=1"], ["did you mean train.matrix_lr?"]),
-        (["ablate", "tiny", "--vary", "train.matrix-lr=1,no"], ["train.matrix_lr = 'no'"]),
+        (["ablate", "tiny", "--vary", "train.matrix-lr=1,no"], ["--train.matrix-lr = 'no'"]),
         (["compare", "a"], ["paramgolf compare"]),
         (["compare", "a", "b", "--margin-nats", "-1"], ["--margin-nats = -1", "0 or more"]),
         (["submission", "--out", "x"], ["paramgolf submission SEEDS..."]),
@@ -207,7 +280,7 @@ def test_seeds_over_a_run_of_another_configuration(
     shutil.copytree(mini_run.path, tmp_path / "seeds" / "seed-1337")
     other = ("--train.max-steps", "7", "--out", tmp_path / "seeds")
     message = cli.error("seeds", "tiny", "--seeds", "1", *options, *other)
-    assert "train.max_steps = 6, not 7" in message
+    assert "--train.max-steps = 6, not 7" in message
     result = cli("seeds", "tiny", "--seeds", "1337", *options, "--out", tmp_path / "seeds")
     assert (result.code, result.stderr) == (0, "")
     assert "finished" in table_rows(result.stdout)[-1]
@@ -398,8 +471,8 @@ def test_generate_writes_prompt_and_continuation(cli: Cli, folder: Path) -> None
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (["--temperature", "-1"], ["temperature = -1.0", "0 or more"]),
-        (["--top-p", "0"], ["top_p = 0.0", "over 0 and at most 1"]),
+        (["--temperature", "-1"], ["--temperature = -1.0", "0 or more"]),
+        (["--top-p", "0"], ["--top-p = 0.0", "over 0 and at most 1"]),
     ],
 )
 def test_generate_with_impossible_options(

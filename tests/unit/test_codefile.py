@@ -227,7 +227,7 @@ runpy.run_path({file!r})
 from paramgolf.config import require
 try:
     require(False, "key", 1, "another")
-except ValueError:
+except Exception:
     traceback.print_exc()
 """
 

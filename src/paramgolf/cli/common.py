@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from unicodedata import category
@@ -49,6 +51,30 @@ def find_artifact(path: Path) -> Path:
     raise UserError(f"{path} contains no model.bin: it is neither a run nor a bundle{hint}")
 
 
+def as_options(message: str) -> str:
+    """Return an error message with the keys of the configuration as options: --train.max-steps.
+
+    Messages on files and on keys to vary stay as they are.
+    """
+    from paramgolf.config import RunConfig
+
+    if any(words in message for words in (".json", "--vary", "did you mean")):
+        return message
+    keys = {
+        f"{section.name}.{key.name}"
+        for section in dataclasses.fields(RunConfig)
+        if dataclasses.is_dataclass(section.default_factory)
+        for key in dataclasses.fields(section.default_factory)
+    }
+
+    def option(match: re.Match[str]) -> str:
+        key = match[0]
+        return "--" + key.replace("_", "-") if key in keys or "." not in key else key
+
+    message = re.sub(r"(?<=^invalid )[a-z_]+(?= = )", option, message)
+    return re.sub(r"(?<![\w./-])[a-z_]+\.[a-z_]+(?![\w.])", option, message)
+
+
 def printable(path: str | Path) -> str:
     """Return a path with U+FFFD in place of control characters and of bytes that are not UTF-8."""
     name = os.fsencode(path).decode(errors="replace")
@@ -64,6 +90,61 @@ def over_original_bytes(score: Score) -> str:
         f"the tokenizer normalises text; over the {score.original_bytes:,} bytes of the original "
         f"text: {score.original_bpb:.4f} BPB ({difference:+.4f}, {score.label})"
     )
+
+
+def recipe_usage(command: str) -> str:
+    """Return the help of a command that starts with a recipe."""
+    from paramgolf.recipes import RECIPES
+
+    return "\n".join(
+        [
+            *_RECIPE_COMMANDS[command],
+            "  --KEY VALUE            any key of the recipe, such as --train.max-steps 100;",
+            f"                         `paramgolf {command} RECIPE --help` lists all of them",
+            "",
+            "recipes:",
+            *(f"  {name:<15}  {purpose}" for name, (purpose, _) in RECIPES.items()),
+        ]
+    )
+
+
+_RECIPE_COMMANDS = {
+    "run": [
+        "usage: paramgolf run RECIPE [--KEY VALUE ...]",
+        "       paramgolf run --config FILE [--KEY VALUE ...]",
+        "       paramgolf run --resume DIR",
+        "",
+        "Train, adapt, quantize, pack and score a model. Start with `paramgolf run tiny`.",
+        "",
+        "options:",
+        "  --out DIR              run directory to create; default: runs/RECIPE-DATE-TIME",
+        "  --from RUN             reuse the text and the trained weights of another run",
+        "  --dry-run              only check that the run can succeed; estimate its time",
+        "  --log wandb            also send the metrics to wandb or tensorboard",
+    ],
+    "seeds": [
+        "usage: paramgolf seeds RECIPE --seeds N... [--out DIR] [--KEY VALUE ...]",
+        "",
+        "Run a recipe with several seeds: mean, standard deviation, range and worst seed.",
+        "",
+        "options:",
+        "  --seeds N...           seeds of the runs, such as --seeds 1337 42 999; required",
+        "  --out DIR              folder of the runs; default: runs/seeds-RECIPE. Finished",
+        "                         runs in it are not repeated",
+    ],
+    "ablate": [
+        "usage: paramgolf ablate RECIPE --vary KEY=A,B... [--seeds N...] [--KEY VALUE ...]",
+        "",
+        "Run a grid of configurations: a table and a plot.",
+        "",
+        "options:",
+        "  --vary KEY=A,B,...     a key and its values, such as train.matrix-lr=0.02,0.04;",
+        "                         several --vary span a grid; required",
+        "  --seeds N...           seeds of every cell; default: the recipe's",
+        "  --out DIR              folder of the runs; default: runs/ablate-RECIPE. Finished",
+        "                         runs in it are not repeated",
+    ],
+}
 
 
 def usage() -> str:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from paramgolf.cli import live
-from paramgolf.cli.common import choose, usage
-from paramgolf.errors import ConfigError
+from paramgolf.cli.common import as_options, choose, usage
+from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime import signals, startup  # noqa: F401 (startup records when it is imported)
 from paramgolf.runtime.console import is_main_rank
 from paramgolf.version import __version__
@@ -53,7 +53,8 @@ def main() -> NoReturn:
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        _exit(*signals.explain(error))
+        code, message = signals.explain(error)
+        _exit(code, as_options(message) if isinstance(error, UserError) else message)
     _exit(0, "")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from paramgolf.cli.common import choose, usage
+from paramgolf.cli.common import choose, recipe_usage
 from paramgolf.cli.live import standard_output
 from paramgolf.cli.results import print_findings, print_results
 from paramgolf.config import RunConfig, from_json, to_json
@@ -58,8 +58,7 @@ def run(arguments: list[str]) -> None:
         _resume(arguments[1:], reporter)
         return
     if not arguments or arguments[0] in ("--help", "-h"):
-        reporter.line(usage())
-        reporter.line("\n`paramgolf run RECIPE --help` lists all keys with the recipe's values.")
+        reporter.text(recipe_usage("run") + "\n")
         return
     _start(*parse_recipe(RunArguments, "run", arguments), reporter)
 
@@ -83,9 +82,8 @@ def parse_recipe(cls: type[_T], command: str, arguments: list[str]) -> tuple[str
     parsed = tyro.cli(
         cls,
         prog=f"paramgolf {command} {recipe}",
-        args=options,
+        args=_flags(options),
         default=cls(config=default),
-        config=(tyro.conf.FlagConversionOff,),
         console_outputs=is_main_rank(),
     )
     config = with_absolute_paths(parsed.config)
@@ -120,6 +118,30 @@ def _defaults(arguments: list[str]) -> tuple[str, RunConfig, list[str]]:
     return recipe, config, options
 
 
+def _flags(options: list[str]) -> list[str]:
+    """Return the options with `--KEY True` and `--KEY False` as flags: `--KEY` and `--no-KEY`."""
+    opposites = {
+        f"--{section}.{key}".replace("_", "-"): f"--{section}.no-{key}".replace("_", "-")
+        for section, values in to_json(RunConfig()).items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+        if isinstance(value, bool)
+    }
+    opposites["--dry-run"] = "--no-dry-run"
+    flags: list[str] = []
+    words = iter(itertools.pairwise([*options, ""]))
+    for word, following in words:
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name in opposites and not equals and following in ("True", "False"):
+            value = following
+            next(words)
+        if name in opposites and value in ("True", "False"):
+            word = name if value == "True" else opposites[name]
+        flags.append(word)
+    return flags
+
+
 def _value_of(option: str, arguments: list[str]) -> str | None:
     """The last value of an option, given as `--option VALUE` or `--option=VALUE`."""
     value = None
@@ -147,7 +169,10 @@ def _read_config(path: Path) -> tuple[str, RunConfig]:
         if isinstance(value, dict):
             value = {**merged.get(key, {}), **value}
         merged[key] = value
-    return recipe, from_json(RunConfig, merged)
+    try:
+        return recipe, from_json(RunConfig, merged)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _resume(arguments: list[str], reporter: Reporter) -> None:

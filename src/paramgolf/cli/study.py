@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.table import Table
 
-from paramgolf.cli.common import usage
+from paramgolf.cli.common import recipe_usage
 from paramgolf.cli.live import standard_output
 from paramgolf.cli.results import STAGE_TITLES
 from paramgolf.cli.run import parse_recipe
@@ -69,7 +69,8 @@ class CompareArguments:
 def seeds(arguments: list[str]) -> None:
     """`paramgolf seeds`: a recipe with several seeds."""
     reporter = standard_output()
-    if _print_usage_without_recipe(arguments, reporter):
+    if not arguments or arguments[0] in ("--help", "-h"):
+        reporter.text(recipe_usage("seeds") + "\n")
         return
     recipe, parsed = parse_recipe(SeedsArguments, "seeds", arguments)
 
@@ -89,7 +90,8 @@ def seeds(arguments: list[str]) -> None:
 def ablate(arguments: list[str]) -> None:
     """`paramgolf ablate`: a grid of configurations."""
     reporter = standard_output()
-    if _print_usage_without_recipe(arguments, reporter):
+    if not arguments or arguments[0] in ("--help", "-h"):
+        reporter.text(recipe_usage("ablate") + "\n")
         return
     recipe, parsed = parse_recipe(AblateArguments, "ablate", arguments)
 
@@ -116,14 +118,6 @@ def compare(arguments: list[str]) -> None:
     _print_comparison(found, standard_output())
     if parsed.out is not None:
         write_json(parsed.out, found.to_json())
-
-
-def _print_usage_without_recipe(arguments: list[str], reporter: Reporter) -> bool:
-    """Print the usage if no recipe is named; return whether it was printed."""
-    if arguments and arguments[0] not in ("--help", "-h"):
-        return False
-    reporter.line(usage())
-    return True
 
 
 def _print_seeds(title: str, found: SeedRuns, reporter: Reporter) -> None:

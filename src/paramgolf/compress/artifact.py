@@ -251,7 +251,14 @@ def decode(content: bytes, name: str = "artifact") -> Artifact:
     try:
         header = json.loads(bytes(body[:header_bytes]))
         artifact = _decode_sections(header, body[header_bytes:])
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (
+        UserError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ArtifactError(f"{name} is damaged: {' '.join(str(error).split())}") from error
     if _digest(artifact) != tensors_digest:
         raise ArtifactError(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from paramgolf.config import RunConfig, from_json, to_json
-from paramgolf.errors import UserError
+from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.files import exclusive, locked, read_json, write_error, write_json
 from paramgolf.version import __version__
 
@@ -113,7 +113,10 @@ class RunDir:
         values = read_json(run.config_file)
         if not isinstance(values, dict):
             raise UserError(f"{run.config_file} contains no configuration")
-        return run, values.pop("recipe", "?"), from_json(RunConfig, values)
+        try:
+            return run, values.pop("recipe", "?"), from_json(RunConfig, values)
+        except ConfigError as error:
+            raise ConfigError(f"{run.config_file}: {error}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
