@@ -373,7 +373,7 @@ def test_resume_of_a_finished_run_prints_it_again(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in (mini_run.path / "stages").iterdir()}
     results = (mini_run.path / "results.json").read_bytes()
-    result = cli("run", "--resume", mini_run.path, cwd=tmp_path)
+    result = cli("run", "--resume", mini_run.path, "--verbose", cwd=tmp_path)
     assert (result.code, result.stderr) == (0, "")
     assert table_rows(result.stdout) == table_rows(mini_run.stdout)
     for stage in STAGES:

@@ -188,7 +188,8 @@ class _Loop:
         self._budget = config.max_seconds - config.reserve_seconds
         total, unit = (config.max_steps, "steps") if config.max_steps else (self._budget, "s")
         self._progress = job.reporter.progress("train", total, unit)
-        self._last_checkpoint = self._last_event = time.monotonic()
+        self._last_checkpoint = time.monotonic()
+        self._last_event = 0.0
 
     def resume(self) -> None:
         """Continue from the last checkpoint, if one exists."""
@@ -295,20 +296,20 @@ class _Loop:
             raise self._diverged(f"the training loss is {self.last_loss} at step {number}")
         config = self._config
         rate = config.batch_tokens / self.clock.step_seconds
-        now = time.monotonic()
-        if number == 1 or number % 50 == 0 or now - self._last_event >= _SECONDS_BETWEEN_EVENTS:
-            self._last_event = now
+        elapsed = self.clock.elapsed
+        if number == 1 or number % 50 == 0 or elapsed - self._last_event >= _SECONDS_BETWEEN_EVENTS:
+            self._last_event = elapsed
             self._run.event(
                 "train",
                 step=number,
-                elapsed_seconds=round(self.clock.elapsed, 3),
+                elapsed_seconds=round(elapsed, 3),
                 loss_nats=self.last_loss,
                 tokens_per_second=round(rate),
                 lr_factor=round(step.lr_factor, 5),
                 recurrent=step.recurrent,
             )
         self._progress.update(
-            number if config.max_steps else self.clock.elapsed,
+            number if config.max_steps else elapsed,
             details=("" if config.max_steps else f"step {number}  ") + f"loss {self.last_loss:.4f}",
             rate=rate,
         )
