@@ -95,7 +95,7 @@ def test_a_named_source_brings_its_tokenizer(
     assert "--model.vocab-size 512" in message
     assert "sp8192" not in message
     printed = cli.output(
-        "run", "h200", *options, *small, "--model.vocab-size", "512", "--dry-run", "True",
+        "run", "h200", *options, *small, "--model.vocab-size", "512", "--dry-run",
         cwd=tmp_path,
     )  # fmt: skip
     assert "nothing was written" in printed
@@ -124,7 +124,7 @@ def test_a_start_that_fails_leaves_its_name_free(
 def test_a_dry_run_estimates_and_writes_nothing(
     cli: Cli, options: list[str], tmp_path: Path
 ) -> None:
-    printed = cli.output("run", "tiny", *options, "--dry-run", "True", cwd=tmp_path)
+    printed = cli.output("run", "tiny", *options, "--dry-run", cwd=tmp_path)
     names = [line.split()[0] for line in printed.splitlines()]
     assert {"text", "bytes", "memory", "disk", "time"} <= set(names)
     assert not list(tmp_path.iterdir())
