@@ -76,7 +76,13 @@ atexit.register(check)
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["--help"], ["--version"], ["run", "tiny", "--help"], ["seeds", "tiny", "--help"]),
+        *(
+            ["--help"],
+            ["--version"],
+            ["--print-completion", "bash"],
+            ["run", "tiny", "--help"],
+            ["seeds", "tiny", "--help"],
+        ),
         *(["ablate", "tiny", "--help"], ["run", "tiny", "--train.max-steps", "-1"]),
         *(["data", name, "--help"] for name in ("build", "fetch", "info")),
         *(
@@ -92,6 +98,26 @@ atexit.register(check)
 def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path, arguments: list[str]) -> None:
     ended = command.finish(command.start(*arguments, cwd=tmp_path, patch=WITHOUT_TORCH))
     assert ended.code == (2 if "-1" in arguments else 0), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        (["aud"], ["audit"]),
+        (["run", "ti"], ["tiny"]),
+        (["data", "f"], ["fetch"]),
+        (["run", "tiny", "--train.max-st"], ["--train.max-steps"]),
+        (["score", "x"], []),
+    ],
+)
+def test_completion(cli: Cli, line: list[str], completed: list[str]) -> None:
+    script = cli.output("--print-completion", "bash")
+    words = " ".join(["paramgolf", *line])
+    script += f'COMP_WORDS=({words}) COMP_CWORD={len(line)}; _paramgolf; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True, text=True)
+    assert done.stdout.split() == completed
+    assert cli.output("--print-completion", "zsh").endswith(script.split("COMP_WORDS=(")[0])
+    assert "bash or zsh" in cli.error("--print-completion", "fish", code=2)
 
 
 def test_the_package_imports_torch_when_it_is_used() -> None:

@@ -179,6 +179,6 @@ def usage() -> str:
         *(f"  {name:<15}  {purpose}" for name, (purpose, _) in RECIPES.items()),
         "",
         "options: --help (also after a command), --version, --verbose (print more),",
-        "         --debug (show tracebacks)",
+        "         --debug (show tracebacks), --print-completion bash|zsh",
     ]
     return "\n".join(lines)

@@ -77,6 +77,10 @@ def _dispatch(arguments: Sequence[str]) -> None:
         print(usage())
     elif arguments[0] == "--version":
         print(f"paramgolf {__version__}")
+    elif arguments[0] == "--print-completion":
+        from paramgolf.cli.completion import completion
+
+        print(completion(" ".join(arguments[1:]), _COMMANDS))
     else:
         name = arguments[0]
         if name in _RENAMED:
