@@ -222,10 +222,34 @@ def test_a_page_and_its_charts_fit_the_window(browser: Browser, width: int) -> N
     for box, font_size, text in texts:
         assert 0 <= box["left"] <= box["right"] <= width, text
         assert font_size >= 10, text
+    boxes = browser.run(
+        "[...document.querySelectorAll('main :is(p, h2, h3, li, code, button, blockquote, dd)')]"
+        ".filter(e => e.checkVisibility() && !e.closest('.scroll'))"
+        ".map(e => [e.getBoundingClientRect().toJSON(), e.scrollWidth - e.clientWidth,"
+        " getComputedStyle(e).display == 'inline', e.textContent])"
+    )
+    assert len(boxes) > 50
+    for box, hidden, inline, text in boxes:
+        assert 0 <= box["left"] <= box["right"] <= width, text
+        assert inline or hidden <= 0, text
+    fonts = browser.run(
+        f"[...document.querySelectorAll('{charts} *')].map(e => getComputedStyle(e).fontFamily)"
+    )
+    assert set(fonts) == {browser.style("body", "fontFamily")}
     sizes = browser.run(
         "[...document.querySelectorAll('.area')].map(e => [e.offsetWidth, e.offsetHeight])"
     )
     assert all(width >= 100 and height >= 50 for width, height in sizes)
+
+
+def test_a_command_is_copied(browser: Browser) -> None:
+    buttons = browser.driver.find_elements("css selector", ".commands button")
+    assert [button.text for button in buttons] == ["Copy"] * 3
+    commands = browser.driver.find_elements("css selector", ".commands code")
+    buttons[1].click()
+    assert buttons[1].text == "Copied"
+    assert browser.run("getSelection().toString()") == commands[1].text
+    assert commands[1].text.startswith("paramgolf score /")
 
 
 def test_print_is_light_and_without_tooltips(browser: Browser) -> None:

@@ -67,7 +67,7 @@ def test_the_report_shows_operators_as_symbols(cli: Cli, run: Path, tmp_path: Pa
     out = tmp_path / "report.html"
     assert cli("report", run, "--out", out).code == 0
     page = out.read_text()
-    assert ">\u21e7<" in page
+    assert "<i>\u21e7</i></span>" in page
     assert "U+E001" not in page
     assert "\ue001" not in page
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 import re
+import shlex
 import shutil
 from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ import pytest
 import torch
 
 from paramgolf.data.prepared import PreparedText
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.report.page import read_run_files, render
 from paramgolf.report.passage import (
     LEVELS_BITS,
@@ -27,8 +32,10 @@ from paramgolf.report.passage import (
     read_passage,
     typical_document,
 )
+from paramgolf.report.pieces import Pieces, visible_text
 from paramgolf.report.sections import training_points
 from paramgolf.runtime.device import select_runtime
+from paramgolf.runtime.files import read_tensors, write_tensors
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.predictor import Predictor, load_on
 from tests.e2e.command import Cli
@@ -55,7 +62,21 @@ class Page(HTMLParser):
         values = dict(attrs)
         classes = set((values.get("class") or "").split())
         self.elements.append((tag, values))
-        if tag in ("td", "th", "tr", "div", "p", "small", "dd", "dt", "li", "text"):
+        if tag in (
+            "td",
+            "th",
+            "tr",
+            "div",
+            "p",
+            "small",
+            "dd",
+            "dt",
+            "li",
+            "text",
+            "br",
+            "h2",
+            "footer",
+        ):
             self.text += " "
         self._open = tag if tag in ("script", "style") else "token" if "t" in classes else ""
         if tag == "script":
@@ -278,6 +299,97 @@ def test_document_bounds(stream: list[int], bounds: list[list[int]]) -> None:
     assert document_bounds(np.array(stream, np.uint16), 1).tolist() == bounds
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_capitals_are_shown_and_their_operators_kept_apart(seed: int) -> None:
+    pieces_of = random.Random(seed)
+    parts = [
+        "The",
+        "iPhone",
+        "NASA",
+        "HTMLParser",
+        " a",
+        "word",
+        "-",
+        " ",
+        "\n",
+        "\u00c9",
+        "\ue002",
+        "X1y",
+    ]
+    text = "".join(pieces_of.choices(parts, k=300))
+    model = train_tokenizer([text], 320, case_ops=True)
+    tokenizer = Tokenizer(model)
+    tokens = tokenizer.encode([text])[0].tolist()[1:]  # without BOS
+    shown = b""
+    for part, kind, mark in Pieces(model).with_capitals(tokens):
+        assert mark in ("", "\u21e7", "\u21ea", "\u238b")
+        visible = part.replace("\u21b5", "").replace("\u21ea", "\ue002")
+        shown += bytes.fromhex(part) if kind == "byte" else visible.encode()
+    assert shown.decode() == text
+
+
+# What the model can be used for.
+
+
+def test_the_commands_of_the_page_work(
+    cli: Cli, html: str, page: Page, mini_run: FinishedRun, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text(
+        "These are notes about a function and its arguments.\n" * 20
+    )
+    commands = re.findall(
+        r"<code>paramgolf ((?:generate|score|compress) [^<]*)</code><button", html
+    )
+    assert len(commands) == 3
+    for line in commands:
+        arguments = shlex.split(unescape(line))
+        assert arguments[1] == str(mini_run.path / "model.bin")
+        result = cli(*arguments, cwd=tmp_path)
+        assert result.code == 0, result.stderr
+    assert (tmp_path / "notes.compressed").exists()
+
+
+def test_the_sample_is_what_generate_writes(
+    cli: Cli, page: Page, passage: dict[str, Any], mini_run: FinishedRun
+) -> None:
+    sample = passage["sample"]
+    result = cli(
+        "generate", mini_run.path / "model.bin", "--seed", str(sample["seed"]),
+        "--max-tokens", str(sample["max_tokens"]),
+    )  # fmt: skip
+    assert visible_text(result.stdout).strip() == sample["text"].strip()
+    assert " ".join(sample["text"].split()) in page.words
+
+
+def test_two_runs_side_by_side(cli: Cli, mini_run: FinishedRun, run_copy: Path) -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["stages"]["sliding"]["bpb"] -= 0.25
+        values["stages"]["sliding"]["label"] = "in-sample"
+        values["bytes"]["total"] += 1000
+
+    edit(run_copy / "results.json", change)
+    edit(run_copy / "config.json", lambda values: values["train"].update(matrix_lr=0.5))
+    out = run_copy / "report-and-run.html"
+    result = cli("report", run_copy, mini_run.path)
+    assert result.code == 0, result.stderr
+    assert result.stdout == f"{out}, {out.stat().st_size:,} bytes\n"
+    page = Page(out.read_text())
+    theirs, ours = read_results(mini_run.path), read_results(run_copy)
+    a, b = (results["stages"]["sliding"]["bpb"] for results in (ours, theirs))
+    assert f"sliding windows {a:.4f} in-sample {b:.4f} held-out +0.2500" in page.words
+    assert "The labels of the final scores differ: in-sample and held-out." in page.words
+    assert "different texts" not in page.words
+    total = f"{ours['bytes']['total']:,} {theirs['bytes']['total']:,} \u22121,000"
+    assert f"counted, total {total}" in page.words
+    assert "Settings that differ key A B train.matrix_lr 0.5 0.022 Written" in page.words
+    assert f"paramgolf compare {run_copy} {mini_run.path}" in page.words
+    assert "script" not in [tag for tag, _ in page.elements]
+    documents, notes = read_tensors(run_copy / "documents.safetensors")
+    write_tensors(run_copy / "documents.safetensors", documents, **{**notes, "text_sha256": "0"})
+    assert cli("report", run_copy, mini_run.path).code == 0
+    assert "The two runs were scored on different texts." in Page(out.read_text()).words
+
+
 # Hostile text.
 
 
@@ -295,13 +407,18 @@ def test_text_stays_text(run_copy: Path, passage: dict[str, Any]) -> None:
         "artifact_sha256"
     ]
     (run_copy / "audit.json").write_text(json.dumps(audit))
-    tokens = [{"text": HOSTILE, "kind": "text", "level": 3}]
+    tokens = [{"text": HOSTILE, "mark": "", "kind": "text", "level": 3}]
+    sample = {"text": HOSTILE, "seed": 0, "max_tokens": 9, "min_chars": 9}
     data = {"pieces": [[HOSTILE, "text"]], "tokens": [[0, 1.0, 0.5, 1, [[0, 0.5]] * NUM_BEST]]}
-    page = Page(render(read_run_files(run_copy), {**passage, "tokens": tokens, "data": data}))
+    page = Page(
+        render(
+            read_run_files(run_copy), {**passage, "tokens": tokens, "data": data, "sample": sample}
+        )
+    )
     tags = [tag for tag, _ in page.elements]
     assert "img" not in tags
     assert tags.count("script") == 2
-    assert page.words.count(" ".join(HOSTILE.split())) >= 7
+    assert page.words.count(" ".join(HOSTILE.split())) >= 8
     assert page.data == data
     assert page.tokens == [({"t", "q3"}, HOSTILE)]
     assert not any(name.startswith("on") for _, values in page.elements for name in values)

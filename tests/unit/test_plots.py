@@ -10,7 +10,15 @@ import jinja2
 import numpy as np
 import pytest
 
-from paramgolf.report.figures import Line, adaptation, losses, quantization_errors, score_axis
+from paramgolf.report.figures import (
+    Line,
+    adaptation,
+    losses,
+    quantization_errors,
+    score_axis,
+    smoothed,
+    two_losses,
+)
 from paramgolf.report.page import TEMPLATES
 from paramgolf.study.plots import FONTS, SERIES, drawing, save_svg
 
@@ -99,11 +107,45 @@ def test_axes_cover_their_values_with_round_ticks(seed: int) -> None:
         for place, text in axis.ticks:
             assert -1e-6 <= place <= 100 + 1e-6
             assert axis.place(float(text.replace(",", ""))) == pytest.approx(place)
-    (line,) = chart.lines
+    line = chart.lines[0]
+    assert len(chart.lines) == (2 if count >= 15 else 1)
     for (x, y), second, value in zip(line.points, seconds, values, strict=True):
         assert 0 < x <= 100 + 1e-9
         assert 0 < y < 100
         assert (x, 100 - y) == pytest.approx((chart.x.place(second), chart.y.place(value)))
+
+
+def test_a_smoothed_line_has_the_trend_without_the_noise() -> None:
+    random, x = np.random.default_rng(1), np.linspace(0, 300, 200)
+    trend = 3 + 4 * np.exp(-x / 40)
+    line = np.array(smoothed(x.tolist(), (trend + random.normal(0, 0.2, 200)).tolist()))
+    assert np.abs(line - trend)[20:].std() < 0.2 / 2
+    exact = np.array(smoothed(x.tolist(), trend.tolist()))
+    assert np.abs(exact - trend).max() < 0.1  # also where it falls steeply
+    assert smoothed([0.0, 1.0, 2.0], [5.0, 5.0, 5.0]) == pytest.approx([5, 5, 5])
+
+
+def test_the_loss_on_validation_text_is_a_point_at_the_end() -> None:
+    points = [
+        {"elapsed_seconds": 2.0 * step, "loss_nats": 7 - 0.1 * step, "lr_factor": 1.0}
+        for step in range(1, 21)
+    ]
+    chart, _ = losses(points, None, 6.5)
+    kinds = [line.kind for line in chart.lines]
+    assert kinds == ["training raw", "training smooth", "validation"]
+    assert chart.lines[2].points == [(100, pytest.approx(100 - chart.y.place(6.5)))]
+    assert 0 < chart.y.place(6.5) < 100
+
+
+def test_two_runs_share_both_axes() -> None:
+    a, b = (
+        [{"step": 10 * n, "loss_nats": base - 0.1 * n} for n in range(1, count)]
+        for base, count in ((7.0, 21), (9.0, 6))
+    )
+    chart = two_losses(a, b)
+    assert [line.kind for line in chart.lines] == ["run-a raw", "run-a smooth", "run-b"]
+    assert chart.lines[0].points[-1][0] == 100
+    assert chart.lines[2].points[-1] == (25, pytest.approx(100 - chart.y.place(8.5)))
 
 
 def test_adaptation_without_every_score_is_dotted() -> None:

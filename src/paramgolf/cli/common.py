@@ -165,7 +165,7 @@ def usage() -> str:
         "  decompress ARTIFACT F --out FILE restore a compressed text",
         "  prove RUN                        encode the scored text; decode it in another process",
         "  audit RUN                        check everything that the score depends on",
-        "  report RUN                       write the run as one HTML page, report.html",
+        "  report RUN [OTHER]               write one HTML page about a run, or two side by side",
         "  list [FOLDER...]                 list runs with score, size and audit",
         "  bundle RUN --out DIR             write a folder that repeats the run, scores its model",
         "  seeds RECIPE --seeds N...        run several seeds: mean, standard deviation, range",

@@ -14,12 +14,15 @@ from paramgolf.runtime.outputs import require_new_file
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Write a self-contained HTML page about a run: report.html."""
+    """Write a self-contained HTML page about a run, or about two runs side by side."""
 
     run: tyro.conf.Positional[Path]
     """Directory of a finished run."""
+    other: tyro.conf.Positional[Path | None] = None
+    """Another one, to show scores, bytes, seconds, loss curves and different settings of both."""
     out: Path | None = None
-    """The file to write; by default report.html in the run directory."""
+    """The file to write; by default report.html in the (first) run directory, for two runs
+    report-and-OTHER.html."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where to predict the page's passage of text."""
     overwrite: bool = False
@@ -33,8 +36,14 @@ def report(arguments: list[str]) -> None:
         require_new_file(parsed.out, parsed.overwrite)
 
     from paramgolf.report.page import NAME, report
+    from paramgolf.report.two_runs import report_two
     from paramgolf.runtime.device import select_runtime
 
-    out = parsed.out or parsed.run / NAME
-    size = report(parsed.run, out, select_runtime(parsed.device), standard_error())
+    if parsed.other is not None:
+        name = f"report-and-{parsed.other.resolve().name}.html"
+        out = parsed.out or parsed.run / name
+        size = report_two(parsed.run, parsed.other, out)
+    else:
+        out = parsed.out or parsed.run / NAME
+        size = report(parsed.run, out, select_runtime(parsed.device), standard_error())
     standard_output().line(f"{out}, {size:,} bytes")

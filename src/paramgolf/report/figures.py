@@ -11,8 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from paramgolf.model.roles import MATRIX_NAMES, role
 
+Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""By kind: the x and y values of a line."""
+_MIN_SMOOTHED_POINTS = 15
+_SMOOTHED_SHARE = 0.02
 _MIN_PERCENT = 1e-4  # zero has no place on a logarithmic axis
 
 
@@ -90,12 +96,17 @@ def score_axis(bpb: Sequence[float]) -> Axis:
     return _padded_axis("bits per byte (the axis does not start at 0)", bpb, 3)
 
 
-def losses(points: Sequence[dict[str, Any]], onset: tuple[float, str] | None) -> list[LineChart]:
+def losses(
+    points: Sequence[dict[str, Any]],
+    onset: tuple[float, str] | None,
+    validation: float | None = None,
+) -> list[LineChart]:
     """Return the charts of training loss and learning-rate factor against seconds.
 
     Args:
         points: the logged steps.
         onset: when depth recurrence was switched on, in seconds, and a note on it.
+        validation: loss on the validation text after the last step.
     """
     seconds = [point["elapsed_seconds"] for point in points]
     loss = [point["loss_nats"] for point in points]
@@ -103,14 +114,51 @@ def losses(points: Sequence[dict[str, Any]], onset: tuple[float, str] | None) ->
     x = _linear_axis("seconds of training", 0, seconds[-1] or 1.0, 5)
     note = onset and (x.place(onset[0]), onset[1])
     line = note and (note[0], "")
-    y_loss = _padded_axis("loss, nats per token", loss, 4)
     y_factor = _linear_axis("learning-rate factor", 0, 1.1, 2)
+    lines = _raw_and_smoothed("training", seconds, loss)
+    if validation is not None:
+        lines["validation"] = ([seconds[-1]], [validation])
+    y_loss = _padded_axis("loss, nats per token", [y for _, ys in lines.values() for y in ys], 4)
     return [
-        _line_chart("Training loss", x, y_loss, {"training": (seconds, loss)}, note, "tall"),
+        _line_chart("Training loss", x, y_loss, lines, note, "tall"),
         _line_chart(
             "Learning-rate factor", x, y_factor, {"factor": (seconds, factor)}, line, "flat"
         ),
     ]
+
+
+def two_losses(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> LineChart:
+    """Return the chart of the training losses of two runs against steps, given the logged steps."""
+    lines: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
+    for kind, points in (("run-a", a), ("run-b", b)):
+        steps = [point["step"] for point in points]
+        lines |= _raw_and_smoothed(kind, steps, [point["loss_nats"] for point in points])
+    last = max(points[-1]["step"] for points in (a, b))
+    values = [value for _, ys in lines.values() for value in ys]
+    x = _linear_axis("steps", 0, last, 5)
+    y = _padded_axis("training loss, nats per token", values, 4)
+    return _line_chart("Training loss of both runs", x, y, lines, size="tall")
+
+
+def _raw_and_smoothed(
+    kind: str, xs: Sequence[float], ys: Sequence[float]
+) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
+    """Return a line as it is and, if it has enough points, a smoothed one over it."""
+    if len(xs) < _MIN_SMOOTHED_POINTS:
+        return {kind: (xs, ys)}
+    return {f"{kind} raw": (xs, ys), f"{kind} smooth": (xs, smoothed(xs, ys))}
+
+
+def smoothed(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
+    """Return means of the values around each x, weighted by a normal distribution.
+
+    Its standard deviation is 2 % of the range of x. The first values, which fall steeply, would
+    be too high by an average over later ones only: there, the distribution is narrower.
+    """
+    x, y = np.asarray(xs, float), np.asarray(ys, float)
+    widths = np.minimum(_SMOOTHED_SHARE * (x[-1] - x[0]), (x - x[0]) / 2) + 1e-9
+    weights = np.exp(-0.5 * ((x[:, None] - x) / widths[:, None]) ** 2)
+    return (weights @ y / weights.sum(axis=1)).tolist()
 
 
 def adaptation(epochs: Sequence[dict[str, Any]], before: dict[str, Any]) -> list[LineChart]:
@@ -162,7 +210,7 @@ def _line_chart(
     title: str,
     x: Axis,
     y: Axis,
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Lines,
     onset: tuple[float, str] | None = None,
     size: str = "medium",
 ) -> LineChart:

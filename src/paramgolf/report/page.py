@@ -110,33 +110,43 @@ def render(files: RunFiles, passage: dict[str, Any]) -> str:
         files: from `read_run_files`.
         passage: from `passage_section`.
     """
-    environment = jinja2.Environment(
+    config, results = files.config, files.results
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            path=str(files.run.path),
+            recipe=files.recipe,
+            results=results,
+            config=config,
+            version=__version__,
+            verdict=sections.verdict(files.audit, results, files.run.path),
+            scores=sections.scores(results),
+            overview=sections.overview(files.run, config, results, files.environment),
+            training=sections.training(files.run, config, results),
+            commands=sections.commands(files.run.path),
+            adaptation=sections.adaptation(results),
+            sizes=sections.sizes(results),
+            seconds=sections.seconds(config, results),
+            quantization=sections.quantization(config, results, files.quantization),
+            settings=sections.settings(files.recipe, config),
+            environment=sections.environment(files.environment, results),
+            passage=passage,
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """Return the environment of the templates of pages."""
+    created = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"thousands": "{:,}".format, "duration": duration, "data": _data}
-    config, results = files.config, files.results
-    return environment.get_template("page.html.j2").render(
-        path=str(files.run.path),
-        recipe=files.recipe,
-        results=results,
-        config=config,
-        version=__version__,
-        verdict=sections.verdict(files.audit, results, files.run.path),
-        scores=sections.scores(results),
-        overview=sections.overview(files.run, config, results, files.environment),
-        training=sections.training(files.run, config),
-        adaptation=sections.adaptation(results),
-        sizes=sections.sizes(results),
-        seconds=sections.seconds(config, results),
-        quantization=sections.quantization(config, results, files.quantization),
-        settings=sections.settings(files.recipe, config),
-        environment=sections.environment(files.environment, results),
-        passage=passage,
-    )
+    created.filters |= {"thousands": "{:,}".format, "duration": duration, "data": _data}
+    return created
 
 
 def _data(value: Any) -> Markup:

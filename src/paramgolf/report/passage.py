@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.shards import document_starts
-from paramgolf.report.pieces import Pieces
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.report.pieces import Pieces, visible_text
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.rundir import RunDir
@@ -26,6 +27,9 @@ from paramgolf.scoring.predictor import Predictor, load_on
 
 MAX_TOKENS = 700
 NUM_BEST = 5
+SAMPLE_TOKENS = 150
+_MAX_SEEDS = 4
+_MIN_SAMPLE_CHARS = 200
 LEVELS_BITS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 """Bits from which a token has the next stronger colour."""
 
@@ -147,8 +151,28 @@ def _predict(
     return tuple(column.double().cpu().numpy() for column in columns)
 
 
+def sample(predictor: Predictor) -> dict[str, Any]:
+    """Generate a text without a prompt; return it with its seed.
+
+    That is the first seed of a few whose text is long enough to judge; 0 if there is none.
+    """
+    seed, text = 0, ""
+    for number in range(_MAX_SEEDS):
+        generated = "".join(predictor.generate(max_tokens=SAMPLE_TOKENS, seed=number))
+        if number == 0 or len(generated) >= _MIN_SAMPLE_CHARS:
+            seed, text = number, generated
+        if len(generated) >= _MIN_SAMPLE_CHARS:
+            break
+    return {
+        "text": visible_text(text),
+        "seed": seed,
+        "max_tokens": SAMPLE_TOKENS,
+        "min_chars": _MIN_SAMPLE_CHARS,
+    }
+
+
 def passage_section(run: RunDir, results: dict[str, Any], runtime: Runtime) -> dict[str, Any]:
-    """Return the passage of a run as the page's template needs it.
+    """Return the passage of a run, and a sample of generated text, for the page's template.
 
     Args:
         run: a finished run.
@@ -187,19 +211,24 @@ def passage_section(run: RunDir, results: dict[str, Any], runtime: Runtime) -> d
         "vocab_size": predictor.tokenizer.vocab_size,
         "case_ops": predictor.tokenizer.case_ops,
         "levels": LEVELS_BITS,
-        **_tokens(passage, bits, Pieces(predictor.tokenizer.model)),
+        "sample": sample(predictor),
+        **_tokens(passage, bits, predictor.tokenizer),
     }
 
 
-def _tokens(passage: Passage, bits: NDArray[np.float64], pieces: Pieces) -> dict[str, Any]:
+def _tokens(passage: Passage, bits: NDArray[np.float64], tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the tokens as shown, and the data for their tooltips, with every piece only once."""
+    pieces, tokens = Pieces(tokenizer.model), passage.tokens.tolist()
+    if tokenizer.case_ops:
+        texts = pieces.with_capitals(tokens)
+    else:
+        texts = ((*pieces.in_text(token), "") for token in tokens)
     used = np.unique(np.concatenate([passage.tokens, passage.best.ravel()]))
     number = {int(token): place for place, token in enumerate(used)}
     shown, rows = [], []
-    for place, token in enumerate(passage.tokens.tolist()):
-        text, kind = pieces.in_text(token)
+    for place, (token, (text, kind, mark)) in enumerate(zip(tokens, texts, strict=True)):
         level = bisect_right(LEVELS_BITS, bits[place])
-        shown.append({"text": text, "kind": kind, "level": level})
+        shown.append({"text": text, "mark": mark, "kind": kind, "level": level})
         best = [
             [number[int(other)], _short(share)]
             for other, share in zip(passage.best[place], passage.best_shares[place], strict=True)

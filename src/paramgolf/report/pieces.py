@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator, Sequence
 
 import sentencepiece
 
-from paramgolf.data.caseops import CAPS, ESCAPE, NEXT, TITLE
+from paramgolf.data.caseops import CAPS, ESCAPE, NEXT, OPERATORS, TITLE, from_caseops
 
 _SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 _VISIBLE = {"\n": "\u21b5\n", "\t": "\u21e5\t"}
@@ -42,6 +43,29 @@ class Pieces:
         kind = "text" if set(text) - set(_VISIBLE) else "break"
         return "".join(map(_visible, text)), kind
 
+    def with_capitals(self, tokens: Sequence[int]) -> Iterator[tuple[str, str, str]]:
+        """Yield text and kind of each token as `in_text`, and the symbol of an operator at its end.
+
+        For a tokenizer with CaseOps: the text has the capitals that the operators before it mark.
+        An operator is a token by itself, or the end of one with text before it.
+        """
+        operator = ""
+        for token in tokens:
+            piece = self._processor.id_to_piece(token)
+            text, kind = self.in_text(token)
+            mark = piece[-1] if piece[-1] in OPERATORS and operator != ESCAPE else ""
+            if mark:
+                text = text[:-1]
+            if text and operator in (TITLE, NEXT, CAPS):
+                letters = text.isascii() and text.isalpha() and kind == "text"
+                if kind == "text":
+                    text = from_caseops(operator + text)
+                operator = operator if operator == CAPS and letters else ""
+            elif text:
+                operator = ""
+            operator = mark or operator
+            yield text, kind, _OPERATORS.get(mark, "")
+
     def alone(self, token: int) -> tuple[str, str]:
         """Return a token by itself, with its spaces made visible, and its kind."""
         text, kind = self.in_text(token)
@@ -51,6 +75,16 @@ class Pieces:
             character = chr(int(text, 16))
             text = f"0x{text}" + (f" {character}" if "!" <= character <= "~" else "")
         return text, kind
+
+
+def visible_text(text: str) -> str:
+    """Return a text with U+FFFD for every invisible character but line breaks and tabs."""
+    return "".join(
+        "\ufffd"
+        if unicodedata.category(character)[0] == "C" and character not in "\n\t"
+        else character
+        for character in text
+    )
 
 
 def _visible(character: str) -> str:

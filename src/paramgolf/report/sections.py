@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from paramgolf.runtime.ledger import account
 from paramgolf.runtime.rundir import INCOMPLETE_EVENT, RunDir
 from paramgolf.verify.checks import audit_is_current
 
-_TITLES = {
+TITLES = {
     "ema": ("after EMA", "trained weights, averaged; full precision"),
     "adapted": ("after adaptation", "full precision"),
     "quantized": ("quantized", "the packed file, consecutive windows"),
     "sliding": ("sliding windows", "the packed file, overlapping windows for more context"),
     "score_first": ("score-first", "sliding windows; learns from each part after scoring it"),
 }
+"""Title of every stage, in order, and what is scored."""
 _MEANINGS = {
     "held-out": "According to the run's own record, the weights were not trained on this text.",
     "score-first": "The model learned from each part of this text, but only after scoring it. "
@@ -58,7 +60,7 @@ def scores(results: dict[str, Any]) -> dict[str, Any]:
     """Return the rows of the table of scores, the last one as the result, and the chart's axis."""
     rows, before = [], None
     for stage, score in results["stages"].items():
-        title, explained = _TITLES[stage]
+        title, explained = TITLES[stage]
         change = None if before is None else score["bpb"] - before
         rows.append({"title": title, "explained": explained, "change": change, **score})
         before = score["bpb"]
@@ -103,31 +105,39 @@ def overview(
     }
 
 
-def training(run: RunDir, config: RunConfig) -> dict[str, Any]:
+def training(run: RunDir, config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """Return the charts of the training loss, or the reason why there are none."""
+    path, points = logged_steps(run)
+    if len(points) < 2:
+        exists = (path / "events.jsonl").exists()
+        reason = "fewer than two steps were logged" if exists else f"{path}, which trained, is gone"
+        return {"charts": None, "reason": reason}
+    onset, visits = recurrence_onset(points, config), config.model.loop_visits
+    note = None if onset is None else (onset, f"recurrence on, {visits} visits")
+    validation = results["stages"]["ema"]
+    return {
+        "charts": figures.losses(points, note, validation["loss_nats"]),
+        "onset": onset,
+        "visits": visits,
+        "last": points[-1],
+        "num_points": len(points),
+        "validation": validation,
+    }
+
+
+def logged_steps(run: RunDir) -> tuple[Path, list[dict[str, Any]]]:
+    """Return the logged steps of a run's training, and the directory of the run that trained.
+
+    Only that one has the events, and `run` may be several branches away from it.
+    """
     path, earlier = run.path, set[Path]()
-    # Only the run that trained has the events, and this one may be several branches away from it.
-    # (Directories that were moved in the meantime may name each other.)
+    # Directories that were moved in the meantime may name each other.
     while path not in earlier and (
         taken := (RunDir(path).stage_result("train") or {}).get("taken_from")
     ):
         earlier.add(path)
         path = Path(taken)
-    points = training_points(RunDir(path).read_events())
-    if len(points) < 2:
-        exists = (path / "events.jsonl").exists()
-        reason = "fewer than two steps were logged" if exists else f"{path}, which trained, is gone"
-        return {"charts": None, "reason": reason}
-    last = points[-1]
-    onset, visits = recurrence_onset(points, config), config.model.loop_visits
-    note = None if onset is None else (onset, f"recurrence on, {visits} visits")
-    return {
-        "charts": figures.losses(points, note),
-        "onset": onset,
-        "visits": visits,
-        "last": last,
-        "num_points": len(points),
-    }
+    return path, training_points(RunDir(path).read_events())
 
 
 def training_points(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -245,6 +255,16 @@ def quantization(
         "bits_per_weight": 8 * integers / num_weights,
         "raised": results["raised_dampings"],
     }
+
+
+def commands(path: Path) -> list[tuple[str, str]]:
+    """Return what the packed model can do: a caption and a command each."""
+    model = shlex.quote(str(path.resolve() / "model.bin"))
+    return [
+        ("Continue a text", f'paramgolf generate {model} --prompt "The following"'),
+        ("Score any text", f"paramgolf score {model} notes.txt"),
+        ("Compress a text", f"paramgolf compress {model} notes.txt --out notes.compressed"),
+    ]
 
 
 def settings(recipe: str, config: RunConfig) -> dict[str, Any]:

@@ -6,6 +6,8 @@
   const numberOf = new Map(spans.map((span, number) => [span, number]));
   let current = 0, shown = -1;
 
+  const numberAt = (element) => numberOf.get(element.closest(".t")) ?? -1;
+
   const percent = (share) => share >= 0.9995 && share < 1 ? ">99.9 %"
     : share >= 0.1 ? (100 * share).toFixed(1) + " %"
     : share >= 1e-5 ? Number((100 * share).toPrecision(2)) + " %" : "<0.001 %";
@@ -78,15 +80,15 @@
   for (const span of spans) span.tabIndex = -1;
   spans[0].tabIndex = 0;
   passage.addEventListener("mouseover", (event) => {
-    if (numberOf.has(event.target)) show(numberOf.get(event.target));
+    if (numberAt(event.target) >= 0) show(numberAt(event.target));
   });
   passage.addEventListener("mouseleave", hide);
   passage.addEventListener("focusin", (event) => {
-    if (numberOf.has(event.target)) show(numberOf.get(event.target));
+    if (numberAt(event.target) >= 0) show(numberAt(event.target));
   });
   passage.addEventListener("focusout", hide);
   passage.addEventListener("click", (event) => {
-    if (numberOf.has(event.target)) choose(numberOf.get(event.target));
+    if (numberAt(event.target) >= 0) choose(numberAt(event.target));
   });
   passage.addEventListener("keydown", (event) => {
     const step = {ArrowLeft: -1, ArrowUp: -10, ArrowRight: 1, ArrowDown: 10}[event.key];
@@ -97,6 +99,15 @@
     else return;
     event.preventDefault();
   });
+  for (const button of document.querySelectorAll(".commands button")) {
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      const selection = getSelection();
+      selection.selectAllChildren(button.previousElementSibling);
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
+      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    });
+  }
   addEventListener("scroll", place, {passive: true});
   addEventListener("beforeprint", () => {
     for (const details of document.querySelectorAll("details")) details.open = true;
