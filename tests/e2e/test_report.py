@@ -343,7 +343,7 @@ def test_the_commands_of_the_page_work(
     assert len(commands) == 3
     for line in commands:
         arguments = shlex.split(unescape(line))
-        assert arguments[1] == str(mini_run.path / "model.bin")
+        assert arguments[1] == str(mini_run.path)
         result = cli(*arguments, cwd=tmp_path)
         assert result.code == 0, result.stderr
     assert (tmp_path / "notes.compressed").exists()

@@ -77,8 +77,8 @@ def _meaning(score: dict[str, Any]) -> str:
     if share is None:
         return meaning
     return (
-        f"{meaning} {100 * share:.2f} % of its sampled 13-word shingles occur in the training "
-        f"texts; up to {100 * IN_SAMPLE_SHARE:g} % counts as held-out."
+        f"{meaning} {100 * share:.2f}\u00a0% of its sampled 13-word shingles occur in the training "
+        f"texts; up to {100 * IN_SAMPLE_SHARE:g}\u00a0% counts as held-out."
     )
 
 
@@ -259,11 +259,11 @@ def quantization(
 
 def commands(path: Path) -> list[tuple[str, str]]:
     """Return what the packed model can do: a caption and a command each."""
-    model = shlex.quote(str(path.resolve() / "model.bin"))
+    run = shlex.quote(str(path.resolve()))
     return [
-        ("Continue a text", f'paramgolf generate {model} --prompt "The following"'),
-        ("Score any text", f"paramgolf score {model} notes.txt"),
-        ("Compress a text", f"paramgolf compress {model} notes.txt --out notes.compressed"),
+        ("Continue a text", f'paramgolf generate {run} --prompt "The following"'),
+        ("Score any text", f"paramgolf score {run} notes.txt"),
+        ("Compress a text", f"paramgolf compress {run} notes.txt --out notes.compressed"),
     ]
 
 
