@@ -86,24 +86,24 @@ _H200 = RunConfig(
 
 RECIPES: dict[str, tuple[str, RunConfig]] = {
     "tiny": (
-        "minutes on a 2-core CPU: documentation of Python's standard library, no download",
+        "minutes on a 2-core CPU; text of Python's library, no download",
         _TINY,
     ),
     "record": (
-        "the reference, PR #1735: 16 MB, 8 GPUs, FineWeb; adapts on the scored text (in-sample)",
+        "the reference (PR #1735): 16 MB, 8 GPUs, FineWeb; in-sample",
         _RECORD,
     ),
-    "h200": ("about 10 minutes on one GPU: the model of `record`, 180 s of training", _H200),
+    "h200": ("one GPU, about 10 minutes; the model of record, trained 180 s", _H200),
     "legal": (
-        "tiny with score-first adaptation: learns from each chunk of the text after scoring it",
+        "tiny with score-first learning (from each chunk, once scored)",
         replace(_TINY, score_first=ScoreFirstConfig("adamw", lr=3e-4, epochs=1, chunk_tokens=1024)),
     ),
     "h200-legal": (
-        "h200 with score-first adaptation",
+        "h200 with score-first learning",
         replace(_H200, score_first=ScoreFirstConfig("adamw", lr=1e-4, epochs=1)),
     ),
     "h200-in-sample": (
-        "h200, adapted for 6 epochs on the scored text like the reference (in-sample)",
+        "h200, then 6 epochs on the scored text, as the reference does",
         replace(_H200, adapt=replace(_H200.adapt, text="scored")),
     ),
 }

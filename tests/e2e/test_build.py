@@ -295,7 +295,7 @@ def test_columns_of_a_parquet_file(cli: Cli, tmp_path: Path) -> None:
         (["no*matches"], "no*matches"),
         ([], "SOURCE"),
         (["a.md", "--val-share", "1"], "val_share"),
-        (["a.md", "--vocab-size", "99"], "vocab_size"),
+        (["a.md", "--vocab-size", "99"], "--vocab-size = 99"),
         (["a.md", "--val-share", "0"], "--val"),
         (["a.md"], "a single document"),
         (["a.md", "b.md", "--vocab-size", "9999"], "the largest possible for this one is --vocab"),
@@ -344,7 +344,7 @@ def test_a_run_takes_tokenizer_and_provenance_from_the_folder(
     built: Path, cli: Cli, tmp_path: Path
 ) -> None:
     wrong = cli("run", "tiny", "--data.source", built, "--out", tmp_path / "wrong")
-    assert wrong.code == 1
+    assert wrong.code == 2
     assert f"--model.vocab-size {VOCAB}" in wrong.stderr
 
 

@@ -356,7 +356,7 @@ def test_score_prints_what_the_predictor_computes(
         (tmp_path / name).write_bytes(text.encode())
     chosen = [] if stride is None else ["--stride", str(stride)]
     rows = score_rows(cli, artifact, *TEXTS, *chosen, cwd=tmp_path)
-    assert list(rows) == list(TEXTS)
+    assert list(rows) == [*TEXTS, "total"]
     for name, text in TEXTS.items():
         score = predictor.score(text, stride)
         assert score.bytes == len(text.encode())
@@ -454,7 +454,7 @@ def test_score_of_a_scored_document_is_in_sample_however_edited(
         (tmp_path / name).write_bytes(edited.encode())
     rows = score_rows(cli, in_sample_run.path / "model.bin", *edits, cwd=tmp_path)
     for name in edits:
-        assert rows[name][4].startswith("in-sample ("), name
+        assert rows[name][4] == "in-sample", name
 
 
 def test_run_without_adaptation(
@@ -627,7 +627,7 @@ def test_from_refuses_what_would_train_other_weights(
 ) -> None:
     out = tmp_path / "deep" / "run"
     message = cli.error(*tiny, key, value, "--from", mini_run.path, "--out", out, code=2)
-    assert key.removeprefix("--").replace("-", "_") in message
+    assert f"{key.removeprefix('--')} differs" in message
     assert str(mini_run.path) in message
     assert list(tmp_path.iterdir()) == []
 
@@ -645,7 +645,7 @@ def test_from_nothing(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
 def test_budget_too_small(cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     message = cli.error(*tiny, "--pack.budget-bytes", "56000", "--out", out)
-    assert "budget_bytes = 56,000 cannot be met" in message
+    assert "--pack.budget-bytes = 56,000 cannot be met" in message
     (least,) = re.findall(rf"--from {out} --pack.budget-bytes (\d+)", message)
     assert not (out / "results.json").exists()
     for name in ("ema", "adapted"):
