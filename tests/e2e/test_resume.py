@@ -101,7 +101,7 @@ def test_killed_in_every_stage(
             def begun(stage: str = stage, number: int = number) -> bool:
                 return started(run, stage) > number and (number != 1 or checkpoint.exists())
 
-            kill_in(stage, run, options, begun, rng.uniform(0, 0.25) * length)
+            kill_in(run, stage, options, begun, rng.uniform(0, 0.25) * length)
     result = finish(start_or_resume(run, options))
     assert (result.code, result.stderr) == (0, "")
     assert table_rows(result.stdout)[:5] == table_rows(undisturbed.stdout)[:5]
