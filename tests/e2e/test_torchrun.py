@@ -258,11 +258,12 @@ def test_the_bundle_runs_on_two_ranks(
 def test_the_bundle_reports_misuse_once(undisturbed: FinishedRun, tmp_path: Path) -> None:
     code = tmp_path / "train_gpt.py"
     code.write_bytes((undisturbed.path / "train_gpt.py").read_bytes())
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", code,
-         "run", "--device", "cpu", "--source", "nothing", "--out", "again"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT,
-    )  # fmt: skip
-    assert done.returncode != 0
-    (message,) = own_lines(done.stderr)
-    assert "is not a directory" in message
+    for expected in ("name it with --tokenizer", "is not a directory"):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+             code, "run", "--device", "cpu", "--source", "nothing", "--out", "again"],
+            cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT,
+        )  # fmt: skip
+        assert done.returncode != 0
+        assert done.stderr.count(expected) == 1
+        (tmp_path / "tokenizer.model").touch()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.config import RunConfig, from_json
+from paramgolf.errors import ConfigError
 from paramgolf.runtime import signals
 from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
 
@@ -42,12 +43,12 @@ def main(values: dict[str, Any], file: str) -> None:
         command.add_argument("--device", default=config.device, choices=("auto", "cpu", "cuda"))
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     chosen = parser.parse_args()
-    if chosen.command == "run" and not chosen.resume:
-        if not chosen.source:
-            run.error("--source is required: a folder with the text, e.g. data/ of the first run")
-        if not Path(chosen.tokenizer).exists():
-            run.error(f"{chosen.tokenizer} does not exist: name it with --tokenizer")
     try:
+        if chosen.command == "run" and not chosen.resume:
+            if not chosen.source:
+                raise ConfigError("--source is required: a folder with the text, e.g. data/")
+            if not Path(chosen.tokenizer).exists():
+                raise ConfigError(f"{chosen.tokenizer} does not exist: name it with --tokenizer")
         if chosen.command == "score":
             _score(chosen, config, Path(file))
         else:
