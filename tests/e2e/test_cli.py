@@ -28,7 +28,7 @@ def test_usage(cli: Cli, arguments: list[str]) -> None:
     result = cli(*arguments)
     assert (result.code, result.stderr) == (0, "")
     assert result.stdout.startswith("usage: paramgolf COMMAND")
-    for word in ("run RECIPE", "run --resume DIR", "score ARTIFACT FILE", "--version", "--debug"):
+    for word in ("run RECIPE", "run --resume DIR", "score RUN FILE", "--version", "--debug"):
         assert word in result.stdout
     for recipe, (purpose, _) in RECIPES.items():
         assert f"  {recipe} " in result.stdout
@@ -263,7 +263,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["record", "a", "--out", "x"], ["record was renamed: use `paramgolf submission`"]),
         (["submission", "a"], ["--out"]),
         (["score"], ["paramgolf score"]),
-        (["score", "model.bin"], ["text file", "paramgolf score ARTIFACT FILE"]),
+        (["score", "model.bin"], ["text file", "paramgolf score RUN FILE"]),
         (["score", "model.bin", "a.txt", "--stride", "-5"], ["--stride = -5", "at least -1"]),
         (["score", "model.bin", "a.txt", "--stirde", "5"], ["--stirde", "--stride INT"]),
         (["generate", "model.bin", "--max-tokens", "0"], ["--max-tokens = 0", "at least 1"]),
