@@ -120,7 +120,7 @@ def score(arguments: list[str]) -> None:
     from paramgolf.scoring.predictor import load
 
     if not parsed.files:
-        raise ConfigError("name at least one text file: paramgolf score ARTIFACT FILE...")
+        raise ConfigError("name at least one text file: paramgolf score RUN FILE...")
     if parsed.stride < -1:
         raise ConfigError(f"invalid --stride = {parsed.stride}: expected at least -1")
     if parsed.losses is not None:
