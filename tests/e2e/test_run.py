@@ -516,6 +516,8 @@ def test_compressed_text_is_the_same_text(
     (folder / "train.jsonl.gz").write_bytes(gzip.compress(train))
     (folder / "val.jsonl.xz").write_bytes(lzma.compress(val))
     cli.output(*tiny, "--data.source", "compressed", "--out", "run", cwd=tmp_path)
+    corpora = (read_results(run)["corpus"] for run in (tmp_path / "run", mini_run.path))
+    assert len({corpus["sha256"] for corpus in corpora}) == 1
     require_same_artifact(tmp_path / "run", mini_run.path)
 
 

@@ -19,7 +19,10 @@ from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import UserError
 from paramgolf.pipeline import preflight as module
 from paramgolf.pipeline.preflight import preflight
+from paramgolf.pipeline.session import remove_unprepared
 from paramgolf.recipes import RECIPES
+from paramgolf.runtime.files import exclusive
+from paramgolf.runtime.rundir import RunDir
 from tests.e2e.mini import mini_config
 
 TEXT = "some words of a small text that is long enough to be cut into documents"
@@ -177,3 +180,16 @@ def test_the_bits_of_a_bin_width_are_those_of_a_quantized_normal() -> None:
         assert module._entropy_bits(width) == pytest.approx(
             float(-(shares * shares.log2()).sum()), abs=0.07
         )
+
+
+def test_only_an_abandoned_run_without_text_is_removed(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", "tiny", RECIPES["tiny"][1])
+    with exclusive(run.path):  # as another process that resumes it does
+        remove_unprepared(run)
+        assert run.config_file.exists()
+    run.finish_stage("prepare", {})
+    remove_unprepared(run)
+    assert run.config_file.exists()
+    run.stage_file("prepare").unlink()
+    remove_unprepared(run)
+    assert not run.path.exists()

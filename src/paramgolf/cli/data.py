@@ -12,7 +12,8 @@ from rich.table import Table
 from paramgolf.cli.common import choose
 from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.data.advice import next_commands
-from paramgolf.data.build import BuildConfig, build
+from paramgolf.data.build import build
+from paramgolf.data.build_config import BuildConfig
 from paramgolf.data.describe import SplitSize, describe
 from paramgolf.data.hub.fetch import fetch
 from paramgolf.data.noise import val_noise

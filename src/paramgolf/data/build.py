@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramgolf.config import Checked, PositiveInt, Share, VocabSize, require
+from paramgolf.data.build_config import BuildConfig
 from paramgolf.data.built_folder import (
     built_manifest,
     different_setting,
@@ -32,7 +32,7 @@ from paramgolf.data.documents import Document, batches
 from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import Fingerprints, fingerprints
 from paramgolf.data.overlap import CopyFinder, Overlap, require_disjoint
-from paramgolf.data.provenance import Gathering, Provenance, Text
+from paramgolf.data.provenance import TOKENIZER_GIVEN, Gathering, Provenance, Text
 from paramgolf.data.sample import Sample
 from paramgolf.data.scan import Sources
 from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter, write_shard
@@ -57,44 +57,6 @@ from paramgolf.version import __version__
 VERSION = 1
 
 _CHUNK_CHARS = 32 << 20
-
-
-@dataclass(frozen=True)
-class BuildConfig(Checked):
-    """Which text to build from, and how."""
-
-    sources: tuple[str, ...]
-    """Files, folders, globs, or - (stdin): .txt, .md, .markdown, .rst (one document per file),
-    .jsonl[.gz|.xz|.zst] and .parquet (one document per row)."""
-    val: tuple[str, ...] = ()
-    """Sources of the validation text; by default, a share of the documents."""
-    tokenizer: str = ""
-    """SentencePiece model to use; by default, one is trained on the training text."""
-    vocab_size: VocabSize = 8192
-    """Number of pieces of a trained tokenizer."""
-    case_ops: bool = False
-    """Train the tokenizer with CaseOps: capitals become operators and lower case, losslessly."""
-    sample_bytes: PositiveInt = 32_000_000
-    """Size of the random sample of text that the tokenizer is trained on."""
-    val_share: Share = 0.1
-    """Share of the documents (by the hash of their words) for validation."""
-    adapt_share: Share = 0.1
-    """Share of the documents (by the hash of their words) for adaptation; 0: none."""
-    text_key: str = ""
-    """JSON key or Parquet column of the text; by default "text", then "content", then a Parquet
-    file's only string column."""
-    shard_tokens: PositiveInt = 10_000_000
-    """Number of tokens in each shard file."""
-    max_overlap: Share = 0.01
-    """Largest share of the validation text's 13-word shingles that other splits may contain."""
-
-    def check_combinations(self) -> None:
-        """Check that there are sources, and text for training and validation."""
-        require(bool(self.sources), "SOURCE", "", "a file, a directory, a glob, or - (stdin)")
-        expected = "above 0, or validation text of its own with --val"
-        require(bool(self.val) or self.val_share > 0, "val_share", self.val_share, expected)
-        total = self.adapt_share + (0 if self.val else self.val_share)
-        require(total < 1, "val_share + adapt_share", total, "below 1, to leave training text")
 
 
 def build(
@@ -426,7 +388,7 @@ class _Build:
                 sidecars = write_sidecars([out / shard for shard in shards], tokenizer)
                 splits[name]["sidecars"] = {path.name: sha256_of_file(path) for path in sidecars}
         write_bytes(out / "tokenizer.model", tokenizer.model)
-        trained_on = "not known: the tokenizer was given" if config.tokenizer else "train"
+        trained_on = TOKENIZER_GIVEN if config.tokenizer else "train"
         provenance = out / "provenance.safetensors"
         Provenance(texts, {"tokenizer": trained_on}).save(provenance)
         return {

@@ -27,6 +27,8 @@ VERSION = 2
 """Version of the file format and of how words are hashed."""
 MAX_SHINGLES = 1 << 21
 """If a corpus has more sampled shingles than this, the sampling rate is halved until it fits."""
+TOKENIZER_GIVEN = "not known: the tokenizer was given"
+"""In the place of the text that a tokenizer was trained on."""
 IN_SAMPLE_SHARE = 0.01
 """A text that shares more than this of its sampled shingles with the texts that shaped the artifact
 is in-sample. Disjoint documents of one corpus share 0.1 to 0.3 % (quotations, boilerplate)."""

@@ -20,7 +20,7 @@ from paramgolf.data import shards
 from paramgolf.data.documents import find_jsonl, read_jsonl
 from paramgolf.data.noise import MIN_VAL_DOCUMENTS, val_noise
 from paramgolf.data.prepared import PreparedText
-from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.text_source import kind_of_text, load_tokenizer, tokenizer_of_shards
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.model.layout import layout
 from paramgolf.model.order import layer_order
@@ -92,22 +92,15 @@ class _Text:
             self.documents = {name: split.documents for name, split in splits.items()}
             self._require_adaptation_text(from_run)
             return
-        source = config.data.source
-        if source == "stdlib":
-            self._tokenizer_given()
-            return
-        folder = Path(source)
-        if not folder.is_dir():
-            raise UserError(f"data.source = {source!r} is not a directory")
-        if find_jsonl(folder, "train"):
-            self._jsonl(folder)
-        elif shards.find_shards(folder, "train"):
-            self._shards(folder)
-        else:
-            raise UserError(
-                f"{folder} contains neither train*.jsonl[.gz|.xz|.zst] nor *_train_*.bin: make "
-                f"shards with `paramgolf data build {folder} --out {folder}-shards`"
-            )
+        folder = Path(config.data.source)
+        match kind_of_text(config.data.source):
+            case "stdlib":
+                self._check_tokenizer()
+            case "jsonl":
+                self._check_tokenizer()
+                self._jsonl(folder)
+            case "shards":
+                self._shards(folder)
 
     def description(self) -> str:
         data = self._config.data
@@ -121,21 +114,11 @@ class _Text:
         if warning := val_noise(self.documents.get("val", MIN_VAL_DOCUMENTS)):
             yield Finding("text", warning, warning=True)
 
-    def _tokenizer_given(self, beside: Path | None = None) -> Tokenizer | None:
-        config = self._config
-        path = Path(config.data.tokenizer) if config.data.tokenizer else beside
-        if path is None:
-            return None
-        tokenizer = Tokenizer.load(path)
-        if tokenizer.vocab_size != config.model.vocab_size:
-            raise ConfigError(
-                f"invalid model.vocab_size = {config.model.vocab_size}: {path} has "
-                f"{tokenizer.vocab_size} pieces; set --model.vocab-size {tokenizer.vocab_size}"
-            )
-        return tokenizer
+    def _check_tokenizer(self) -> None:
+        if file := self._config.data.tokenizer:
+            load_tokenizer(Path(file), self._config.model.vocab_size)
 
     def _jsonl(self, folder: Path) -> None:
-        self._tokenizer_given()
         for split in ("train", "val"):
             files = find_jsonl(folder, split)
             if not files:
@@ -156,11 +139,8 @@ class _Text:
 
     def _shards(self, folder: Path) -> None:
         self.encoded = True
-        beside = folder / "tokenizer.model"
-        if not self._config.data.tokenizer and not beside.is_file():
-            raise UserError(f"{folder} contains no tokenizer.model: name it with --data.tokenizer")
-        tokenizer = self._tokenizer_given(beside)
-        assert tokenizer is not None
+        file = tokenizer_of_shards(self._config.data)
+        tokenizer = load_tokenizer(file, self._config.model.vocab_size)
         for split in ("train", "val", "adapt"):
             files = shards.find_shards(folder, split)
             if not files and split == "val":

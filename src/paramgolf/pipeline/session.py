@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from paramgolf.pipeline.run import new_run, run_job
 from paramgolf.runtime import ranks as distributed
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime, select_runtime, wants_gpu
+from paramgolf.runtime.files import exclusive
 from paramgolf.runtime.rundir import Listener, RunDir
 from paramgolf.runtime.signals import Stopped
 from paramgolf.runtime.watch import Watch
@@ -87,11 +88,19 @@ def start(
         try:
             return run_job(run, recipe, config, reporter, runtime)
         except UserError as error:
-            # Without prepared text there is nothing to resume, and the name is free again.
-            nothing_done = run.stage_result("prepare") is None
-            if nothing_done and runtime.ranks.main and not isinstance(error, Stopped):
-                shutil.rmtree(out, ignore_errors=True)
+            if runtime.ranks.main and not isinstance(error, Stopped):
+                remove_unprepared(run)
             raise
+
+
+def remove_unprepared(run: RunDir) -> None:
+    """Free the name of a run that failed before its text was prepared: nothing can be resumed.
+
+    A run that another process is working on stays.
+    """
+    with suppress(UserError), exclusive(run.path):
+        if run.stage_result("prepare") is None:
+            shutil.rmtree(run.path, ignore_errors=True)
 
 
 def dry_run(config: RunConfig, out: Path, from_run: Path | None) -> list[Finding]:

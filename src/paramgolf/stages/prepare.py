@@ -15,8 +15,9 @@ from paramgolf.data.documents import Document, batches, find_jsonl, read_jsonl, 
 from paramgolf.data.encoding import Stream, encode_documents
 from paramgolf.data.fingerprints import fingerprints
 from paramgolf.data.prepared import PreparedText, Split
-from paramgolf.data.provenance import Gathering, Provenance, Text
+from paramgolf.data.provenance import TOKENIZER_GIVEN, Gathering, Provenance, Text
 from paramgolf.data.sidecars import check_sidecars
+from paramgolf.data.text_source import kind_of_text, load_tokenizer, tokenizer_of_shards
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter
@@ -24,8 +25,6 @@ from paramgolf.runtime.files import read_json, sha256_of_file, write_bytes
 from paramgolf.stages.job import Job
 
 _BATCH_CHARS = 1 << 24
-_GIVEN = "not known: the tokenizer was given"
-"""In the provenance, in place of the text that the tokenizer was trained on."""
 
 
 class _EncodedSplit(NamedTuple):
@@ -43,19 +42,10 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _prepare(job: Job) -> PreparedText:
-    source, folder = job.config.data.source, Path(job.config.data.source)
-    if source != "stdlib" and not folder.is_dir():
-        raise UserError(
-            f'data.source = {source!r} is not a directory; expected a directory or "stdlib"'
-        )
-    if source == "stdlib" or find_jsonl(folder, "train"):
-        return _prepare_documents(job)
-    if shards.find_shards(folder, "train"):
-        return _prepare_shards(job, folder)
-    raise UserError(
-        f"{folder} contains neither train*.jsonl[.gz|.xz] nor *_train_*.bin; "
-        "see `paramgolf run --help`, data.source"
-    )
+    source = job.config.data.source
+    if kind_of_text(source) == "shards":
+        return _prepare_shards(job, Path(source))
+    return _prepare_documents(job)
 
 
 # Documents: the library's documentation, or JSON Lines.
@@ -132,13 +122,7 @@ def _encode(
 def _prepare_shards(job: Job, folder: Path) -> PreparedText:
     """Prepare a folder of shards; the training shards are used where they are."""
     data = job.config.data
-    model = Path(data.tokenizer or folder / "tokenizer.model")
-    if not model.is_file():
-        raise UserError(
-            f"shards need their tokenizer, but {model} does not exist: name it with "
-            "--data.tokenizer"
-        )
-    tokenizer = _tokenizer(job, model)
+    tokenizer = _tokenizer(job, tokenizer_of_shards(data))
     files = shards.find_splits(folder)
     if not files["val"]:
         raise UserError(f"{folder} contains no *_val_*.bin")
@@ -192,7 +176,7 @@ def _texts_of_shards(
         known = Provenance.load(file)
         found = {name: tuple(map(sha256_of_file, paths)) for name, paths in files.items() if paths}
         if found == {name: text.shards for name, text in known.texts.items()}:
-            usual = known.uses.get("tokenizer", _GIVEN)
+            usual = known.uses.get("tokenizer", TOKENIZER_GIVEN)
             return known.texts, _tokenizer_text(job, tokenizer, known.texts["train"], usual)
     progress = job.reporter.progress("decode", sum(map(len, files.values())), "shards")
     texts: dict[str, Text] = {}
@@ -207,7 +191,7 @@ def _texts_of_shards(
             done += 1
             progress.update(done)
         texts[name] = gathering.text(digest.hexdigest())
-    return texts, _tokenizer_text(job, tokenizer, texts["train"], _GIVEN)
+    return texts, _tokenizer_text(job, tokenizer, texts["train"], TOKENIZER_GIVEN)
 
 
 def _sizes_as_built(folder: Path, files: dict[str, list[Path]]) -> dict[str, int | None]:
@@ -245,7 +229,7 @@ def _tokenizer_text(job: Job, tokenizer: Tokenizer, train: Text, usual: str) -> 
             and known.texts["train"].sha256 == train.sha256
         ):
             return known.uses["tokenizer"]
-    return _GIVEN
+    return TOKENIZER_GIVEN
 
 
 def _tokenizer(job: Job, file: str | Path, documents: Sequence[Document] = ()) -> Tokenizer:
@@ -253,17 +237,12 @@ def _tokenizer(job: Job, file: str | Path, documents: Sequence[Document] = ()) -
     vocab_size = job.config.model.vocab_size
     with job.ledger.phase("data: tokenizer"):
         if file:
-            tokenizer = Tokenizer.load(Path(file))
+            tokenizer = load_tokenizer(Path(file), vocab_size)
         else:
             from paramgolf.data.tokenizer_training import train_tokenizer
 
             texts = (document.text for document in documents)
             tokenizer = Tokenizer(train_tokenizer(texts, vocab_size, job.config.data.case_ops))
-        if tokenizer.vocab_size != vocab_size:
-            raise UserError(
-                f"{file} has {tokenizer.vocab_size} pieces, but model.vocab_size = {vocab_size}; "
-                f"set --model.vocab-size {tokenizer.vocab_size}"
-            )
         write_bytes(job.run.tokenizer, tokenizer.model)
     return tokenizer
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from paramgolf.data.documents import read_text
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.streams import encoded
@@ -119,10 +121,7 @@ def prove(
     reporter.line(f"  encoded   {coded.stream_bytes:,} bytes; decoding in another process")
     failure = _decoding_failure(artifact, coded, content, runtime)
     decoded_at = time.monotonic()
-    vocab_size = predictor.tokenizer.vocab_size
-    of_heads = float(losses.double()[coded.heads - 1].sum()) / math.log(2)
-    lane_bytes = (len(coded.heads) * math.log2(vocab_size) - of_heads) / 8
-    rounding_bytes = -score.tokens * math.log2(1 - vocab_size / 2**_PRECISION_BITS) / 8
+    lane_bytes, rounding_bytes = _overhead(losses, coded, predictor.tokenizer.vocab_size)
     excess = claimed * MAX_EXCESS_SHARE + MAX_EXCESS_BYTES
     files = [artifact.with_name(name) for name in (artifact.name, "tokenizer.model", CODE_NAME)]
     return Proof(
@@ -142,6 +141,14 @@ def prove(
         xz_bytes=len(lzma.compress(content, preset=9)),
         two_part_bytes=coded.stream_bytes + sum(f.stat().st_size for f in files if f.exists()),
     )
+
+
+def _overhead(losses_N: Tensor, coded: CodedText, vocab_size: int) -> tuple[float, float]:
+    """Return `Proof.lane_bytes` and `Proof.rounding_bytes`."""
+    of_heads = float(losses_N.double()[coded.heads - 1].sum()) / math.log(2)
+    lane_bytes = (len(coded.heads) * math.log2(vocab_size) - of_heads) / 8
+    rounding_bytes = -len(losses_N) * math.log2(1 - vocab_size / 2**_PRECISION_BITS) / 8
+    return lane_bytes, rounding_bytes
 
 
 def beginning(texts: Sequence[str], max_bytes: int) -> list[str]:
