@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from paramgolf.config import RunConfig, to_json
 from paramgolf.recipes import RECIPES
 from paramgolf.runtime.files import write_json, write_tensors
+from paramgolf.verify.checks import audited_files
 
 Array = NDArray[np.float64]
 
@@ -119,14 +120,21 @@ def write_audit(path: Path, failed: tuple[str, ...] = ()) -> None:
             "passed": not failed,
             "failed": list(failed),
             "verdict": [f"verdict        {outcome}", "               self-reported"],
-            "artifact_sha256": "abc",
+            "files": audited_files(path),
+            "seed": 1,
             "scores": {
                 name: {"bpb": score["bpb"], "label": score["label"]}
                 for name, score in stages.items()
                 if name != "ema"
             },
             "checks": [
-                {"name": "a check", "condition": "bytes", "outcome": "pass", "figure": "1 of 1"}
+                {
+                    "name": "a check",
+                    "condition": "bytes",
+                    "outcome": "pass",
+                    "figure": "1 of 1",
+                    "kind": "recomputed",
+                }
             ],
         },
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import random
@@ -38,6 +37,7 @@ from paramgolf.runtime.device import select_runtime
 from paramgolf.runtime.files import read_tensors, write_tensors
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.predictor import Predictor, load_on
+from paramgolf.verify.checks import audited_files
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import read_results
@@ -403,9 +403,7 @@ def test_text_stays_text(run_copy: Path, passage: dict[str, Any]) -> None:
     edit(run_copy / "environment.json", lambda values: values.update(gpu=HOSTILE))
     row = {"name": HOSTILE, "condition": HOSTILE, "outcome": HOSTILE, "figure": HOSTILE}
     audit = {"passed": False, "verdict": [HOSTILE, HOSTILE], "scores": {}, "checks": [row]}
-    audit["artifact_sha256"] = json.loads((run_copy / "results.json").read_text())[
-        "artifact_sha256"
-    ]
+    audit["files"] = audited_files(run_copy)
     (run_copy / "audit.json").write_text(json.dumps(audit))
     tokens = [{"text": HOSTILE, "mark": "", "kind": "text", "level": 3}]
     sample = {"text": HOSTILE, "seed": 0, "max_tokens": 9, "min_chars": 9}
@@ -459,9 +457,8 @@ def test_the_verdict_is_that_of_the_audit(
     assert " BPB, held-out, audit failed " in words
     assert 'class="result held-out audit-failed"' in html
     assert "FAIL bytes of the text" in words
-    of_another_score = copy.deepcopy(audit)
-    of_another_score["scores"]["sliding"]["bpb"] = 1.0
-    for other in (of_another_score, {**audit, "artifact_sha256": "0" * 64}):
+    other_file = {**audit, "files": {**audit["files"], "results.json": "0" * 64}}
+    for other in (other_file, {**audit, "files": {}}, {**audit, "files": None}):
         (run_copy / "audit.json").write_text(json.dumps(other))
         words = Page(render(read_run_files(run_copy), passage)).words
         assert "Audit out of date" in words

@@ -79,12 +79,13 @@ def test_no_file_contains_a_path_of_the_machine(tmp_path: Path) -> None:
         results = json.loads((path / "results.json").read_text())
         results["corpus"]["source"] = str(tmp_path / "my texts")
         write_json(path / "results.json", results)
-        audit = json.loads((path / "audit.json").read_text())
-        audit["checks"][0]["figure"] = f"1 of {path}: 2/3 of http://a.org/b"
-        write_json(path / "audit.json", audit)
         with (path / "events.jsonl").open("a") as file:
             event = {"time": 86400.0 * 366, "event": "x", "stage": "pack", "from": str(tmp_path)}
             file.write(json.dumps(event) + "\n")
+        write_audit(path)
+        audit = json.loads((path / "audit.json").read_text())
+        audit["checks"][0]["figure"] = f"1 of {path}: 2/3 of http://a.org/b"
+        write_json(path / "audit.json", audit)
     (folder / "seed-7" / "results.json").unlink()
     entries = [{"seed": s, "failure": f"cannot write '{tmp_path}/x': full" if s == 7 else ""}
                for s in SCALES]  # fmt: skip

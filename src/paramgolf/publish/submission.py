@@ -141,7 +141,7 @@ def _require_same_configuration(runs: Sequence[SeedRun]) -> tuple[str, RunConfig
 def _read_or_make_audit(run: SeedRun, config: RunConfig, reporter: Reporter) -> dict[str, Any]:
     """Read a run's audit.json; run the audit first if there is none of this very artifact."""
     path = run.path / "audit.json"
-    if path.exists() and audit_is_current(read_json(path), run.results or {}):
+    if audit_is_current(run.path):
         return read_json(path)
     reporter.line(f"audit of seed {run.seed}")
     audit(run.path, _AUDITED_POSITIONS, select_runtime(config.device), reporter)

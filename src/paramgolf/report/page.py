@@ -120,7 +120,7 @@ def render(files: RunFiles, passage: dict[str, Any]) -> str:
             results=results,
             config=config,
             version=__version__,
-            verdict=sections.verdict(files.audit, results, files.run.path),
+            verdict=sections.verdict(files.audit, files.run.path),
             scores=sections.scores(results),
             overview=sections.overview(files.run, config, results, files.environment),
             training=sections.training(files.run, config, results),

@@ -41,16 +41,16 @@ _INTEGERS = (EMBEDDING, *MATRIX_NAMES)
 _MIN_SHARE = 0.004  # of all seconds; shorter phases share one bar
 
 
-def verdict(audit: dict[str, Any] | None, results: dict[str, Any], path: Path) -> dict[str, Any]:
+def verdict(audit: dict[str, Any] | None, path: Path) -> dict[str, Any]:
     """Return the audit's verdict in words with its checks.
 
-    Its kind is "passed", "failed", "missing" or "stale" (of another artifact or other scores).
+    Its kind is "passed", "failed", "missing" or "stale" (of other files).
     """
     if audit is None:
         return {"kind": "missing", "text": "not audited", "command": f"paramgolf audit {path}"}
     first, *notes = [line.removeprefix("verdict").strip() for line in audit["verdict"]]
-    if not audit_is_current(audit, results):
-        text = "audit.json belongs to another artifact or other scores"
+    if not audit_is_current(path):
+        text = "audit.json is about other files than those in the folder"
         return {"kind": "stale", "text": text, "command": f"paramgolf audit {path}"}
     kind = "passed" if audit["passed"] else "failed"
     return {"kind": kind, "text": first, "notes": notes, "checks": audit["checks"]}

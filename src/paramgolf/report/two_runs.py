@@ -43,7 +43,7 @@ def _side(files: RunFiles) -> dict[str, Any]:
         "recipe": files.recipe,
         "seed": files.results["seed"],
         "result": list(files.results["stages"].values())[-1],
-        "audit": sections.verdict(files.audit, files.results, files.run.path)["kind"],
+        "audit": sections.verdict(files.audit, files.run.path)["kind"],
     }
 
 

@@ -85,7 +85,7 @@ def _read(path: Path) -> ListedRun:
             return ListedRun(path, recipe, seed, state, None, "", None, "none", date)
         results = read_json(run.results_file)
         score = list(results["stages"].values())[-1]
-        size, audit = results["bytes"]["total"], _audit(path, results)
+        size, audit = results["bytes"]["total"], _audit(path)
         return ListedRun(
             path, recipe, seed, "finished", score["bpb"], score["label"], size, audit, date
         )
@@ -93,11 +93,11 @@ def _read(path: Path) -> ListedRun:
         return ListedRun(path, "?", 0, "unreadable", None, "", None, "none", date)
 
 
-def _audit(path: Path, results: dict[str, Any]) -> AuditState:
+def _audit(path: Path) -> AuditState:
     file = path / "audit.json"
     if not file.exists():
         return "none"
     audit = read_json(file)
-    if not audit_is_current(audit, results):
+    if not audit_is_current(path):
         return "outdated"
     return "passed" if audit["passed"] else "FAILED"

@@ -32,14 +32,14 @@ from paramgolf.data.shards import write_shard
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime
-from paramgolf.runtime.files import read_json, sha256_of_file, write_json
+from paramgolf.runtime.files import read_json, read_tensors, write_json
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.modes import ScoreMode, score_modes
 from paramgolf.scoring.predictor import load_on
 from paramgolf.scoring.score_first import Learner, restored
 from paramgolf.scoring.windowed import WindowScorer
 from paramgolf.scoring.windows import Windows
-from paramgolf.verify.checks import Check, check
+from paramgolf.verify.checks import AUDIT_NAME, Check, audited_files, check
 from paramgolf.verify.file_checks import file_checks
 
 Losses = NDArray[np.float64]
@@ -118,15 +118,19 @@ def audit(path: Path, positions: int, runtime: Runtime, reporter: Reporter) -> A
     }
     adaptive = any(not mode.fixed for mode in auditor.modes)
     result = Audit(list(auditor.checks()), scores, adaptive)
+    text = read_tensors(auditor.run.documents)[1]["text_sha256"]
     write_json(
-        path / "audit.json",
+        path / AUDIT_NAME,
         {
             "passed": result.passed,
             "failed": result.failed,
             "verdict": result.verdict(),
-            "artifact_sha256": sha256_of_file(auditor.run.artifact),
+            "seed": auditor.config.seed,
+            "text": text,
+            "files": audited_files(path),
             "scores": scores,
             "checks": [check._asdict() for check in result.checks],
+            "self_reported": [c.name for c in result.checks if c.kind == "self-reported"],
         },
     )
     return result

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import math
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from paramgolf.errors import UserError
+from paramgolf.runtime.files import read_json, sha256_of_file
+
+AUDIT_NAME = "audit.json"
 
 Outcome = Literal["pass", "FAIL", "not applicable"]
+Kind = Literal["recomputed", "self-reported"]
+"""Recomputed from artifact, code, tokenizer and text; or compared only with other claims of the
+run, which whoever made the run wrote."""
+
+_AUDITED = (
+    "model.bin",
+    "train_gpt.py",
+    "tokenizer.model",
+    "provenance.safetensors",
+    "documents.safetensors",
+    "config.json",
+    "results.json",
+    "quantization.json",
+    "events.jsonl",
+    "environment.json",
+)
 
 
 class Check(NamedTuple):
@@ -13,21 +36,49 @@ class Check(NamedTuple):
     name: str
     condition: str
     """The rule that it belongs to: "1 causal", "2 normalised", "3 score before update",
-    "4 one pass", "provenance", "bytes", "seconds" or "ledger" (docs/rules.md)."""
+    "4 one pass", "code", "provenance", "bytes", "seconds" or "ledger" (docs/rules.md)."""
     outcome: Outcome
     figure: str
     """What was measured, with its limit."""
+    kind: Kind = "recomputed"
 
 
-def check(name: str, condition: str, passed: bool, figure: str) -> Check:
-    """Return a check that passed or failed."""
-    return Check(name, condition, "pass" if passed else "FAIL", figure)
+def check(name: str, condition: str, passed: bool, figure: str, kind: Kind = "recomputed") -> Check:
+    """Return a check that passed or failed.
+
+    A measured number belongs into `at_most`, which no NaN passes.
+    """
+    return Check(name, condition, "pass" if passed else "FAIL", figure, kind)
 
 
-def audit_is_current(audit: dict[str, Any], results: dict[str, Any]) -> bool:
-    """Return whether audit.json is about the artifact and the scores in results.json."""
-    return audit.get("artifact_sha256") == results["artifact_sha256"] and all(
-        results["stages"].get(stage, {}).get(key) == value
-        for stage, score in audit["scores"].items()
-        for key, value in score.items()
-    )
+def at_most(
+    name: str,
+    condition: str,
+    measured: float,
+    limit: float,
+    figure: str,
+    kind: Kind = "recomputed",
+) -> Check:
+    """Return a check that passes if a measured number is finite and at most `limit`."""
+    passed = math.isfinite(measured) and measured <= limit
+    return check(name, condition, passed, figure, kind)
+
+
+def audited_files(run: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file that a verdict is about, by its name in the run's folder."""
+    paths = [run / name for name in _AUDITED] + sorted((run / "stages").glob("*.json"))
+    return {
+        path.relative_to(run).as_posix(): sha256_of_file(path) for path in paths if path.is_file()
+    }
+
+
+def audit_is_current(run: Path) -> bool:
+    """Return whether the run's audit.json exists and is about the files as they are now.
+
+    It says nothing about who wrote audit.json: only another audit does.
+    """
+    try:
+        audit = read_json(run / AUDIT_NAME)
+        return isinstance(audit, dict) and audit.get("files") == audited_files(run)
+    except (OSError, UserError):
+        return False
