@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from paramgolf.data.caseops import ESCAPE, OPERATORS, from_caseops, to_caseops
 from paramgolf.data.shards import document_starts
+from paramgolf.data.tokenizer_check import MAX_BYTES, check_tokenizer
 from paramgolf.errors import UserError
+from paramgolf.runtime.files import read_file
 
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
 _SPACE = "\u2581"  # what SentencePiece writes for a space inside a piece
@@ -76,15 +78,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Read a SentencePiece model file.
+        """Read a SentencePiece model file, and check it first (`data.tokenizer_check`).
 
         Raises:
             UserError: if it cannot be read or used.
         """
-        try:
-            return cls(path.read_bytes(), str(path))
-        except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+        model = read_file(path, "the tokenizer", MAX_BYTES)
+        check_tokenizer(model, str(path))
+        return cls(model, str(path))
 
     def _byte_tables(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the bytes of each piece after a text token, and after a boundary token."""

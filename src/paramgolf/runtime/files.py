@@ -9,10 +9,11 @@ import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
@@ -114,6 +115,39 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     content = io.BytesIO()
     np.save(content, array)
     write_bytes(path, content.getvalue())
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a regular file for reading; a pipe, which could block for ever, is an error.
+
+    Raises:
+        OSError: if it cannot be opened or is no regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+    reason = os.strerror(code) if stat.S_ISDIR(mode) else "not a regular file"
+    raise OSError(code, reason, str(path))
+
+
+def read_file(path: Path, kind: str = "", max_bytes: int = 1 << 30) -> bytes:
+    """Return the content of a regular file; errors call it `kind` and its path.
+
+    Raises:
+        UserError: if it cannot be read or is larger than `max_bytes`.
+    """
+    name = f"{kind} {path}".lstrip()
+    try:
+        with open_file(path) as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror}") from error
+    if len(content) > max_bytes:
+        raise UserError(f"cannot read {name}: it has more than {max_bytes:,} bytes")
+    return content
 
 
 def read_json(path: Path) -> Any:
