@@ -307,7 +307,7 @@ def test_interrupted_take_over_is_completed_on_resume(
         if number % 3 == 0:
             result = cli("run", "--resume", run)
             assert (result.code, result.stderr) == (0, "")
-            assert stages_started(run) == ["pack", "score"]
+            assert stages_started(run) == ["prepare", "train", "adapt", "pack", "score"]
             assert not (run / "takeover.json").exists()
             for name in SHAPED_FILES:
                 assert (run / name).read_bytes() == (mini_run.path / name).read_bytes(), name

@@ -23,7 +23,7 @@ from paramgolf.compress.artifact import Artifact, decode
 from paramgolf.config import to_json
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
-from paramgolf.runtime.ledger import OTHER, account
+from paramgolf.runtime.ledger import account
 from tests.e2e import command
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
@@ -131,7 +131,7 @@ def test_bytes_by_part_add_up_to_the_file(mini_run: FinishedRun) -> None:
 def test_seconds_by_phase_cover_the_run(mini_run: FinishedRun) -> None:
     seconds = read_results(mini_run.path)["seconds"]
     stages = {name.split(":")[0] for name in seconds}
-    assert stages == {"set-up", "data", "train", "adapt", "pack", "score", OTHER}
+    assert stages == {"set-up", "data", "train", "adapt", "pack", "score", "prepare"}
     assert all(value >= 0 for value in seconds.values())
     lines = events(mini_run.path)
     wall = lines[-1]["time"] - lines[0]["time"]
@@ -588,7 +588,7 @@ def test_from_takes_trained_and_adapted_weights_over(
     stdout = cli.output(*tiny, *coarse, "--from", mini_run.path, "--out", out)
     for stage in ("prepare", "train", "adapt"):
         assert f"{stage}: finished before" in stdout
-    assert stages_started(out) == ["pack", "score"]
+    assert stages_started(out) == ["prepare", "train", "adapt", "pack", "score"]
     ours, theirs = read_results(out), read_results(mini_run.path)
     for stage in ("ema", "adapted"):
         assert ours["stages"][stage] == theirs["stages"][stage]

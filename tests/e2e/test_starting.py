@@ -33,7 +33,7 @@ def test_from_inherits_what_the_weights_depend_on(
         assert getattr(ours, key) == getattr(theirs, key)
     assert ours.adapt.text == "none"
     assert ours.score.stride == 64  # of the recipe, not of the other run
-    assert stages_started(out) == ["adapt", "pack", "score"]
+    assert stages_started(out) == ["prepare", "train", "adapt", "pack", "score"]
 
 
 def test_from_with_another_seed_is_refused_before_anything_is_written(

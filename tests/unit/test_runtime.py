@@ -122,12 +122,16 @@ def test_what_is_under_no_phase_is_counted_as_such(ledger_clock: FakeClock) -> N
     with ledger.phase("train: steps"):
         ledger_clock.now += 1.0
     ledger.add("train: steps", 7.0, earlier=7.0)
-    assert ledger.close() == {"train: steps": 8.0, OTHER: 3.0}
+    assert ledger.close("train") == {"train: steps": 8.0, f"train: {OTHER}": 3.0}
 
 
 def test_every_phase_has_a_budget_or_a_reason() -> None:
     with pytest.raises(AssertionError, match="lunch"):
         Ledger().add("lunch", 1.0)
+    with pytest.raises(UserError, match="'lunch' is no phase"):
+        account("lunch", "none")
+    assert account(f"train: {OTHER}", "none").budget == "training"
+    assert account(f"score: {OTHER}", "none").budget == "evaluation"
     assert account("pack: Hessians", "none") == ("training", "")
     assert account("score: sliding", "adapt") == ("evaluation", "")
     assert account("adapt: steps", "adapt").budget == "training"

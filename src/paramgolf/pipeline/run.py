@@ -56,23 +56,24 @@ def run_job(
             if name in ("train", "pack"):
                 config.require_work_for(ranks.size)
             reporter.stage_started(name, config, run)
-            run.event("stage_started", stage=name)
             job = Job(config, run, runtime, reporter)
+            run.event("stage_started", stage=name)
             reporter.status = _budget_status(run, config, job.ledger)
             if not worked:
                 seconds = import_seconds()
                 job.ledger.add("set-up: imports", seconds, earlier=seconds)
                 worked = True
             result = stage(job)
-            seconds_by_phase = job.ledger.close()
+            for scored, score in result.get("scores", {}).items():
+                run.event("score", of=scored, **score)
+            seconds_by_phase = job.ledger.close(name)
+            total = sum(seconds_by_phase.values())
+            # Before the file, whose writing may take long: the audit compares the events' times
+            # with the seconds.
+            run.event("stage_finished", stage=name, seconds=total)
             if ranks.main:
                 shared = {"num_ranks": ranks.size, "seconds": seconds_by_phase}
                 run.finish_stage(name, {**result, **shared})
-            for scored, score in result.get("scores", {}).items():
-                run.event("score", of=scored, **score)
-            total = sum(seconds_by_phase.values())
-            run.event("stage_finished", stage=name, seconds=total)
-            if ranks.main:
                 reporter.stage_finished(name, result, total)
             ranks.barrier(PREPARATION_SECONDS if name == "prepare" else SERIAL_SECONDS)
         results = collect_results(run, recipe, config)

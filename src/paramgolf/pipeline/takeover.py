@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from paramgolf.config import RunConfig, to_json
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.runtime.files import copy_file, read_json
+from paramgolf.runtime.files import copy_file, read_json, write_bytes
 from paramgolf.runtime.rundir import RunDir
 
 _DEPENDS_ON = {"prepare": ("seed", "data", "model"), "train": ("train",), "adapt": ("adapt",)}
@@ -41,7 +42,7 @@ def require_trained(from_run: Path, config: RunConfig) -> None:
 
 
 def take_over(run: RunDir, config: RunConfig) -> None:
-    """Copy the files and then the results of the stages that a new run takes over.
+    """Copy the files, the events and then the results of the stages that a new run takes over.
 
     Until that is done, `RunDir.takeover_file` exists. If interrupted, call this again before any
     stage: a stage whose weights are missing would train them.
@@ -57,10 +58,22 @@ def take_over(run: RunDir, config: RunConfig) -> None:
         files.append(source.adapted)
     for file in files:
         copy_file(file, run.path / file.relative_to(source.path))
+    # They tell how the stages went, and the audit compares them with the seconds of the stages.
+    write_bytes(run.events_file, _events_of(source, stages))
     for stage in stages:
         result = source.stage_result(stage) or {}
         run.finish_stage(stage, {**result, "taken_from": str(source.path)})
     run.takeover_file.unlink()
+
+
+def _events_of(source: RunDir, stages: list[str]) -> bytes:
+    """Return the lines of events.jsonl up to the first stage that is not taken over."""
+    lines: list[str] = []
+    for event in source.read_events():
+        if event["event"] == "stage_started" and event["stage"] not in stages:
+            break
+        lines.append(json.dumps(event) + "\n")
+    return "".join(lines).encode()
 
 
 def best_source(config: RunConfig, runs: Iterable[Path]) -> Path | None:

@@ -107,11 +107,9 @@ def overview(
 
 def training(run: RunDir, config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """Return the charts of the training loss, or the reason why there are none."""
-    path, points = logged_steps(run)
+    points = training_points(run.read_events())
     if len(points) < 2:
-        exists = (path / "events.jsonl").exists()
-        reason = "fewer than two steps were logged" if exists else f"{path}, which trained, is gone"
-        return {"charts": None, "reason": reason}
+        return {"charts": None, "reason": "fewer than two steps were logged"}
     onset, visits = recurrence_onset(points, config), config.model.loop_visits
     note = None if onset is None else (onset, f"recurrence on, {visits} visits")
     validation = results["stages"]["ema"]
@@ -123,21 +121,6 @@ def training(run: RunDir, config: RunConfig, results: dict[str, Any]) -> dict[st
         "num_points": len(points),
         "validation": validation,
     }
-
-
-def logged_steps(run: RunDir) -> tuple[Path, list[dict[str, Any]]]:
-    """Return the logged steps of a run's training, and the directory of the run that trained.
-
-    Only that one has the events, and `run` may be several branches away from it.
-    """
-    path, earlier = run.path, set[Path]()
-    # Directories that were moved in the meantime may name each other.
-    while path not in earlier and (
-        taken := (RunDir(path).stage_result("train") or {}).get("taken_from")
-    ):
-        earlier.add(path)
-        path = Path(taken)
-    return path, training_points(RunDir(path).read_events())
 
 
 def training_points(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

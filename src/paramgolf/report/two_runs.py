@@ -98,5 +98,5 @@ def _different_settings(a: RunFiles, b: RunFiles) -> list[tuple[str, Any, Any]]:
 
 
 def _losses(a: RunFiles, b: RunFiles) -> figures.LineChart | None:
-    points = [sections.logged_steps(files.run)[1] for files in (a, b)]
+    points = [sections.training_points(files.run.read_events()) for files in (a, b)]
     return figures.two_losses(*points) if min(map(len, points)) > 1 else None

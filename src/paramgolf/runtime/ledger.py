@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
+from paramgolf.errors import UserError
+
 Budget = Literal["training", "evaluation", "none"]
 
 OTHER = "between phases"
-"""The phase of a stage's seconds that belong to no other phase."""
+"""The phase of a stage's seconds that belong to no other phase is STAGE: OTHER."""
 
 
 class Account(NamedTuple):
@@ -27,7 +29,7 @@ _FOR_THE_REPORT = Account("none", "a figure for the report; nothing depends on i
 _TRAINING, _EVALUATION = Account("training"), Account("evaluation")
 _ADAPTATION = "the text decides"
 
-_PHASES: dict[str, Account | str] = {
+PHASES: dict[str, Account | str] = {
     "set-up: imports": _SETUP,
     "data: corpus": _DATA,
     "data: tokenizer": _DATA,
@@ -58,7 +60,12 @@ _PHASES: dict[str, Account | str] = {
     "score: score_first": _EVALUATION,
     "score: write documents": _FOR_THE_REPORT,
     "score: xz -9, for scale": _FOR_THE_REPORT,
-    OTHER: Account("none", "between phases: reading and writing stage results"),
+    # In the budget of the stage, so that there is nothing to gain from leaving work out of phases.
+    f"prepare: {OTHER}": _DATA,
+    f"train: {OTHER}": _TRAINING,
+    f"adapt: {OTHER}": _ADAPTATION,
+    f"pack: {OTHER}": _TRAINING,
+    f"score: {OTHER}": _EVALUATION,
 }
 
 
@@ -68,8 +75,13 @@ def account(phase: str, adapted_on: Literal["none", "adapt", "scored"]) -> Accou
     Args:
         phase: its name.
         adapted_on: the text of adaptation; adapting on the scored text is evaluation.
+
+    Raises:
+        UserError: if there is no such phase.
     """
-    found = _PHASES[phase]
+    if phase not in PHASES:
+        raise UserError(f"{phase!r} is no phase of this version's runs")
+    found = PHASES[phase]
     if isinstance(found, Account):
         return found
     return _EVALUATION if adapted_on == "scored" else _TRAINING
@@ -115,7 +127,7 @@ class Ledger:
 
     def add(self, name: str, seconds: float, earlier: float = 0.0) -> None:
         """Add seconds measured elsewhere, of which `earlier` passed before the clock started."""
-        assert name in _PHASES, f"unknown phase {name!r}"
+        assert name in PHASES, f"unknown phase {name!r}"
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
         self._earlier += earlier
 
@@ -123,8 +135,8 @@ class Ledger:
         """Return the seconds by phase, in the order of their first entry."""
         return dict(self._seconds)
 
-    def close(self) -> dict[str, float]:
+    def close(self, stage: str) -> dict[str, float]:
         """Add the time since the start that is in no phase to `OTHER`; return `seconds`."""
         wall = time.monotonic() - self._opened + self._earlier
-        self.add(OTHER, max(0.0, wall - sum(self._seconds.values())))
+        self.add(f"{stage}: {OTHER}", max(0.0, wall - sum(self._seconds.values())))
         return self.seconds()

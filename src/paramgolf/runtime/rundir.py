@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,10 @@ INCOMPLETE_EVENT = "incomplete_event"
 
 Listener = Callable[[str, dict[str, Any]], None]
 """Called with the kind and the values of every event of a run."""
+
+_EPOCH = time.time() - time.monotonic()
+"""Events tell the time of the clock that measures seconds: setting the machine's clock while a
+run works, or suspending the machine, does not make them differ."""
 
 _PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors", "constriction")
 
@@ -135,7 +140,7 @@ class RunDir:
         """Append one line to events.jsonl."""
         if not self._keeps_events:
             return
-        line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
+        line = json.dumps({"time": round(_EPOCH + time.monotonic(), 3), "event": kind, **values})
         size = self.events_file.stat().st_size if self.events_file.exists() else 0
         try:
             with self.events_file.open("a") as file:
@@ -211,6 +216,16 @@ def _environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
         "cuda": torch.version.cuda,
+        "cpu": cpu_model(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu_threads": torch.get_num_threads(),
     }
+
+
+def cpu_model() -> str:
+    """Return the name of this machine's processor; of its kind if the system does not tell more."""
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -17,7 +17,7 @@ from paramgolf.optim.federated import FederatedAdamW
 from paramgolf.optim.schedule import cosine
 from paramgolf.runtime.console import Progress
 from paramgolf.runtime.device import named_generator
-from paramgolf.runtime.files import read_tensors, write_tensors
+from paramgolf.runtime.files import read_tensors, sha256_of_file, write_tensors
 from paramgolf.scoring.bits_per_byte import Score
 from paramgolf.stages.job import Job
 from paramgolf.stages.validation import Validation
@@ -50,15 +50,18 @@ def run(job: Job) -> dict[str, Any]:
         job.run.event("adapt_epoch", **record)
         job.reporter.detail(_epoch_line(record))
     assert score is not None
+    digest = ""
     if runtime.ranks.main:
         with ledger.phase("adapt: write"):
             write_tensors(job.run.adapted, dict(adaptation.model.named_parameters()))
+            digest = sha256_of_file(job.run.adapted)
     seconds = ledger.seconds().get("adapt: steps", 0.0)
     # The phase leaves out a first epoch that compiles, and so does the number of tokens.
     tokens = (config.adapt.epochs - runtime.compiled) * adaptation.num_tokens
     return {
         "scores": {"adapted": dataclasses.asdict(score)},
         "epochs": epochs,
+        "weights_sha256": digest,
         "tokens_per_second": {"adapt_steps": tokens / seconds if seconds and tokens else None},
     }
 

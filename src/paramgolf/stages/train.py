@@ -16,7 +16,7 @@ from paramgolf.errors import UserError
 from paramgolf.model.gpt import num_parameters
 from paramgolf.optim.trainer import Trainer
 from paramgolf.runtime.device import Runtime
-from paramgolf.runtime.files import read_tensors, write_tensors
+from paramgolf.runtime.files import read_tensors, sha256_of_file, write_tensors
 from paramgolf.runtime.ranks import Ranks
 from paramgolf.runtime.signals import Stopped, deferred
 from paramgolf.stages.job import Job
@@ -39,6 +39,7 @@ def run(job: Job) -> dict[str, Any]:
         new_seconds = _train(job, trainer)
     with job.ledger.phase("train: read checkpoint"):
         weights, measured = read_tensors(job.run.trained)
+        digest = sha256_of_file(job.run.trained)
         trainer.model.load_state_dict(weights)
     seconds = measured["seconds"]
     job.ledger.add("train: steps", seconds, earlier=seconds - new_seconds)
@@ -48,6 +49,7 @@ def run(job: Job) -> dict[str, Any]:
         "scores": {"ema": dataclasses.asdict(score)},
         "parameters": num_parameters(trainer.model),
         "tokens": measured["steps"] * config.train.batch_tokens,
+        "weights_sha256": digest,
         **measured,
     }
 
@@ -237,9 +239,11 @@ class _Loop:
                 self._checkpoint()
         if pending is not None:
             self._complete(pending, self.trainer.step)
+        if not spent and self._ranks.main:
+            self._checkpoint()
+        step, elapsed = self.trainer.step, self.clock.elapsed
+        self._run.event("clock_stopped", step=step, elapsed_seconds=elapsed)
         if not spent:
-            if self._ranks.main:
-                self._checkpoint()
             self._ranks.barrier()
             raise Stopped(f" after step {self.trainer.step}, with a checkpoint")
 
@@ -339,12 +343,12 @@ class _Loop:
     def _checkpoint(self) -> None:
         """Write the training state, which is the same on every rank; only rank 0 calls this."""
         self.require_finite_weights()
+        notes = {"step": self.trainer.step, "elapsed_seconds": self.clock.elapsed}
         write_tensors(
-            self.checkpoint_file,
-            self.trainer.state_tensors(),
-            step=self.trainer.step,
-            elapsed_seconds=self.clock.elapsed,
-            loss_nats=self.last_loss,
+            self.checkpoint_file, self.trainer.state_tensors(), **notes, loss_nats=self.last_loss
         )
         self.clock.pause()
+        self._run.event(
+            "checkpoint", **notes, seconds=self.clock.elapsed - notes["elapsed_seconds"]
+        )
         self._last_checkpoint = time.monotonic()

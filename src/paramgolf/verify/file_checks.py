@@ -18,7 +18,6 @@ _REQUIRED_PHASES = {
     "pack": ("pack: Hessians", "pack: GPTQ", "pack: code weights", "pack: write"),
     "score": ("score: load artifact", "score: quantized", "score: sliding"),
 }
-_MAX_SECONDS_IN_NO_PHASE = 0.5
 _REPORTED_EVENTS = ("micro_batch_reduced", "budget_not_filled", INCOMPLETE_EVENT)
 
 
@@ -59,7 +58,7 @@ def _shards(run: RunDir) -> Check:
 def _phases(run: RunDir, config: RunConfig) -> Check:
     """Check that the required phases are present and hold (nearly) all seconds of every stage."""
     missing: list[str] = []
-    longest, of_stage = 0.0, ""
+    longest = 0.0
     for stage in ("prepare", "train", "adapt", "pack", "score"):
         seconds: dict[str, float] = (run.stage_result(stage) or {}).get("seconds", {})
         required = _REQUIRED_PHASES.get(stage, ())
@@ -68,18 +67,13 @@ def _phases(run: RunDir, config: RunConfig) -> Check:
         if stage == "adapt" and config.adapt.text != "none":
             required = ("adapt: write",)
         missing += [phase for phase in required if not seconds.get(phase, 0) > 0]
-        if OTHER not in seconds:
-            missing.append(f"{OTHER} of {stage}")
-        if seconds.get(OTHER, 0.0) > longest:
-            longest, of_stage = seconds[OTHER], stage
+        if f"{stage}: {OTHER}" not in seconds:
+            missing.append(f"{stage}: {OTHER}")
+        longest = max(longest, seconds.get(f"{stage}: {OTHER}", 0.0))
     if missing:
         return check("all seconds in phases", "seconds", False, f"missing: {', '.join(missing)}")
-    figure = (
-        f"at most {longest:.2f} s per stage ({of_stage}) outside any phase "
-        f"(limit {_MAX_SECONDS_IN_NO_PHASE})"
-    )
-    good = longest <= _MAX_SECONDS_IN_NO_PHASE
-    return check("all seconds in phases", "seconds", good, figure)
+    figure = f"at most {longest:.2f} s of a stage are between phases, and count in its budget"
+    return check("all seconds in phases", "seconds", True, figure)
 
 
 def _budgets(config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
