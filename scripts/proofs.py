@@ -25,7 +25,6 @@ import zstandard
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.verify.prove import beginning
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "xz -9": lambda content: lzma.compress(content, preset=9),
@@ -43,11 +42,11 @@ def prove(run: Path, mode: str, size: int) -> dict:
         return json.loads(out.read_text())
 
 
-def beginning_of_the_text(run: Path, size: int) -> bytes:
+def beginning_of_the_text(run: Path, documents: int) -> bytes:
     opened, _, _ = RunDir.open(run)
     stream = PreparedText.of(opened).stream("val", opened.data)
     texts = Tokenizer.load(opened.tokenizer).decode_documents(stream)
-    return "".join(beginning(texts, size)).encode()
+    return "".join(texts[:documents]).encode()
 
 
 def main() -> None:
@@ -61,7 +60,7 @@ def main() -> None:
     for named in arguments.proofs:
         mode, size = named.split("=")
         proof = prove(arguments.run, mode, int(size))
-        content = beginning_of_the_text(arguments.run, int(size))
+        content = beginning_of_the_text(arguments.run, proof["documents"])
         length, claimed, stream = (
             proof[name] for name in ("text_bytes", "claimed_bytes", "stream_bytes")
         )

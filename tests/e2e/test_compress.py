@@ -19,7 +19,7 @@ TEXT = "The \u2581lambda\u2581 has.\r\n\ttabs, caf\u00e9 \u65e5\u672c\u8a9e \U00
 
 def resealed(content: bytes) -> bytes:
     """Return the content with its checksum recomputed."""
-    header, stream = content[:96], content[100:]
+    header, stream = content[:104], content[108:]
     return header + zlib.crc32(header + stream).to_bytes(4, "little") + stream
 
 
@@ -60,8 +60,8 @@ def test_the_stream_is_as_long_as_the_score_says(mini_run: FinishedRun) -> None:
 def test_errors_are_one_line(cli: Cli, mini_run: FinishedRun, coded: Path, tmp_path: Path) -> None:
     model, out = mini_run.path / "model.bin", tmp_path / "out"
     content = coded.read_bytes()
-    other = content[:34] + bytes([content[34] ^ 1]) + content[35:]  # the artifact's hash
-    differs = content[:74] + bytes([content[74] ^ 1]) + content[75:]  # the text's
+    other = content[:42] + bytes([content[42] ^ 1]) + content[43:]  # the artifact's hash
+    differs = content[:82] + bytes([content[82] ^ 1]) + content[83:]  # the text's
     wrong = {
         "not a text compressed by paramgolf": b"some other file",
         "version 7": content[:8] + b"\7" + content[9:],

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from paramgolf.data.tokenizer_training import train_tokenizer
 from tests.e2e import command
@@ -16,9 +20,15 @@ from tests.e2e.mini import texts_of
 from tests.e2e.test_compress import TEXT
 
 
-@pytest.mark.parametrize(("mode", "size"), [("plain", 3000), ("sliding", 600)])
-def test_the_validation_text_is_proven(
-    cli: Cli, mini_run: FinishedRun, mode: str, size: int, tmp_path: Path
+def documents_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "documents.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("mode", "stage", "size"), [("plain", "quantized", 3000), ("sliding", "sliding", 1)]
+)
+def test_the_reported_score_of_whole_documents_is_proven(
+    cli: Cli, mini_run: FinishedRun, mode: str, stage: str, size: int, tmp_path: Path
 ) -> None:
     out = tmp_path / "proof.json"
     result = cli("prove", mini_run.path, "--mode", mode, "--bytes", str(size), "--out", out)
@@ -26,9 +36,22 @@ def test_the_validation_text_is_proven(
     assert "bit for bit, by another process" in result.stdout
     proof = json.loads(out.read_text())
     assert proof["holds"]
-    assert proof["text_bytes"] == size
-    assert proof["claimed_bytes"] == pytest.approx(proof["claimed_bpb"] * size / 8)
-    assert abs(proof["stream_bytes"] - proof["claimed_bytes"]) < 0.001 * size + 64
+    reported = documents_of(mini_run.path)
+    ends = reported["bytes"].cumsum(0).tolist()
+    count = max(1, sum(end <= size for end in ends))
+    assert (proof["documents"], proof["text_bytes"]) == (count, ends[count - 1])
+    nats = float(reported[stage][:count].sum())
+    assert proof["claim"]["nats"] == pytest.approx(nats, rel=1e-12)
+    assert proof["claimed_bytes"] == pytest.approx(nats / math.log(2) / 8)
+    excess = proof["stream_bytes"] - proof["claimed_bytes"] - proof["lane_bytes"]
+    assert abs(excess) < proof["slack_bytes"]
+    assert proof["slack_bytes"] < 0.001 * proof["claimed_bytes"] + 8.1
+    assert proof["slack_bpb"] == pytest.approx(8 * proof["slack_bytes"] / proof["text_bytes"])
+    part = f"the first {count} of {len(ends)} documents, {ends[count - 1]:,} of {ends[-1]:,} bytes"
+    assert part in result.stdout
+    assert f"proven: {stage}, for these documents; the rest is for the audit" in result.stdout
+    another = "The run's last score is another: sliding, "
+    assert (another in result.stdout) == (mode == "plain")
     files = [mini_run.path / name for name in ("model.bin", "tokenizer.model", "train_gpt.py")]
     parts = sum(file.stat().st_size for file in files)
     assert proof["two_part_bytes"] == parts + proof["stream_bytes"]
@@ -62,7 +85,7 @@ def test_a_repetitive_text_is_proven(
     assert proof["lanes"] == 64
     assert 0 < proof["lane_bytes"] < 63 * 11 / 8
     excess = proof["stream_bytes"] - proof["claimed_bytes"]
-    assert excess > 64 + 0.001 * proof["claimed_bytes"]
+    assert excess > 64 + proof["slack_bytes"]
     assert abs(excess - proof["lane_bytes"]) < 8
     allowed = f"{proof['max_stream_bytes']:,.1f} bytes: claimed +{proof['lane_bytes']:.1f} for 64"
     assert allowed in result.stdout
@@ -80,16 +103,21 @@ def test_what_cannot_be_proven(cli: Cli, mini_run: FinishedRun, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_score_that_cheats_is_not_proven(mini_run: FinishedRun, tmp_path: Path) -> None:
-    """Losses are reported 0.5 nats too small: no stream is that short."""
+def test_a_score_that_cheats_is_not_proven(
+    mini_run: FinishedRun, source: Path, tmp_path: Path
+) -> None:
+    """Losses are computed 0.5 nats too small: no stream is that short."""
     cheat = (
         "from paramgolf.model.gpt import GPT\n"
         "honest = GPT.target_nats\n"
         "GPT.target_nats = lambda self, *given: honest(self, *given) - 0.5\n"
     )
     (tmp_path / "sitecustomize.py").write_text(cheat)
-    environment = {"PYTHONPATH": str(tmp_path)}
-    result = command.run("prove", mini_run.path, "--bytes", "0", env=environment)
+    (tmp_path / "text").write_text("".join(texts_of(source, "val")[:2]))
+    environment = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    arguments = ("prove", mini_run.path, "--text", tmp_path / "text")
+    result = command.run(*arguments, env=environment)
     assert result.code == 1
     assert "not proven" in result.stdout
     assert "bit for bit" in result.stdout
+    assert "the score computed here claims" in result.stderr

@@ -149,3 +149,24 @@ def test_divergence_is_reported() -> None:
     model, tokens = small_model(torch.float32), some_tokens(5 * LENGTH)
     with pytest.raises(UserError, match="diverged in chunk"):
         score_first_losses(model, ORDER, wild, tokens, plain_windows(5 * LENGTH, LENGTH), 64)
+
+
+def test_the_beginning_of_a_text_is_coded_with_the_rates_of_the_whole() -> None:
+    """The losses of the whole text are those of its beginning only if the schedule is the same."""
+    model, tokens = small_model(torch.float32), some_tokens(7 * LENGTH + 3)
+    whole = len(tokens) - 1
+    losses = score_first_losses(model, ORDER, SGD, tokens, windows_of(whole, LENGTH, 4), LENGTH)
+    count = 5 * LENGTH
+    part, known = windows_of(count, LENGTH, 4), tokens[: count + 1].astype(np.int32)
+    bits: dict[int, float] = {}
+    for total in (0, whole):
+        encoder = Encoder()
+        how = (part, int(tokens[0]), count)
+        code_tokens(model, ORDER, encoder, *how, known, 1, SGD, total)
+        decoder = Decoder(encoder.content())
+        decoded = code_tokens(model, ORDER, decoder, *how, None, 1, SGD, total)
+        assert np.array_equal(decoded.tokens, known)
+        bits[total] = encoder.ideal_bits
+    expected = float(losses[:count].double().sum()) / math.log(2)
+    assert bits[whole] == pytest.approx(expected, rel=1e-5)
+    assert bits[0] != pytest.approx(expected, rel=1e-4)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -16,6 +15,9 @@ from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.outputs import require_new_file
+
+if TYPE_CHECKING:
+    from paramgolf.verify.prove import Proof
 
 _COLUMNS = 80
 
@@ -39,12 +41,14 @@ class ProveArguments:
     path: tyro.conf.Positional[Path]
     """A run directory or bundle, or an artifact (model.bin) with its tokenizer beside it."""
     text: Path | None = None
-    """A UTF-8 file; by default the validation text of the run."""
+    """A UTF-8 file, whose score is computed here; by default the validation text of the run, with
+    the losses that the run reports."""
     mode: Literal["plain", "sliding", "score-first"] = "plain"
     """Consecutive windows; sliding windows; or sliding windows and learning as the recipe does. The
     last two code one token at a time, which is slow."""
     bytes: int = 100_000
-    """Only the first bytes of the text; 0: all of it."""
+    """Only the beginning of the text, of a run's text in whole documents and at least one; 0: all
+    of it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where both sides compute."""
     out: Path | None = None
@@ -92,7 +96,7 @@ def prove(arguments: list[str]) -> None:
 
     from paramgolf.runtime.device import select_runtime
     from paramgolf.runtime.files import write_json
-    from paramgolf.verify.prove import MAX_EXCESS_BYTES, MAX_EXCESS_SHARE, prove
+    from paramgolf.verify.prove import prove
 
     if parsed.bytes < 0:
         raise ConfigError(f"invalid --bytes = {parsed.bytes}: expected 0 or more")
@@ -106,26 +110,48 @@ def prove(arguments: list[str]) -> None:
         select_runtime(parsed.device),
         standard_error(),
     )
+    _print_proof(proof, standard_output())
     if parsed.out is not None:
-        write_json(parsed.out, {**dataclasses.asdict(proof), "holds": proof.holds})
-    reporter = standard_output()
-    size = proof.text_bytes
-    allowed = (
-        f"claimed {proof.lane_bytes:+.1f} for {proof.lanes} lanes +{proof.rounding_bytes:.1f} for "
-        f"rounding +{MAX_EXCESS_SHARE:.1%} +{MAX_EXCESS_BYTES}"
-    )
+        write_json(parsed.out, proof.to_json())
+    if not proof.holds:
+        raise UserError(f"the score of {parsed.path} is not proven: {proof.objection()}")
+
+
+def _print_proof(proof: Proof, reporter: Reporter) -> None:
+    """Print what was coded, what was claimed, what it took, and the verdict."""
+    claim, size = proof.claim, proof.text_bytes
+    if claim is None:
+        scored = f"{proof.claimed_bpb:.4f} BPB ({proof.label}), computed here"
+        covered, whose = f"{size:,} bytes", "the score"
+        verdict = "proven" if proof.holds else "not proven"
+    else:
+        scored = f"{claim.bpb:.4f} BPB ({claim.label}), reported for {claim.stage}"
+        covered = (
+            f"the first {proof.documents:,} of {claim.total_documents:,} documents, {size:,} of "
+            f"{claim.total_bytes:,} bytes, {size / claim.total_bytes:.1%}"
+        )
+        whose = f"the reported losses of these documents: {proof.claimed_bpb:.4f} BPB"
+        verdict = "not proven"
+        if proof.holds:
+            rest = "; the rest is for the audit to check" * (size < claim.total_bytes)
+            verdict = f"proven: {claim.stage}, for these documents{rest}"
+            if claim.last[0] != claim.stage:
+                verdict += f". The run's last score is another: {claim.last[0]}"
+                verdict += f", {claim.last[1]:.4f} BPB"
     for name, value in (
-        ("score", f"{proof.claimed_bpb:.4f} BPB ({proof.label}), {proof.mode} windows"),
-        ("text", f"{size:,} bytes; xz -9: {proof.xz_bytes:,}"),
-        ("claimed", f"{proof.claimed_bytes:,.1f} bytes"),
-        ("stream", f"{proof.stream_bytes:,} bytes"),
-        ("allowed", f"{proof.max_stream_bytes:,.1f} bytes: {allowed}"),
+        ("score", f"{scored}, {proof.mode} windows"),
+        ("text", covered),
+        ("claimed", f"{proof.claimed_bytes:,.1f} bytes by {whose}"),
+        ("stream", f"{proof.stream_bytes:,} bytes; xz -9: {proof.xz_bytes:,}"),
+        (
+            "allowed",
+            f"{proof.max_stream_bytes:,.1f} bytes: claimed {proof.lane_bytes:+.1f} for "
+            f"{proof.lanes} lanes +{proof.slack_bytes:.1f} of slack, {proof.slack_bpb:.4f} BPB",
+        ),
         ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer, a run's code"),
         ("encode", f"{proof.encode_seconds:.1f} s, {size / proof.encode_seconds:,.0f} bytes/s"),
         ("decode", f"{proof.decode_seconds:.1f} s, {size / proof.decode_seconds:,.0f} bytes/s"),
         ("decoded", proof.failure or "bit for bit, by another process"),
-        ("verdict", "proven" if proof.holds else "not proven"),
+        ("verdict", verdict),
     ):
         reporter.line(f"{name:<9} {value}")
-    if not proof.holds:
-        raise UserError(f"the score of {parsed.path} is not proven")

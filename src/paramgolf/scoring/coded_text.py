@@ -45,6 +45,7 @@ def code_tokens(
     known: Integers | None,
     lanes: int = 1,
     learning: ScoreFirstConfig | None = None,
+    of_targets: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Coded:
     """Encode or decode a stream of tokens in the order of its windows.
@@ -64,6 +65,7 @@ def code_tokens(
         known: (N + 1,) the tokens; None to decode.
         lanes: 1 unless every window scores all that it predicts.
         learning: how the model learns between chunks; None: it is fixed.
+        of_targets: targets of the text that this is the beginning of; 0: this is all of it.
         progress: called with the number of targets coded and the total.
     """
     coding = _Coding(model, order, coder, first, num_targets, known, lanes, progress)
@@ -71,7 +73,9 @@ def code_tokens(
         if learning is None:
             coding.code(windows)
         else:
-            score_then_learn(model, order, learning, windows, num_targets, coding.code)
+            score_then_learn(
+                model, order, learning, windows, num_targets, coding.code, of_targets=of_targets
+            )
     return Coded(coding.tokens[: num_targets + 1], np.concatenate(coding.heads))
 
 

@@ -67,6 +67,7 @@ def score_then_learn(
     num_targets: int,
     score_chunk: ScoreChunk,
     ranks: Ranks | None = None,
+    of_targets: int = 0,
 ) -> None:
     """Score a text chunk by chunk; learn from every chunk but the last once it is scored.
 
@@ -80,13 +81,16 @@ def score_then_learn(
         num_targets: N.
         score_chunk: called with the windows of each chunk, in order.
         ranks: share the gradients of a step; every rank must call this function.
+        of_targets: targets of the text that this is the beginning of, over which the learning rate
+            falls; 0: this is all of it.
 
     Raises:
         UserError: if learning diverges.
     """
     chunks = in_chunks(windows, num_targets, model.config.seq_len, config.chunk_tokens)
+    total = max(len(chunks), -(-of_targets // config.chunk_tokens))
     with restored(model):
-        learner = Learner(model, order, config, len(chunks), ranks)
+        learner = Learner(model, order, config, total, ranks)
         for number, chunk in enumerate(chunks):
             tokens = score_chunk(chunk)
             if number < len(chunks) - 1:

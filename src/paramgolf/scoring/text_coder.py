@@ -20,8 +20,8 @@ from paramgolf.runtime.device import Runtime
 from paramgolf.scoring.coded_text import Coded, code_tokens
 from paramgolf.scoring.predictor import Predictor, load_on
 
-MAGIC, VERSION = b"PARATEXT", 2
-_HEADER = struct.Struct("<8sIIIIQ32s32s")
+MAGIC, VERSION = b"PARATEXT", 3
+_HEADER = struct.Struct("<8sIIIIQQ32s32s")
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of header and stream, between the two
 MAX_LANES = 64
 """Windows coded side by side. An extra lane costs one token coded without a prediction."""
@@ -58,20 +58,26 @@ class TextCoder:
         stride: int = 0,
         fixed: bool = True,
         progress: Progress | None = None,
+        tokens: NDArray[np.uint16] | None = None,
+        of_targets: int = 0,
     ) -> CodedText:
         """Compress the documents of a text.
 
         Args:
-            texts: documents that survive encoding and decoding by the tokenizer.
+            texts: documents that the tokenizer restores from their tokens.
             stride: of sliding windows, coded one after the other (slow); 0: consecutive windows.
             fixed: do not learn from the text, even if the recipe does.
             progress: called with the number of tokens coded and the total.
+            tokens: (N + 1,) those of the text; None: the tokenizer's.
+            of_targets: targets of the text that this is the beginning of, since learning follows a
+                schedule over the whole text; 0: this is all of it.
 
         Raises:
             UserError: if the text does not survive the tokenizer, or the stride is invalid.
         """
         tokenizer = self._predictor.tokenizer
-        tokens = np.concatenate(tokenizer.encode(texts))
+        if tokens is None:
+            tokens = np.concatenate(tokenizer.encode(texts))
         if tokenizer.decode_documents(tokens) != list(texts):
             raise UserError(
                 "the tokenizer does not reproduce this text (it normalises, or has no piece for a "
@@ -79,10 +85,10 @@ class TextCoder:
             )
         encoder = Encoder()
         count = len(tokens) - 1
-        coded = self._code(encoder, count, stride, fixed, tokens.astype(np.int32), progress)
-        header = _HEADER.pack(
-            MAGIC, VERSION, stride, MAX_LANES, int(fixed), count, self._sha256, text_digest(texts)
-        )
+        total = of_targets or count
+        coded = self._code(encoder, count, total, stride, fixed, tokens.astype(np.int32), progress)
+        shape = (stride, MAX_LANES, int(fixed), count, total)
+        header = _HEADER.pack(MAGIC, VERSION, *shape, self._sha256, text_digest(texts))
         stream = encoder.content()
         checksum = _CHECKSUM.pack(zlib.crc32(header + stream))
         size = sum(len(text.encode()) for text in texts)
@@ -98,13 +104,15 @@ class TextCoder:
         begin = _HEADER.size + _CHECKSUM.size
         if len(content) < begin or not content.startswith(MAGIC):
             raise UserError(f"{name} is not a text compressed by paramgolf")
-        _, version, stride, lanes, fixed, count, artifact, digest = _HEADER.unpack_from(content)
+        _, version, stride, lanes, fixed, count, total, artifact, digest = _HEADER.unpack_from(
+            content
+        )
         (checksum,) = _CHECKSUM.unpack_from(content, _HEADER.size)
         stream = content[begin:]
         if version != VERSION:
             raise UserError(f"{name} has version {version}; this paramgolf reads {VERSION}")
         # No symbol takes less than 2^-16 bits, which bounds the number of tokens in a stream.
-        possible = lanes == MAX_LANES and count <= (8 * len(stream) + 64) << 16
+        possible = lanes == MAX_LANES and count <= min(total, (8 * len(stream) + 64) << 16)
         if zlib.crc32(content[: _HEADER.size] + stream) != checksum or not possible:
             raise UserError(f"{name} is damaged: its checksum does not match")
         if artifact != self._sha256:
@@ -114,7 +122,7 @@ class TextCoder:
             )
         try:
             decoder = Decoder(stream)
-            tokens = self._code(decoder, count, stride, bool(fixed), None, progress).tokens
+            tokens = self._code(decoder, count, total, stride, bool(fixed), None, progress).tokens
             decoder.finish()
             texts = self._predictor.tokenizer.decode_documents(tokens.astype(np.uint16))
             same = text_digest(texts) == digest
@@ -131,6 +139,7 @@ class TextCoder:
         self,
         coder: Encoder | Decoder,
         count: int,
+        of_targets: int,
         stride: int,
         fixed: bool,
         known: np.ndarray | None,
@@ -147,5 +156,6 @@ class TextCoder:
             known,
             1 if stride else MAX_LANES,
             predictor.learning(fixed),
+            of_targets,
             progress,
         )
