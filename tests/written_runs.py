@@ -52,9 +52,9 @@ def write_run(
             "bpb": total / math.log(2) / size,
             "tokens": tokens,
             "bytes": size,
+            "bytes_are": "original",
             "label": label,
             "overlap_share": 0.0,
-            "original_bytes": size,
         }
     packed = {stage: torch.tensor(nats_D) for stage in stages if stage != "ema"}
     write_tensors(
@@ -84,6 +84,14 @@ def write_run(
         {
             "recipe": "tiny", "seed": seed, "parameters": 12345, "steps": 600,
             "num_ranks": {"train": 1}, "adapted_on": "adapt", "stages": scores,
+            "text": {
+                "sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": size,
+                "documents": len(bytes_D), "bytes_are": "original",
+            },
+            "tokenizer": {
+                "sha256": "t0", "bytes": 6, "pieces": 2048, "claim": "trained",
+                "source": "trained by the run", "training": None, "long_piece_share": 0.0,
+            },
             "corpus": {"source": "stdlib", "sha256": "c0ffee", "tokens": {"train": 9}},
             "bytes": {
                 "total": 1004 + seed, "model": 1000 + seed, "code": 4, "tokenizer": 6,

@@ -76,7 +76,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_results_have_the_documented_keys(mini_run: FinishedRun, source: Path) -> None:
     results = read_results(mini_run.path)
     assert list(results) == [
-        "recipe", "seed", "corpus", "num_ranks", "adapted_on", "parameters", "steps", "stages",
+        "recipe", "seed", "corpus", "text", "tokenizer", "num_ranks", "adapted_on", "parameters", "steps", "stages",
         "adaptation", "bytes", "artifact_sha256", "raised_dampings", "seconds",
         "budgets",
         "tokens_per_second", "peak_gpu_bytes", "xz",
@@ -88,9 +88,9 @@ def test_results_have_the_documented_keys(mini_run: FinishedRun, source: Path) -
     assert list(results["stages"]) == list(TITLES.values())
     for score in results["stages"].values():
         assert list(score) == [
-            "loss_nats", "bpb", "tokens", "bytes", "label", "overlap_share", "original_bytes"
+            "loss_nats", "bpb", "tokens", "bytes", "bytes_are", "label", "overlap_share"
         ]  # fmt: skip
-        assert score["original_bytes"] == score["bytes"]
+        assert score["bytes_are"] == "original"
         assert score["tokens"] == NUM_TARGETS
         assert 1 < score["bpb"] < 6
         bits = score["loss_nats"] * score["tokens"] / math.log(2)

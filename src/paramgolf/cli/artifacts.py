@@ -12,7 +12,7 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from paramgolf.cli.common import find_artifact, over_original_bytes, printable
+from paramgolf.cli.common import find_artifact, printable
 from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import is_main_rank
@@ -134,9 +134,9 @@ def score(arguments: list[str]) -> None:
     progress = standard_error().progress("score", total, unit="targets")
     scores: list[tuple[str, Score]] = []
     done = 0
-    for name, tokens, texts in streams:
+    for stream in streams:
         losses = predictor.losses(
-            tokens,
+            stream.tokens,
             stride,
             progress=lambda scored, _, before=done: progress.update(before + scored),
             fixed=parsed.fixed,
@@ -144,7 +144,7 @@ def score(arguments: list[str]) -> None:
         done += len(losses)
         if parsed.losses is not None:
             write_array(parsed.losses, losses.double().cpu().numpy())
-        scores.append((name, predictor.score_of(losses, tokens, texts, parsed.fixed)))
+        scores.append((stream.name, predictor.score_of(losses, stream, parsed.fixed)))
     table = _score_table(scores)
     if len(scores) > 1:
         label = predictor.label([text for stream in streams for text in stream.texts])
@@ -154,9 +154,6 @@ def score(arguments: list[str]) -> None:
         _add_score(table, "total", _total([score for _, score in scores], label))
     reporter = standard_output()
     reporter.table(table)
-    for name, found in scores:
-        if note := over_original_bytes(found):
-            reporter.line(f"{printable(name)}: {note}")
     for reason in left_out:
         reporter.line(f"left out: {printable(reason)}")
 
@@ -207,9 +204,9 @@ def _total(scores: Sequence[Score], label: Label) -> Score:
         bpb=sum(score.bpb * score.bytes for score in scores) / size,
         tokens=tokens,
         bytes=size,
+        bytes_are=min(score.bytes_are for score in scores),  # "as decoded" if one is
         label=label.name,
         overlap_share=label.overlap_share,
-        original_bytes=sum(score.original_bytes for score in scores),
     )
 
 
@@ -233,7 +230,7 @@ def _add_score(table: Table, name: str, score: Score) -> None:
         f"{score.loss_nats:.4f}",
         f"{score.tokens:,}",
         f"{score.bytes:,}",
-        score.label,
+        score.shown_label,
         "" if share is None else f"{share:.1%}",
     )
 

@@ -7,13 +7,10 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from unicodedata import category
 
 from paramgolf.errors import ConfigError, UserError
-
-if TYPE_CHECKING:
-    from paramgolf.scoring.bits_per_byte import Score
 
 _T = TypeVar("_T")
 
@@ -79,17 +76,6 @@ def printable(path: str | Path) -> str:
     """Return a path with U+FFFD in place of control characters and of bytes that are not UTF-8."""
     name = os.fsencode(path).decode(errors="replace")
     return "".join("\ufffd" if category(c) in ("Cc", "Zl", "Zp") else c for c in name)
-
-
-def over_original_bytes(score: Score) -> str:
-    """Return a note on a score whose tokenizer normalises text; empty for any other."""
-    if score.original_bytes == score.bytes:
-        return ""
-    difference = score.original_bpb - score.bpb
-    return (
-        f"the tokenizer normalises text; over the {score.original_bytes:,} bytes of the original "
-        f"text: {score.original_bpb:.4f} BPB ({difference:+.4f}, {score.label})"
-    )
 
 
 def recipe_usage(command: str) -> str:

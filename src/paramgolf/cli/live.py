@@ -195,7 +195,12 @@ def summary(name: str, result: dict[str, Any]) -> str:
         result: the stage result.
     """
     scores = list(result.get("scores", {}).values())
-    score = f"{scores[-1]['bpb']:.4f} BPB ({scores[-1]['label']})" if scores else ""
+    score = ""
+    if scores:
+        from paramgolf.scoring.bits_per_byte import shown_label
+
+        label = shown_label(scores[-1]["label"], scores[-1]["bytes_are"])
+        score = f"{scores[-1]['bpb']:.4f} BPB ({label})"
     match name:
         case "prepare":
             uses = {"train": "to train on", "adapt": "to adapt on", "val": "to score"}

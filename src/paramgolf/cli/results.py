@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from paramgolf.cli.common import over_original_bytes
 from paramgolf.runtime.console import Reporter, duration
 from paramgolf.runtime.ledger import account
 
@@ -40,7 +39,7 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
         path: the run directory.
         reporter: the console.
     """
-    from paramgolf.scoring.bits_per_byte import Score
+    from paramgolf.scoring.bits_per_byte import shown_label
 
     stages, size = results["stages"], results["bytes"]
     corpus, xz = results["corpus"], results["xz"]
@@ -56,29 +55,36 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
             f"{score['loss_nats']:.4f}",
             f"{score['tokens']:,}",
             f"{score['bytes']:,}",
-            score["label"],
+            shown_label(score["label"], score["bytes_are"]),
         )
     reporter.line("")
     reporter.table(table)
     if reporter.verbose:
         reporter.table(_seconds_by_phase(results))
-    if note := over_original_bytes(Score(**stages["sliding"])):
-        reporter.line(f"original  {note}")
     reporter.line(f"xz -9     {xz['bpb']:.4f} bits per byte for comparison: {xz['bytes']:,} bytes")
     reporter.line(f"corpus    {Path(corpus['source']).name}, sha256 {corpus['sha256'][:16]}")
     reporter.line("labels    self-reported: only rerunning the job can verify them;")
     reporter.line(f"          `paramgolf audit {path}` checks the rest")
     stage, score = list(stages.items())[-1]
     reporter.line("")
-    reporter.line(f"score     {score['bpb']:.4f} BPB, {score['label']} ({STAGE_TITLES[stage]})")
+    label = shown_label(score["label"], score["bytes_are"])
+    reporter.line(f"score     {score['bpb']:.4f} BPB, {label} ({STAGE_TITLES[stage]})")
     reporter.line(
-        f"size      {size['total']:,} of {size['budget']:,} bytes "
-        f"(model.bin {size['model']:,}, code {size['code']:,})"
+        f"size      {size['total']:,} of {size['budget']:,} bytes ({_size_parts(results)})"
     )
     reporter.line(f"run       {path}")
     # Commands are not wrapped, so that they can be copied.
     reporter.text(f"next      paramgolf report {quote(str(path))}\n")
     reporter.text(f'          paramgolf generate {quote(str(path))} --prompt "Return the"\n')
+
+
+def _size_parts(results: dict[str, Any]) -> str:
+    """Return the parts of a run's size that count in the budget."""
+    size = results["bytes"]
+    parts = f"model.bin {size['model']:,}, code {size['code']:,}"
+    if results["tokenizer"]["claim"] == "given":
+        parts += f", given tokenizer {size['tokenizer']:,}"
+    return parts
 
 
 def _seconds_by_phase(results: dict[str, Any]) -> Table:

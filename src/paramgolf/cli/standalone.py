@@ -76,15 +76,16 @@ def _score(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
     from paramgolf.scoring.predictor import load
 
     predictor = load(file.with_name("model.bin"), device=chosen.device)
-    for name, stream, texts in read_streams(chosen.text, predictor.tokenizer):
-        score = predictor.score_stream(stream, texts, chosen.stride, config.score.batch_tokens)
-        print(name)
+    for stream in read_streams(chosen.text, predictor.tokenizer):
+        score = predictor.score_stream(stream, chosen.stride, config.score.batch_tokens)
+        print(stream.name)
         for key, value in dataclasses.asdict(score).items():
             print(f"  {key:<15} {value}")
 
 
 def _run(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
     from paramgolf.pipeline.session import resume, start
+    from paramgolf.scoring.bits_per_byte import shown_label
 
     reporter = standard_output()
     if chosen.resume:
@@ -94,9 +95,12 @@ def _run(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
     reporter.line("stage              BPB      tokens  text bytes  label")
     for stage, score in results["stages"].items():
         sizes = f"{score['tokens']:>11,} {score['bytes']:>11,}"
-        reporter.line(f"{stage:<11} {score['bpb']:>10.6f} {sizes}  {score['label']}")
+        label = shown_label(score["label"], score["bytes_are"])
+        reporter.line(f"{stage:<11} {score['bpb']:>10.6f} {sizes}  {label}")
     size = results["bytes"]
     parts = f"model.bin {size['model']:,}, train_gpt.py {size['code']:,}"
+    if results["tokenizer"]["claim"] == "given":
+        parts += f", given tokenizer {size['tokenizer']:,}"
     reporter.line(f"bytes       {size['total']:,} of {size['budget']:,}: {parts}")
     _compare(results, config, file, reporter)
 

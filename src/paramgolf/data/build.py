@@ -28,9 +28,10 @@ from paramgolf.data.built_folder import (
     require_equal,
 )
 from paramgolf.data.chunks import Chunk, SeenDocuments, exact_key
-from paramgolf.data.documents import Document, batches
+from paramgolf.data.documents import Document, batches, digest_record
 from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import Fingerprints, fingerprints
+from paramgolf.data.manifest import VERSION
 from paramgolf.data.overlap import CopyFinder, Overlap, require_disjoint
 from paramgolf.data.provenance import TOKENIZER_GIVEN, Gathering, Provenance, Text
 from paramgolf.data.sample import Sample
@@ -53,8 +54,6 @@ from paramgolf.runtime.files import (
 )
 from paramgolf.runtime.signals import Stopped, received
 from paramgolf.version import __version__
-
-VERSION = 1
 
 _CHUNK_CHARS = 32 << 20
 
@@ -119,6 +118,8 @@ class _Build:
         self._counts = {"read": 0, "empty": 0, "duplicates": 0}
         self._digests = [hashlib.sha256() for _ in SPLITS]
         self._bytes = [0] * len(SPLITS)
+        self._trained_on: dict[str, int] | None = None
+        """Documents and bytes that the tokenizer was trained on; None: it was given."""
         self._in_both: list[str] = []
         """Names of documents of `sources` that are also documents of `val`."""
 
@@ -198,6 +199,7 @@ class _Build:
             if not different_setting(begun["settings"], wanted):
                 self._failed.unlink(missing_ok=True)
                 self._ends = tuple(begun["ends"])
+                self._trained_on = begun["trained_on"]
                 self._sources.leave_out(begun["skipped"])
                 return True
         for path in self._work.iterdir():
@@ -214,8 +216,15 @@ class _Build:
         self._ends, sample = self._scan(skip_bad)
         if not self._config.tokenizer:
             self._train_tokenizer(sample)
-        begun = {"settings": settings, "ends": self._ends, "skipped": self._sources.skipped}
-        write_json(self._begun, begun)
+        write_json(
+            self._begun,
+            {
+                "settings": settings,
+                "ends": self._ends,
+                "skipped": self._sources.skipped,
+                "trained_on": self._trained_on,
+            },
+        )
 
     def _settings(self) -> dict[str, Any]:
         """Return everything that determines the output, as plain JSON values."""
@@ -266,6 +275,7 @@ class _Build:
             f"  tokenizer {pieces:,} pieces from {len(texts):,} documents, {size:,} bytes"
         )
         model = train_tokenizer(texts, pieces, config.case_ops, "--vocab-size")
+        self._trained_on = {"documents": len(texts), "bytes": size}
         write_bytes(self._trained, model)
 
     def _encode(self, tokenizer: Tokenizer) -> list[Path]:
@@ -298,7 +308,7 @@ class _Build:
                     chunk.save(paths[-1])
                 for (_, text), split in zip(fresh, chunk.splits.tolist(), strict=True):
                     content = text.encode()
-                    self._digests[split].update(content + b"\0")
+                    self._digests[split].update(digest_record(text))
                     self._bytes[split] += len(content)
         return paths
 
@@ -401,6 +411,7 @@ class _Build:
                 "sha256": tokenizer.sha256,
                 "vocab_size": tokenizer.vocab_size,
                 "case_ops": tokenizer.case_ops,
+                "trained_on": self._trained_on,
             },
             "splits": splits,
             "overlap": overlap._asdict(),

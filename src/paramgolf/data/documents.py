@@ -149,9 +149,15 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
 
 
+def digest_record(text: str) -> bytes:
+    """Return what `text_digest` hashes of one document: its length and its UTF-8 bytes."""
+    content = text.encode()
+    return len(content).to_bytes(8, "little") + content
+
+
 def text_digest(texts: Iterable[str]) -> bytes:
-    """Return the SHA-256 of texts, each followed by a zero byte."""
+    """Return the SHA-256 that names a text: its documents in order, each after its length."""
     digest = hashlib.sha256()
     for text in texts:
-        digest.update(text.encode() + b"\0")
+        digest.update(digest_record(text))
     return digest.digest()

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paramgolf.data.documents import read_jsonl
 from paramgolf.data.shards import read_stream
+from paramgolf.data.streams import ORIGINALS, Stream
+from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.runtime.rundir import RunDir
 
@@ -23,9 +26,12 @@ class Split:
     tokens: int
     documents: int
     text_sha256: str
-    """Of the documents' texts; of the tokens, if the source was shards."""
-    original_bytes: int | None = None
-    """UTF-8 bytes of the original documents; None: not known."""
+    """`documents.text_digest` of the original documents, in hexadecimal."""
+    bytes: int
+    """UTF-8 bytes of the original documents."""
+    bytes_are: str
+    """"original"; or "as decoded" if the originals are not known: hash and bytes are then those of
+    the decoded documents."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +81,23 @@ class PreparedText:
     def stream(self, split: str, folder: Path) -> NDArray[np.uint16]:
         """Return all tokens of a split, in memory, (N + 1,)."""
         return read_stream(self.shards(split, folder))
+
+    def scored_text(self, folder: Path, tokenizer: Tokenizer) -> Stream:
+        """Return the validation text, in memory, given the run's data folder.
+
+        Raises:
+            UserError: if it is not the text that was prepared.
+        """
+        split, tokens = self.splits["val"], self.stream("val", folder)
+        originals = folder / ORIGINALS
+        if originals.exists():
+            texts = [text for _, text in read_jsonl(originals)]
+        else:
+            texts = tokenizer.decode_documents(tokens)
+        text = Stream("the validation text", tokens, texts, split.bytes_are)
+        if text.sha256 != split.text_sha256:
+            raise UserError(
+                f"the validation text in {folder} is not the one that was prepared (SHA-256 "
+                f"{text.sha256[:16]} instead of {split.text_sha256[:16]}): start a new run"
+            )
+        return text

@@ -1,4 +1,4 @@
-"""Token streams of files to score: plain text, JSON Lines, token shards."""
+"""Texts to score: their documents, and the tokens that stand for them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.data import shards
-from paramgolf.data.documents import is_jsonl, read_jsonl, read_text
+from paramgolf.data.documents import is_jsonl, read_jsonl, read_text, text_digest
+from paramgolf.data.manifest import built_split
 from paramgolf.data.sidecars import check_sidecars, is_sidecar
-from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.tokenizer import RULES, Tokenizer
 from paramgolf.errors import UserError
+
+ORIGINALS = "originals_val.jsonl"
+"""Beside validation shards: their original documents, if the tokenizer normalises these."""
 
 
 class Stream(NamedTuple):
@@ -23,7 +27,19 @@ class Stream(NamedTuple):
     tokens: NDArray[np.uint16]
     """(N + 1,); each document begins with BOS."""
     texts: list[str]
-    """Texts of the documents."""
+    """The original documents; the decoded ones where the originals are not known."""
+    bytes_are: str = "original"
+    """What `texts` are: "original" or "as decoded"."""
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of the documents."""
+        return sum(len(text.encode()) for text in self.texts)
+
+    @property
+    def sha256(self) -> str:
+        """The hash that names the text."""
+        return text_digest(self.texts).hex()
 
 
 def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream]:
@@ -32,7 +48,8 @@ def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream
     Sidecars, which a glob may match together with their shards, are not read as text.
 
     Raises:
-        UserError: if a file is missing, damaged or without text, or a sidecar is wrong.
+        UserError: if a file is missing, damaged or without text, a sidecar is wrong, or the
+            tokenizer does not preserve the text (see `require_restored`).
     """
     bins = [path for path in files if path.suffix == ".bin"]
     if bins:
@@ -42,14 +59,15 @@ def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream
         for path in texts:
             shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
         check_sidecars(texts, tokenizer)
-        tokens = shards.read_stream(texts)
-        decoded = tokenizer.decode_documents(tokens)
-        yield _with_text(Stream(", ".join(map(str, texts)), tokens, decoded), tokenizer)
+        yield _with_text(of_shards(texts, tokenizer), tokenizer)
     for path in files:
         if path in bins:
             continue
         documents = read_jsonl(path) if is_jsonl(path) else None
-        texts = [read_text(path)] if documents is None else [text for _, text in documents]
+        if documents is None:
+            texts = [read_text(path).removeprefix("\ufeff")]
+        else:
+            texts = [text for _, text in documents]
         yield encoded(str(path), texts, tokenizer)
 
 
@@ -57,11 +75,116 @@ def encoded(name: str, texts: list[str], tokenizer: Tokenizer) -> Stream:
     """Return documents as a stream.
 
     Raises:
-        UserError: if they are empty, or the tokenizer keeps nothing of them.
+        UserError: if they are empty, or the tokenizer does not preserve them.
     """
     if not any(texts):
         raise UserError(f"{name} is empty")
-    return _with_text(Stream(name, np.concatenate(tokenizer.encode(texts)), texts), tokenizer)
+    stream = Stream(name, np.concatenate(tokenizer.encode(texts)), texts)
+    require_restored(stream, tokenizer)
+    return _with_text(stream, tokenizer)
+
+
+def of_shards(paths: Sequence[Path], tokenizer: Tokenizer) -> Stream:
+    """Return the text of consecutive shards, whose tokens must be pieces of the tokenizer.
+
+    Its documents are the original ones if `data build` wrote exactly these shards, and so says its
+    manifest.
+
+    Raises:
+        UserError: if the originals are not known and the tokenizer normalises by another rule than
+            SentencePiece's own, or the bytes of the tokens are not those of the decoded text.
+    """
+    tokens = shards.read_stream(paths)
+    texts = tokenizer.decode_documents(tokens)
+    stream = Stream(", ".join(map(str, paths)), tokens, texts, "as decoded")
+    if (built := built_split(paths, tokenizer.sha256)) is not None:
+        originals = paths[0].with_name(ORIGINALS)
+        if originals.exists():
+            texts = [text for _, text in read_jsonl(originals)]
+        if text_digest(texts).hex() == built["text_sha256"]:
+            stream = stream._replace(texts=texts, bytes_are="original")
+            require_restored(stream, tokenizer)
+            return stream
+    if not tokenizer.rule:
+        raise UserError(
+            f"{stream.name}: the original text is not known, and the tokenizer changes text by a "
+            f"rule of its own: expected one of SentencePiece's rules ({', '.join(RULES)}), or "
+            "shards that `paramgolf data build` made of the text"
+        )
+    counted = int(tokenizer.token_bytes(np.append(np.uint16(tokenizer.bos), tokens)).sum())
+    if counted != stream.bytes and not tokenizer.unknown(tokens):
+        raise UserError(
+            f"{stream.name}: the tokens count {counted:,} bytes, but decode to {stream.bytes:,}: "
+            f"documents must begin with BOS ({tokenizer.bos}) and be whole UTF-8"
+        )
+    return stream
+
+
+def cut(stream: Stream, targets: int, tokenizer: Tokenizer) -> tuple[Stream, Stream | None]:
+    """Return the beginning of a text and the whole documents after it, None if there are none.
+
+    The beginning has at most so many targets and ends with a whole character; with a whole document
+    if the tokenizer normalises, since a part of the tokens is then no part of the original.
+
+    Raises:
+        UserError: if the tokenizer normalises, and the first document is longer than that.
+    """
+    tokens = stream.tokens
+    starts = shards.document_starts(tokens, tokenizer.bos)
+    begun = int(np.searchsorted(starts, targets + 1))
+    last = int(starts[begun - 1])
+    end = last + len(_whole_characters(tokens[last : targets + 1], tokenizer))
+    texts = tokenizer.decode_documents(tokens[:end])
+    *whole, beginning = texts
+    if stream.texts[: begun - 1] != whole or not stream.texts[begun - 1].startswith(beginning):
+        ends = np.append(starts[1:], len(tokens))
+        count = int(np.searchsorted(ends, targets + 1, side="right"))
+        if not count:
+            raise UserError(
+                f"data.val_targets = {targets:,} ends within the first document, but the tokenizer "
+                f"normalises text and needs whole documents: set --data.val-targets {ends[0] - 1}"
+            )
+        end, texts = int(ends[count - 1]), stream.texts[:count]
+    scored = stream._replace(tokens=tokens[:end], texts=texts)
+    if begun == len(starts):
+        return scored, None
+    rest = tokens[int(starts[begun]) :]
+    if len(rest) == len(starts) - begun:  # nothing but the BOS of empty documents
+        return scored, None
+    return scored, stream._replace(tokens=rest, texts=stream.texts[begun:])
+
+
+def require_restored(stream: Stream, tokenizer: Tokenizer) -> None:
+    """Check that a text comes back from its tokens, so that its bytes are what is predicted.
+
+    Raises:
+        UserError: if a token is an unknown piece, or a document comes back neither as it was nor as
+            its normal form under one of SentencePiece's rules.
+    """
+    if unknown := tokenizer.unknown(stream.tokens):
+        raise UserError(
+            f"{stream.name}: {unknown:,} of {len(stream.tokens):,} tokens are unknown pieces, so "
+            "there are no bits per byte: use a tokenizer with byte fallback"
+        )
+    decoded = tokenizer.decode_documents(stream.tokens)
+    for number, (text, back) in enumerate(zip(stream.texts, decoded, strict=True), start=1):
+        if text == back or (tokenizer.rule and tokenizer.normal_form(text) == back):
+            continue
+        raise UserError(
+            f"{stream.name}: document {number:,} does not come back from its tokens, nor its "
+            f"normal form under one of SentencePiece's rules ({', '.join(RULES)}), so there are no "
+            "bits per byte: use another tokenizer"
+        )
+
+
+def _whole_characters(document: NDArray[np.uint16], tokenizer: Tokenizer) -> NDArray[np.uint16]:
+    """Return the tokens of a document without those of an incomplete character at their end."""
+    for dropped in range(min(4, len(document))):
+        kept = document[: len(document) - dropped]
+        counted = int(tokenizer.token_bytes(np.append(np.uint16(tokenizer.bos), kept)).sum())
+        if counted == len(tokenizer.decode(kept.tolist()).encode()):
+            return kept
+    return document
 
 
 def _with_text(stream: Stream, tokenizer: Tokenizer) -> Stream:

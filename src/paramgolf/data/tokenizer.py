@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from paramgolf.data.caseops import ESCAPE, OPERATORS, from_caseops, to_caseops
 from paramgolf.data.shards import document_starts
-from paramgolf.data.tokenizer_check import MAX_BYTES, check_tokenizer
+from paramgolf.data.tokenizer_check import MAX_BYTES, check_tokenizer, parse_model
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_file
 
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
+RULES = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
+"""SentencePiece's own rules of normalisation."""
 _SPACE = "\u2581"  # what SentencePiece writes for a space inside a piece
 
 
@@ -142,6 +144,18 @@ class Tokenizer:
             counted[literal] = len(ESCAPE.encode())
         return counted
 
+    def long_piece_bytes(self, tokens: NDArray[np.uint16]) -> int:
+        """Return how many bytes the long pieces among the targets add to the decoded text.
+
+        A piece of more than three words or 24 characters is long: it holds text that a model is to
+        predict.
+        """
+        texts = (
+            self._processor.id_to_piece(i).replace(_SPACE, " ") for i in range(self.vocab_size)
+        )
+        is_long = np.array([len(text) > 24 or len(text.split()) > 3 for text in texts])
+        return int(self.token_bytes(tokens)[is_long[tokens[1:]]].sum())
+
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
         """Return the tokens of each text, beginning with BOS; uses all cores.
 
@@ -177,6 +191,31 @@ class Tokenizer:
         """Whether decoding restores every text; a tokenizer that normalises changes some."""
         probe = " \u00a0x  y\t\r\n\u2460\ufb01e\u0301\u3000\u200d "
         return self.decode_documents(self.encode([probe])[0]) == [probe]
+
+    @functools.cached_property
+    def rule(self) -> str:
+        """Which of `RULES` the model normalises by, byte for byte; "" for any other rule."""
+        own = parse_model(self.model)
+        if own.denormalizer and own.denormalizer.charsmap:
+            return ""
+        for name in RULES:
+            library = sentencepiece.SentencePieceNormalizer(rule_name=name)
+            its = parse_model(library.serialized_model_proto())
+            if own.normalizer.charsmap == its.normalizer.charsmap:
+                return name
+        return ""
+
+    def normal_form(self, text: str) -> str:
+        """Return a text as the model normalises it."""
+        text = to_caseops(text) if self.case_ops else text
+        normal = self._processor.normalize(text).replace(_SPACE, " ")
+        if not self._keeps_leading_space:
+            normal = normal.removeprefix(" ")
+        return from_caseops(normal) if self.case_ops else normal
+
+    def unknown(self, tokens: NDArray[np.uint16]) -> int:
+        """Return how many of the tokens are unknown pieces."""
+        return int((tokens == self._processor.unk_id()).sum())
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of one document's tokens, with U+FFFD for invalid UTF-8."""

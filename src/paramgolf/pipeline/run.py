@@ -118,6 +118,7 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, An
     """Combine the results of all stages; docs/results.md documents the keys."""
     by_stage = {name: run.stage_result(name) or {} for name in STAGES}
     prepared, packed = by_stage["prepare"]["text"], by_stage["pack"]
+    val = prepared["splits"]["val"]
     seconds = _total_by_phase(result.get("seconds", {}) for result in by_stage.values())
     return {
         "recipe": recipe,
@@ -128,6 +129,11 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, An
             "tokenizer_sha256": prepared["tokenizer_sha256"],
             "tokens": {name: split["tokens"] for name, split in prepared["splits"].items()},
         },
+        "text": {
+            "sha256": val["text_sha256"],
+            **{key: val[key] for key in ("bytes", "documents", "bytes_are")},
+        },
+        "tokenizer": by_stage["prepare"]["tokenizer"],
         "num_ranks": {name: result.get("num_ranks", 1) for name, result in by_stage.items()},
         "adapted_on": config.adapt.text,
         "parameters": by_stage["train"]["parameters"],

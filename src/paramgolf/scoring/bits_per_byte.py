@@ -11,7 +11,6 @@ from torch import Tensor
 
 from paramgolf.data.provenance import Label
 from paramgolf.data.shards import document_starts
-from paramgolf.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,43 +20,41 @@ class Score:
     loss_nats: float
     """Mean over the targets."""
     bpb: float
-    """Total bits over the UTF-8 bytes of the decoded text."""
+    """Total bits over `bytes`."""
     tokens: int
     """Targets scored, boundary tokens included."""
     bytes: int
+    """UTF-8 bytes of the original documents."""
+    bytes_are: str
+    """"original"; or "as decoded" if the originals are not known."""
     label: str
     """"held-out", "score-first", "in-sample" or "unverified"; see `data.provenance`."""
     overlap_share: float | None
     """Share of the text's sampled shingles that occur in the texts that shaped the artifact."""
-    original_bytes: int
-    """UTF-8 bytes of the original text; differs from `bytes` if the tokenizer normalises."""
 
     @property
-    def original_bpb(self) -> float:
-        """Total bits over `original_bytes`."""
-        return self.bpb * self.bytes / self.original_bytes if self.original_bytes else math.nan
+    def shown_label(self) -> str:
+        """The label as people read it."""
+        return shown_label(self.label, self.bytes_are)
 
 
-def score_losses(
-    losses_N: Tensor,
-    tokens: NDArray[np.uint16],
-    tokenizer: Tokenizer,
-    label: Label,
-    original_bytes: int | None = None,
-) -> Score:
-    """Return the score of a stream of N + 1 tokens from the losses of all targets, in float64."""
+def shown_label(label: str, bytes_are: str) -> str:
+    """Return a label as people read it: it says so if the bytes are not the original's."""
+    return label if bytes_are == "original" else f"{label}, bytes {bytes_are}"
+
+
+def score_losses(losses_N: Tensor, num_bytes: int, bytes_are: str, label: Label) -> Score:
+    """Return the score of a text from the losses of all its targets, summed in float64."""
     total_nats = float(losses_N.double().sum())
-    num_bytes = int(tokenizer.token_bytes(tokens).sum())
-    num_targets = len(tokens) - 1
-    bpb = total_nats / math.log(2) / num_bytes if num_bytes else math.nan
+    num_targets = len(losses_N)
     return Score(
         total_nats / num_targets,
-        bpb,
+        total_nats / math.log(2) / num_bytes if num_bytes else math.nan,
         num_targets,
         num_bytes,
+        bytes_are,
         label.name,
         label.overlap_share,
-        num_bytes if original_bytes is None else original_bytes,
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from paramgolf.compress.artifact import Artifact, ArtifactError, read
 from paramgolf.config import ScoreFirstConfig, require
 from paramgolf.data.provenance import Label, Provenance
-from paramgolf.data.streams import encoded
+from paramgolf.data.streams import Stream, encoded
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.model.gpt import GPT
@@ -79,9 +79,7 @@ class Predictor:
             UserError: if the text is empty.
         """
         stream = encoded("the text", [text], self.tokenizer)
-        return self.score_stream(
-            stream.tokens, stream.texts, stride, progress=progress, fixed=fixed
-        )
+        return self.score_stream(stream, stride, progress=progress, fixed=fixed)
 
     def generate(
         self,
@@ -114,25 +112,23 @@ class Predictor:
 
     def score_stream(
         self,
-        stream: NDArray[np.uint16],
-        texts: Sequence[str],
+        stream: Stream,
         stride: int | None = None,
         batch_tokens: int = 0,
         progress: Callable[[int, int], None] | None = None,
         fixed: bool = False,
     ) -> Score:
-        """Score a stream of (N + 1,) tokens.
+        """Score a text.
 
         Args:
-            stream: the tokens.
-            texts: its documents, for the label and the byte count.
+            stream: its tokens and its documents.
             stride: of sliding windows; 0: consecutive windows; None: the recipe's.
             batch_tokens: tokens per forward pass; 0: the device's default.
             progress: called with the number of targets scored and the total.
             fixed: do not learn, even if the recipe does.
         """
-        losses = self.losses(stream, stride, batch_tokens, progress, fixed)
-        return self.score_of(losses, stream, texts, fixed)
+        losses = self.losses(stream.tokens, stride, batch_tokens, progress, fixed)
+        return self.score_of(losses, stream, fixed)
 
     def losses(
         self,
@@ -168,24 +164,12 @@ class Predictor:
             raise ConfigError(f"invalid stride = {stride}: expected 0 to {seq_len}")
         return windows_of(num_targets, seq_len, stride)
 
-    def score_of(
-        self,
-        losses_N: Tensor,
-        stream: NDArray[np.uint16],
-        texts: Sequence[str],
-        fixed: bool,
-        original_bytes: int | None = None,
-    ) -> Score:
-        """Return the score of a stream with these losses.
-
-        `original_bytes` is the size of the original text where `texts` differs from it.
-        """
-        label = self.label(texts)
+    def score_of(self, losses_N: Tensor, stream: Stream, fixed: bool) -> Score:
+        """Return the score of a text with these losses."""
+        label = self.label(stream.texts)
         if self.learning(fixed):
             label = label.adaptive()
-        if original_bytes is None:
-            original_bytes = sum(len(text.encode()) for text in texts)
-        return score_losses(losses_N, stream, self.tokenizer, label, original_bytes)
+        return score_losses(losses_N, stream.bytes, stream.bytes_are, label)
 
 
 def load(path: str | Path, tokenizer: str | Path | None = None, device: str = "auto") -> Predictor:

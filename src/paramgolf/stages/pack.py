@@ -17,6 +17,7 @@ from paramgolf.compress.quantize import Quantizer
 from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.sensitivity import divergences
 from paramgolf.data.batches import SequenceSampler
+from paramgolf.data.claims import counted_bytes
 from paramgolf.data.provenance import Provenance
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
@@ -51,10 +52,11 @@ def run(job: Job) -> dict[str, Any]:
             adaptation = ", ".join(job.adapted_on) or "none"
             uses = known.uses | {"adaptation": adaptation}
             replace(known.of("train", *job.adapted_on), uses=uses).save(run.provenance)
+    counted = counted_bytes((run.stage_result("prepare") or {})["tokenizer"])
     # In whole units, so that one digit more in the configuration does not change the weights.
     reserved_bytes = -(-len(code) // _CODE_UNIT) * _CODE_UNIT
     with ledger.phase("pack: GPTQ"):
-        packer = _Packer(job, weights, hessians, pack.budget_bytes - reserved_bytes)
+        packer = _Packer(job, weights, hessians, pack.budget_bytes - reserved_bytes - counted)
         job.runtime.synchronize()
     packed = _fill(job, packer, calibration)
     if packed is None:
@@ -70,7 +72,7 @@ def run(job: Job) -> dict[str, Any]:
     model_bytes, code_bytes = run.artifact.stat().st_size, run.code.stat().st_size
     return {
         "bytes": {
-            "total": model_bytes + code_bytes,
+            "total": model_bytes + code_bytes + counted,
             "budget": pack.budget_bytes,
             "model": model_bytes,
             "code": code_bytes,

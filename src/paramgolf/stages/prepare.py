@@ -4,44 +4,64 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paramgolf.data import shards
-from paramgolf.data.documents import Document, batches, find_jsonl, read_jsonl, text_digest
-from paramgolf.data.encoding import Stream, encode_documents
+from paramgolf.data.claims import tokenizer_claim
+from paramgolf.data.documents import (
+    Document,
+    batches,
+    digest_record,
+    find_jsonl,
+    read_jsonl,
+    text_digest,
+)
+from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import fingerprints
+from paramgolf.data.manifest import built_by_us, require_tokenizer
 from paramgolf.data.prepared import PreparedText, Split
 from paramgolf.data.provenance import TOKENIZER_GIVEN, Gathering, Provenance, Text
 from paramgolf.data.sidecars import check_sidecars
+from paramgolf.data.streams import ORIGINALS, Stream, cut, of_shards, require_restored
 from paramgolf.data.text_source import kind_of_text, load_tokenizer, tokenizer_of_shards
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter
-from paramgolf.runtime.files import read_json, sha256_of_file, write_bytes
+from paramgolf.runtime.files import sha256_of_file, write_bytes
 from paramgolf.stages.job import Job
 
 _BATCH_CHARS = 1 << 24
 
 
-class _EncodedSplit(NamedTuple):
-    tokens: Stream
+class _Encoded(NamedTuple):
+    """A split to be written."""
+
+    stream: Stream
     text: Text
-    original_bytes: int | None
-    """Of the original text; None if it was cut between tokens or given as tokens alone."""
+
+
+class _Existing(NamedTuple):
+    """A split whose shards are used where they are."""
+
+    split: Split
+    text: Text
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Prepare the text, on rank 0; return the stage result, which contains a `PreparedText`."""
+    """Prepare the text, on rank 0.
+
+    Returns:
+        The stage result: "text" is a `PreparedText`, "tokenizer" what `tokenizer_claim` returns,
+        and its "long_piece_share".
+    """
     if not job.runtime.ranks.main:
         return {}
-    return {"text": _prepare(job).to_json()}
-
-
-def _prepare(job: Job) -> PreparedText:
     source = job.config.data.source
     if kind_of_text(source) == "shards":
         return _prepare_shards(job, Path(source))
@@ -51,20 +71,22 @@ def _prepare(job: Job) -> PreparedText:
 # Documents: the library's documentation, or JSON Lines.
 
 
-def _prepare_documents(job: Job) -> PreparedText:
+def _prepare_documents(job: Job) -> dict[str, Any]:
     config, source = job.config, job.config.data.source
     with job.ledger.phase("data: corpus"):
         splits, digest = _read_stdlib(job) if source == "stdlib" else _read_jsonl(job)
-    tokenizer = _tokenizer(job, config.data.tokenizer, splits["train"])
+    file = Path(config.data.tokenizer) if config.data.tokenizer else None
+    tokenizer = _tokenizer(job, file, splits["train"])
     with job.ledger.phase("data: encode"):
         encoded = {
             name: _encode(documents, tokenizer, name, job.reporter)
             for name, documents in splits.items()
             if documents or name != "adapt"
         }
+        require_restored(encoded["val"].stream, tokenizer)
         _cut_validation(encoded, config.data.val_targets, tokenizer)
-        tokenizer_text = _tokenizer_text(job, tokenizer, encoded["train"].text, "train")
-        return _write(job, digest, tokenizer, tokenizer_text, encoded)
+        claim = tokenizer_claim(tokenizer, file, encoded["train"].text.sha256)
+        return _write(job, digest, tokenizer, claim, encoded)
 
 
 def _read_stdlib(job: Job) -> tuple[dict[str, list[Document]], str]:
@@ -98,146 +120,119 @@ def _read_jsonl(job: Job) -> tuple[dict[str, list[Document]], str]:
 
 def _encode(
     documents: list[Document], tokenizer: Tokenizer, name: str, reporter: Reporter
-) -> _EncodedSplit:
+) -> _Encoded:
     if not documents:
         raise UserError(f"the {name!r} split has no documents; provide more text")
     progress = reporter.progress(f"encode {name}", sum(len(text) for _, text in documents), "chars")
-    tokens: list[Stream] = []
+    parts: list[NDArray[np.uint16]] = []
     gathering = Gathering()
     done = 0
     for batch in batches(documents, _BATCH_CHARS):
         encoded = encode_documents(batch, tokenizer)
-        tokens.append(encoded.tokens)
+        parts.append(encoded.tokens)
         gathering.add(encoded.prints)
         done += sum(len(text) for _, text in batch)
         progress.update(done)
-    digest = text_digest(text for _, text in documents).hex()
-    size = sum(len(text.encode()) for _, text in documents)
-    return _EncodedSplit(np.concatenate(tokens), gathering.text(digest), size)
+    texts = [text for _, text in documents]
+    stream = Stream(f"the {name!r} split", np.concatenate(parts), texts)
+    return _Encoded(stream, gathering.text(stream.sha256))
 
 
 # Token shards.
 
 
-def _prepare_shards(job: Job, folder: Path) -> PreparedText:
+def _prepare_shards(job: Job, folder: Path) -> dict[str, Any]:
     """Prepare a folder of shards; the training shards are used where they are."""
     data = job.config.data
-    tokenizer = _tokenizer(job, tokenizer_of_shards(data))
-    files = shards.find_splits(folder)
-    if not files["val"]:
+    file = tokenizer_of_shards(data)
+    tokenizer = _tokenizer(job, file)
+    require_tokenizer(folder, tokenizer.sha256)
+    files = {name: paths for name, paths in shards.find_splits(folder).items() if paths}
+    if "val" not in files:
         raise UserError(f"{folder} contains no *_val_*.bin")
     with job.ledger.phase("data: check shards"):
-        sizes = _check_shards(files, tokenizer, job.reporter) | _sizes_as_built(folder, files)
-        texts, tokenizer_text = _texts_of_shards(folder, files, tokenizer, job)
-        encoded = {
-            name: _EncodedSplit(shards.read_stream(files[name]), texts[name], sizes[name])
-            for name in ("val", "adapt")
-            if files[name]
-        }
+        _check_shards(files, tokenizer, job.reporter)
+        val = of_shards(files["val"], tokenizer)
+        hashes = {name: list(map(sha256_of_file, paths)) for name, paths in files.items()}
+        known = _as_built(folder, hashes) or _as_decoded(files, tokenizer, job.reporter)
+        encoded = {"val": _Encoded(val, known["val"].text)}
+        if "adapt" in files:
+            tokens = shards.read_stream(files["adapt"])
+            texts = tokenizer.decode_documents(tokens)
+            adapt = Stream("the 'adapt' split", tokens, texts, known["adapt"].split.bytes_are)
+            encoded["adapt"] = _Encoded(adapt, known["adapt"].text)
         _cut_validation(encoded, data.val_targets, tokenizer)
-        hashes = "".join(sha256_of_file(path) for name in ("train", "val") for path in files[name])
-        digest = hashlib.sha256(hashes.encode()).hexdigest()
+        digest = hashlib.sha256("".join(hashes["train"] + hashes["val"]).encode()).hexdigest()
         names = [str(path.resolve()) for path in files["train"]]
         tokens = sum(len(shards.open_shard(path)) for path in files["train"])
-        train = Split(names, tokens, len(texts["train"].documents), texts["train"].sha256)
-        return _write(
-            job, digest, tokenizer, tokenizer_text, encoded, {"train": (train, texts["train"])}
-        )
+        train = known["train"]
+        train = train._replace(split=dataclasses.replace(train.split, shards=names, tokens=tokens))
+        claim = tokenizer_claim(tokenizer, file, train.split.text_sha256)
+        return _write(job, digest, tokenizer, claim, encoded, {"train": train})
 
 
-def _check_shards(
-    files: dict[str, list[Path]], tokenizer: Tokenizer, reporter: Reporter
-) -> dict[str, int | None]:
-    """Check tokens and sidecars; return each split's original bytes, None where not known."""
+def _check_shards(files: dict[str, list[Path]], tokenizer: Tokenizer, reporter: Reporter) -> None:
+    """Check that tokens and sidecars match the tokenizer."""
     for path in (path for paths in files.values() for path in paths):
         shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
-    sizes: dict[str, int | None] = {}
-    for name, paths in files.items():
+    for paths in files.values():
         found = check_sidecars(paths, tokenizer)
-        sizes[name] = found.bytes if found.number == len(paths) else None
         if found.bytes != found.table_bytes:
             reporter.line(
                 f"  sidecars  {found.bytes:,} bytes of the original text; the tokenizer, which "
                 f"normalises, counts {found.table_bytes:,}"
             )
-    return sizes
 
 
-def _texts_of_shards(
-    folder: Path, files: dict[str, list[Path]], tokenizer: Tokenizer, job: Job
-) -> tuple[dict[str, Text], str]:
-    """Return the hashes of every split's text, and the text that the tokenizer was trained on.
+def _as_built(folder: Path, hashes: dict[str, list[str]]) -> dict[str, _Existing] | None:
+    """Return what `data build` recorded of the splits; None if they are not as it wrote them."""
+    built, file = built_by_us(folder), folder / "provenance.safetensors"
+    if built is None or not file.exists():
+        return None
+    if {name: list(split["shards"].values()) for name, split in built["splits"].items()} != hashes:
+        return None
+    texts = Provenance.load(file).texts
+    if {name: list(text.shards) for name, text in texts.items()} != hashes:
+        return None
+    found: dict[str, _Existing] = {}
+    for name, split in built["splits"].items():
+        sizes = (split["documents"], split["text_sha256"], split["bytes"])
+        found[name] = _Existing(Split([], 0, *sizes, "original"), texts[name])
+    return found
 
-    Both come from the folder's provenance if it is about exactly these shards; otherwise the
-    shards are decoded.
-    """
-    file = folder / "provenance.safetensors"
-    if file.exists():
-        known = Provenance.load(file)
-        found = {name: tuple(map(sha256_of_file, paths)) for name, paths in files.items() if paths}
-        if found == {name: text.shards for name, text in known.texts.items()}:
-            usual = known.uses.get("tokenizer", TOKENIZER_GIVEN)
-            return known.texts, _tokenizer_text(job, tokenizer, known.texts["train"], usual)
-    progress = job.reporter.progress("decode", sum(map(len, files.values())), "shards")
-    texts: dict[str, Text] = {}
+
+def _as_decoded(
+    files: dict[str, list[Path]], tokenizer: Tokenizer, reporter: Reporter
+) -> dict[str, _Existing]:
+    """Decode all shards for the hashes and sizes of their text."""
+    progress = reporter.progress("decode", sum(map(len, files.values())), "shards")
+    found: dict[str, _Existing] = {}
     done = 0
     for name, paths in files.items():
-        gathering, digest = Gathering(), hashlib.sha256()
+        gathering, digest, size = Gathering(), hashlib.sha256(), 0
         for documents in shards.whole_documents(paths, tokenizer.bos):
             decoded = tokenizer.decode_documents(documents)
             gathering.add(fingerprints(decoded))
             for text in decoded:
-                digest.update(text.encode() + b"\0")
+                digest.update(digest_record(text))
+                size += len(text.encode())
             done += 1
             progress.update(done)
-        texts[name] = gathering.text(digest.hexdigest())
-    return texts, _tokenizer_text(job, tokenizer, texts["train"], TOKENIZER_GIVEN)
-
-
-def _sizes_as_built(folder: Path, files: dict[str, list[Path]]) -> dict[str, int | None]:
-    """Return the original bytes of the splits that `data build` wrote just as they are now."""
-    manifest = folder / shards.MANIFEST
-    built = read_json(manifest) if manifest.exists() else {}
-    if "paramgolf" not in built:  # no manifest, or another program's
-        return {}
-    return {
-        name: split["bytes"]
-        for name, split in built["splits"].items()
-        if name != "train"  # gigabytes to hash, and nobody needs their number of bytes
-        and split["shards"] == {path.name: sha256_of_file(path) for path in files.get(name, ())}
-    }
+        text = gathering.text(digest.hexdigest())
+        sizes = (len(text.documents), text.sha256, size)
+        found[name] = _Existing(Split([], 0, *sizes, "as decoded"), text)
+    return found
 
 
 # Both.
 
 
-def _tokenizer_text(job: Job, tokenizer: Tokenizer, train: Text, usual: str) -> str:
-    """Return the text that the tokenizer was trained on: `usual`, if none was given.
-
-    A given one may be the tokenizer of an earlier run on the same text, whose results and
-    provenance lie beside it: in its directory, or in a bundle. Repeating that run then repeats its
-    provenance, and with it the artifact.
-    """
-    file = Path(job.config.data.tokenizer)
-    if not job.config.data.tokenizer:
-        return usual
-    results, provenance = file.with_name("results.json"), file.with_name(job.run.provenance.name)
-    if results.exists() and provenance.exists():
-        known = Provenance.load(provenance)
-        if (
-            read_json(results)["corpus"]["tokenizer_sha256"] == tokenizer.sha256
-            and known.texts["train"].sha256 == train.sha256
-        ):
-            return known.uses["tokenizer"]
-    return TOKENIZER_GIVEN
-
-
-def _tokenizer(job: Job, file: str | Path, documents: Sequence[Document] = ()) -> Tokenizer:
+def _tokenizer(job: Job, file: Path | None, documents: Sequence[Document] = ()) -> Tokenizer:
     """Load the tokenizer from a file; if none is named, train it on the documents."""
     vocab_size = job.config.model.vocab_size
     with job.ledger.phase("data: tokenizer"):
-        if file:
-            tokenizer = load_tokenizer(Path(file), vocab_size)
+        if file is not None:
+            tokenizer = load_tokenizer(file, vocab_size)
         else:
             from paramgolf.data.tokenizer_training import train_tokenizer
 
@@ -247,56 +242,59 @@ def _tokenizer(job: Job, file: str | Path, documents: Sequence[Document] = ()) -
     return tokenizer
 
 
-def _cut_validation(encoded: dict[str, _EncodedSplit], targets: int, tokenizer: Tokenizer) -> None:
+def _cut_validation(encoded: dict[str, _Encoded], targets: int, tokenizer: Tokenizer) -> None:
     """Keep the first `targets` targets for scoring.
 
     The whole documents after them become the adaptation split if the source has none.
     """
-    tokens = encoded["val"].tokens
-    if not 0 < targets < len(tokens) - 1:
+    whole = encoded["val"].stream
+    if not 0 < targets < len(whole.tokens) - 1:
         return
-    encoded["val"] = _decoded(tokens[: targets + 1], tokenizer)
-    starts = np.flatnonzero(tokens[targets + 1 :] == tokenizer.bos)
-    if "adapt" not in encoded and len(starts):
-        rest = tokens[targets + 1 + int(starts[0]) :]
-        if len(rest) > len(starts):  # more than the BOS of empty documents
-            encoded["adapt"] = _decoded(rest, tokenizer)
-
-
-def _decoded(tokens: Stream, tokenizer: Tokenizer) -> _EncodedSplit:
-    """Return a split of these tokens, with the hashes of its decoded text."""
-    texts = tokenizer.decode_documents(tokens)
-    return _EncodedSplit(tokens, Text.of(texts, text_digest(texts).hex()), None)
+    scored, rest = cut(whole, targets, tokenizer)
+    encoded["val"] = _Encoded(scored, Text.of(scored.texts, scored.sha256))
+    if "adapt" not in encoded and rest is not None:
+        encoded["adapt"] = _Encoded(rest, Text.of(rest.texts, rest.sha256))
 
 
 def _write(
     job: Job,
     corpus_sha256: str,
     tokenizer: Tokenizer,
-    tokenizer_text: str,
-    encoded: dict[str, _EncodedSplit],
-    existing: dict[str, tuple[Split, Text]] | None = None,
-) -> PreparedText:
-    """Write the shards of the encoded splits and the provenance; return what was prepared.
-
-    The shards of the `existing` splits are in place already.
-    """
+    claim: dict[str, Any],
+    encoded: dict[str, _Encoded],
+    existing: dict[str, _Existing] | None = None,
+) -> dict[str, Any]:
+    """Write the shards of the encoded splits and the provenance; return the stage result."""
     existing = existing or {}
     data, shard_tokens = job.run.data, job.config.data.shard_tokens
     splits = {name: split for name, (split, _) in existing.items()}
     texts = {name: text for name, (_, text) in existing.items()}
-    for name, (tokens, text, size) in encoded.items():
+    for name, (stream, text) in encoded.items():
+        tokens = stream.tokens
         if len(tokens) < 2:
             raise UserError(f"the {name!r} split has no text to predict; provide more documents")
         writer = shards.ShardWriter(data, name, shard_tokens)
         writer.add(tokens)
-        splits[name] = Split(writer.finish(), len(tokens), len(text.documents), text.sha256, size)
-        texts[name] = text
+        splits[name] = Split(
+            writer.finish(),
+            len(tokens),
+            len(stream.texts),
+            stream.sha256,
+            stream.bytes,
+            stream.bytes_are,
+        )
+        texts[name] = dataclasses.replace(text, sha256=stream.sha256)
+    val = encoded["val"].stream
+    if tokenizer.decode_documents(val.tokens) != val.texts:
+        lines = (json.dumps({"text": text}) + "\n" for text in val.texts)
+        write_bytes(data / ORIGINALS, "".join(lines).encode())
     source = str(Path(job.config.data.source))
     prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
     for name, text in texts.items():
         hashes = tuple(sha256_of_file(path) for path in prepared.shards(name, data))
         texts[name] = dataclasses.replace(text, shards=hashes)
-    uses = {"training": "train", "calibration": "train", "tokenizer": tokenizer_text}
+    trained_on = "train" if claim["claim"] == "trained" else TOKENIZER_GIVEN
+    uses = {"training": "train", "calibration": "train", "tokenizer": trained_on}
     Provenance(texts, uses).save(data / "provenance.safetensors")
-    return prepared
+    share = tokenizer.long_piece_bytes(val.tokens) / val.bytes if val.bytes else 0.0
+    return {"text": prepared.to_json(), "tokenizer": {**claim, "long_piece_share": share}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import lzma
 import threading
 from typing import Any
@@ -25,9 +24,8 @@ def run(job: Job) -> dict[str, Any]:
     config, ledger = job.config, job.ledger
     with ledger.phase("score: load artifact"):
         predictor = load_on(job.run.artifact, job.run.tokenizer, job.runtime)
-        stream = job.text.stream("val", job.run.data)
-        texts = predictor.tokenizer.decode_documents(stream)
-        content = "".join(texts).encode()
+        text = job.text.scored_text(job.run.data, predictor.tokenizer)
+        content = "".join(text.texts).encode()
     scores: dict[str, Score] = {}
     losses: dict[str, Tensor] = {}
     xz = _XzCompression(content)
@@ -38,24 +36,19 @@ def run(job: Job) -> dict[str, Any]:
         progress = job.reporter.progress(name, unit="targets")
         with ledger.phase(f"score: {name}"):
             losses[name] = predictor.losses(
-                stream, mode.stride, config.score.batch_tokens, progress.update, mode.fixed
+                text.tokens, mode.stride, config.score.batch_tokens, progress.update, mode.fixed
             )
-            scores[name] = predictor.score_of(
-                losses[name], stream, texts, mode.fixed, job.text.splits["val"].original_bytes
-            )
+            scores[name] = predictor.score_of(losses[name], text, mode.fixed)
     if not job.runtime.ranks.main:
         return {}
     with ledger.phase("score: write documents"):
-        sizes = torch.tensor([len(text.encode()) for text in texts])
+        sizes = torch.tensor([len(document.encode()) for document in text.texts])
         bos = predictor.tokenizer.bos
         nats = {
-            name: torch.from_numpy(document_nats(own, stream, bos)) for name, own in losses.items()
+            name: torch.from_numpy(document_nats(own, text.tokens, bos))
+            for name, own in losses.items()
         }
-        write_tensors(
-            job.run.documents,
-            {"bytes": sizes, **nats},
-            text_sha256=hashlib.sha256(content).hexdigest(),
-        )
+        write_tensors(job.run.documents, {"bytes": sizes, **nats}, text_sha256=text.sha256)
     with ledger.phase("score: xz -9, for scale"):
         xz.join()
     seconds = ledger.seconds()

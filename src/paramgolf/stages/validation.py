@@ -21,10 +21,7 @@ class Validation:
         """Read the validation split."""
         run = job.run
         self._config = job.config
-        self._tokenizer = Tokenizer.load(run.tokenizer)
-        self._stream = job.text.stream("val", run.data)
-        self._original_bytes = job.text.splits["val"].original_bytes
-        self._texts = self._tokenizer.decode_documents(self._stream)
+        self._text = job.text.scored_text(run.data, Tokenizer.load(run.tokenizer))
         self._known = Provenance.load(run.data / "provenance.safetensors")
         self._reporter = job.reporter
         self._ranks = job.runtime.ranks
@@ -34,15 +31,15 @@ class Validation:
         """Score a model that was trained on the split "train" and adapted on the named splits."""
         shaped_by = self._known.of("train", *adapted_on)
         progress = self._reporter.progress("score", unit="targets")
-        windows = plain_windows(len(self._stream) - 1, self._config.model.seq_len)
+        windows = plain_windows(len(self._text.tokens) - 1, self._config.model.seq_len)
         losses = window_losses(
             model,
             self._order,
-            self._stream,
+            self._text.tokens,
             windows,
             self._config.score.batch_tokens,
             progress.update,
             self._ranks,
         )
-        label = shaped_by.label(self._texts)
-        return score_losses(losses, self._stream, self._tokenizer, label, self._original_bytes)
+        label = shaped_by.label(self._text.texts)
+        return score_losses(losses, self._text.bytes, self._text.bytes_are, label)

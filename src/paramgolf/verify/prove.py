@@ -27,7 +27,7 @@ from torch import Tensor
 from paramgolf.data.documents import read_text
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.shards import document_starts
-from paramgolf.data.streams import encoded
+from paramgolf.data.streams import Stream, encoded
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
@@ -230,7 +230,7 @@ def _claimed(
     if part.claim is not None:
         return part.claim.nats, part.claim.label
     assert losses_N is not None
-    score = predictor.score_of(losses_N, part.tokens, part.texts, mode.fixed)
+    score = predictor.score_of(losses_N, Stream("the text", part.tokens, part.texts), mode.fixed)
     return score.loss_nats * score.tokens, score.label
 
 
@@ -265,9 +265,9 @@ def _scored_part(folder: Path, mode: ScoreMode, max_bytes: int) -> _Part:
     if not run.results_file.exists() or not run.documents.exists():
         raise UserError(f"{folder} is not finished: `paramgolf run --resume {folder}` first")
     tokenizer = Tokenizer.load(run.tokenizer)
-    tokens = PreparedText.of(run).stream("val", run.data)
-    texts = tokenizer.decode_documents(tokens)
-    sizes = np.array([len(text.encode()) for text in texts])
+    scored = PreparedText.of(run).scored_text(run.data, tokenizer)
+    tokens, texts = scored.tokens, tokenizer.decode_documents(scored.tokens)
+    sizes = np.array([len(text.encode()) for text in scored.texts])
     count = len(beginning(sizes.tolist(), max_bytes))
     starts = [*document_starts(tokens, tokenizer.bos).tolist(), len(tokens)]
     claim = _claim_of_run(run, mode.stage, sizes, count, len(tokens) - 1)

@@ -1,0 +1,83 @@
+"""What the manifest of `data build` says of the shards beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paramgolf.data.shards import MANIFEST
+from paramgolf.errors import UserError
+from paramgolf.runtime.files import read_json, sha256_of_file
+
+VERSION = 2
+
+
+def built_by_us(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a folder that `data build` filled; None for any other folder.
+
+    Raises:
+        UserError: if it is damaged, or of an older version.
+    """
+    path = folder / MANIFEST
+    found = read_json(path) if path.exists() else None
+    if not isinstance(found, dict) or "paramgolf" not in found:
+        return None
+    if found.get("version") != VERSION:
+        raise UserError(
+            f"{path} has version {found.get('version')}, this paramgolf writes {VERSION}: build "
+            "the folder again, with --overwrite"
+        )
+    tokenizer, splits = found.get("tokenizer"), found.get("splits")
+    good = isinstance(tokenizer, dict) and isinstance(tokenizer.get("sha256"), str)
+    good = good and isinstance(splits, dict) and all(map(_is_split, splits.values()))
+    if not good:
+        raise UserError(f"{path} is damaged: build the folder again, with --overwrite")
+    return found
+
+
+def _is_split(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and isinstance(values.get("shards"), dict)
+        and type(values.get("bytes")) is int
+        and type(values.get("documents")) is int
+        and isinstance(values.get("text_sha256"), str)
+    )
+
+
+def built_split(paths: Sequence[Path], tokenizer_sha256: str) -> dict[str, Any] | None:
+    """Return what the manifest says of the split that these shards are, all in their order.
+
+    None if there is no manifest of `data build`, or the shards are not as it wrote them.
+
+    Raises:
+        UserError: if the manifest names another tokenizer.
+    """
+    built = built_by_us(paths[0].parent)
+    if built is None:
+        return None
+    names = [path.name for path in paths]
+    for split in built["splits"].values():
+        if list(split["shards"]) == names:
+            hashes = list(map(sha256_of_file, paths))
+            if list(split["shards"].values()) != hashes:
+                return None
+            require_tokenizer(paths[0].parent, tokenizer_sha256)
+            return split
+    return None
+
+
+def require_tokenizer(folder: Path, sha256: str) -> None:
+    """Check that a tokenizer is the one that a folder's shards were built with.
+
+    Raises:
+        UserError: if the manifest of `data build` in the folder names another one.
+    """
+    built = built_by_us(folder)
+    if built is not None and built["tokenizer"]["sha256"] != sha256:
+        raise UserError(
+            f"{folder} was built with another tokenizer (SHA-256 "
+            f"{built['tokenizer']['sha256'][:16]} instead of {sha256[:16]}): use its own, "
+            f"{folder / 'tokenizer.model'}"
+        )
