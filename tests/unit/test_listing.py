@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from paramgolf.cli.listing import as_table
+from paramgolf.cli.listing import as_table, numbered_texts
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import write_json
 from paramgolf.study.listing import ListedRun, SortKey, list_runs
@@ -88,9 +88,11 @@ def test_the_table_fits_80_columns_and_drops_nothing() -> None:
     run = ListedRun(
         path, "h200-in-sample", 1, "finished", 1.1873, "score-first", 15_991_234, "outdated", 1e9
     )
-    waiting = run._replace(bpb=None, state="before prepare")
+    run = run._replace(text_sha256="a" * 64)
+    waiting = run._replace(bpb=None, state="before prepare", text_sha256="")
+    other = run._replace(text_sha256="b" * 64)
     console = Console(file=io.StringIO(), width=80)
-    console.print(as_table([run, waiting]))
+    console.print(as_table([run, waiting, other]))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= 80
@@ -104,4 +106,20 @@ def test_the_table_fits_80_columns_and_drops_nothing() -> None:
     ):
         assert word in text
     folded = "".join(line[len("09-09 01:46 ") :].split(" ")[0] for line in text.splitlines()[1:])
-    assert folded == 2 * str(path)
+    assert folded == 3 * str(path)
+    assert " # " in text.splitlines()[0]
+
+
+def test_scores_of_different_texts_are_not_one_ranking(tmp_path: Path) -> None:
+    """The better score is of an easier text: each text has a ranking of its own."""
+    for place, (name, scale, text) in enumerate(
+        [("a", 1.0, "hard"), ("b", 0.5, "easy"), ("c", 1.1, "hard"), ("d", 0.4, "easy")]
+    ):
+        write_run(tmp_path / name, 1, NATS_D * scale, text=text)
+        for file in (tmp_path / name).rglob("*"):
+            os.utime(file, (1e9 + place, 1e9 + place))
+    runs = list_runs([tmp_path], "score")
+    assert [run.path.name for run in runs] == ["d", "b", "a", "c"]
+    assert [numbered_texts(runs)[run.text_sha256] for run in runs] == [1, 1, 2, 2]
+    assert [column.header for column in as_table(runs).columns].count("#") == 1
+    assert "#" not in [column.header for column in as_table(runs[:2]).columns]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.files import write_json
 from paramgolf.study.ablate import SEED_STD, parse_grid, run_grid
 from paramgolf.study.seeds import Statistic, read_seeds, run_seeds
 from tests.written_runs import BYTES_D, NATS_D, TINY, write_run
@@ -77,6 +80,54 @@ def test_a_run_without_results_counts_as_not_finished(folder: Path) -> None:
     found = read_seeds(folder)
     assert found.coverage() == "2 of 3 seeds; left out: 1 (not finished)"
     assert set(found.stages()["sliding"].by_seed) == {3, 20}
+
+
+def test_runs_of_different_texts_have_no_mean(folder: Path) -> None:
+    write_run(folder / "seed-4", 4, text="another")
+    with pytest.raises(UserError, match=r"text_sha256 is .*seed-1 and .*seed-4"):
+        run_seeds("tiny", TINY, [3], folder, SILENT)
+
+
+def test_seeds_stay_requested_once_they_were(folder: Path) -> None:
+    """They are written with the time before the first runs, and a deleted run is missing."""
+    run_seeds("tiny", TINY, [20, 3], folder, SILENT)
+    before = json.loads((folder / "seeds.json").read_text())["requested"]
+    assert [entry["seed"] for entry in before] == [3, 20]
+    shutil.rmtree(folder / "seed-20")
+    found = run_seeds("tiny", TINY, [1], folder, SILENT)
+    said = json.loads((folder / "seeds.json").read_text())
+    assert [entry["seed"] for entry in said["requested"]] == [1, 3, 20]
+    assert said["requested"][1:] == before
+    assert found.coverage() == "2 of 3 seeds; left out: 20 (missing)"
+    assert [run.reason for run in found.left_out] == ["missing: was requested"]
+    assert found.requested == {seed: folder / f"seed-{seed}" for seed in (1, 3, 20)}
+    assert read_seeds(folder / "seed-3").requested == found.requested
+
+
+def test_runs_remember_the_seeds_requested_with_them(folder: Path) -> None:
+    """Deleting seeds.json and a run does not help."""
+    for seed in (1, 3):
+        path = folder / f"seed-{seed}" / "environment.json"
+        write_json(path, {**json.loads(path.read_text()), "requested_seeds": [1, 3, 7]})
+    assert set(read_seeds(folder / "seed-3").requested) == {1, 3, 7}
+    found = run_seeds("tiny", TINY, [1], folder, SILENT)
+    assert found.coverage() == "3 of 4 seeds; left out: 7 (missing)"
+
+
+def test_the_seeds_are_written_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def start(*given: Any, requested_seeds: list[int], **_: Any) -> None:
+        said = json.loads((tmp_path / "out" / "seeds.json").read_text())
+        seen.append([entry["seed"] for entry in said["requested"]])
+        assert requested_seeds == seen[-1]
+        raise UserError("it diverged")
+
+    monkeypatch.setattr("paramgolf.study.runs.start", start)
+    run_seeds("tiny", TINY, [5, 2], tmp_path / "out", SILENT)
+    assert seen == [[2, 5], [2, 5]]
 
 
 def test_another_configuration_is_refused_by_its_key(folder: Path, tmp_path: Path) -> None:
@@ -222,8 +273,15 @@ def test_a_cell_scored_on_another_text_is_noticed(tmp_path: Path) -> None:
     vary = ["train.matrix_lr=0.01,0.02"]
     out = written_grid(tmp_path, vary, (1,))
     grid = parse_grid(TINY, vary)
-    write_run(out / "train.matrix_lr=0.02" / "seed-2", 2, text="another", config=grid[1][1])
-    assert run_grid("tiny", grid, [1], out, SILENT).num_texts == 2
+    cell = out / "train.matrix_lr=0.02"
+    shutil.rmtree(cell)
+    write_run(cell / "seed-1", 1, text="another", config=grid[1][1])
+    found = run_grid("tiny", grid, [1], out, SILENT)
+    assert found.num_texts == 2
+    assert not (out / "ablation.svg").exists()  # nothing is ranked across texts
+    cells = json.loads((out / "ablation.json").read_text())["cells"]
+    assert [entry["text_sha256"] for entry in cells] == [c.text_sha256 for c in found.cells]
+    assert cells[0]["text_sha256"] != cells[1]["text_sha256"]
 
 
 def test_a_folder_with_another_configuration_is_refused(tmp_path: Path) -> None:

@@ -40,14 +40,34 @@ def list(arguments: Sequence[str]) -> None:
         reporter.line(f"no runs in {names}; start one with `paramgolf run tiny`")
         return
     reporter.table(as_table(runs))
+    texts = numbered_texts(runs)
+    if len(texts) > 1:
+        reporter.line("BPB of different texts (#) are not comparable:")
+        for sha256, number in texts.items():
+            reporter.line(
+                f"  #{number}: text " + (f"sha256 {sha256}" if sha256 else "not recorded")
+            )
+
+
+def numbered_texts(runs: Sequence[ListedRun]) -> dict[str, int]:
+    """Return a number for every text that finished runs were scored on, by its SHA-256."""
+    from paramgolf.study.listing import texts_of
+
+    texts = texts_of([run for run in runs if run.bpb is not None])
+    return {sha256: number for number, sha256 in enumerate(texts, start=1)}
 
 
 def as_table(runs: Sequence[ListedRun]) -> Table:
-    """Return a table that fits 80 columns: long paths are folded."""
+    """Return a table that fits 80 columns: long paths are folded.
+
+    If the runs were scored on different texts, a column tells which: #1, #2, ...
+    """
+    texts = numbered_texts(runs)
+    several = len(texts) > 1
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("date", no_wrap=True)
     table.add_column("run", overflow="fold", min_width=8)
-    for name in ("recipe", "BPB", "label", "bytes", "audit"):
+    for name in ("recipe", *["#"] * several, "BPB", "label", "bytes", "audit"):
         table.add_column(
             name, justify="right" if name in ("BPB", "bytes") else "left", no_wrap=True
         )
@@ -57,5 +77,6 @@ def as_table(runs: Sequence[ListedRun]) -> Table:
             figures = ("", run.state, "", "")
         else:
             figures = (f"{run.bpb:.4f}", run.label, f"{run.bytes:,}", run.audit)
-        table.add_row(date, str(run.path), run.recipe, *figures)
+        number = "" if run.bpb is None else str(texts[run.text_sha256])
+        table.add_row(date, str(run.path), run.recipe, *[number] * several, *figures)
     return table

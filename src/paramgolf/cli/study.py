@@ -21,7 +21,6 @@ from paramgolf.runtime.console import Reporter
 if TYPE_CHECKING:
     from paramgolf.study.ablate import Grid
     from paramgolf.study.compare import Comparison, Group
-    from paramgolf.study.runs import SeedRun
     from paramgolf.study.seeds import SeedRuns, Statistic
     from paramgolf.study.significance import OneSidedTest
 
@@ -102,7 +101,8 @@ def ablate(arguments: list[str]) -> None:
     seeds = parsed.seeds or (parsed.config.seed,)
     found = run_grid(recipe, grid, seeds, out, reporter)
     _print_grid(recipe, found, reporter)
-    reporter.line(f"wrote {out}: ablation.json, ablation.svg and one folder per cell")
+    plot = "" if found.num_texts > 1 else ", ablation.svg"
+    reporter.line(f"wrote {out}: ablation.json{plot} and one folder per cell")
     if found.failed:
         raise UserError(f"{len(found.failed)} of {len(found.cells)} cells lack a run: see above")
 
@@ -147,11 +147,7 @@ def _print_seeds(title: str, found: SeedRuns, reporter: Reporter) -> None:
         reporter.table(table)
     reporter.table(by_seed)
     for run in found.left_out:
-        reporter.line(f"seed {run.seed} {_reason(run)}")
-
-
-def _reason(run: SeedRun) -> str:
-    return f"{run.state}: {run.failure or 'no results.json'}"
+        reporter.line(f"seed {run.seed} {run.reason}")
 
 
 def _cells(name: str, statistic: Statistic, form: str) -> list[str]:
@@ -167,6 +163,9 @@ def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
     table = _table(recipe, *keys, "BPB", "std", "bytes", "seconds")
     for column in ("stage", "label"):
         table.add_column(column)
+    several = grid.num_texts > 1
+    if several:
+        table.add_column("text")
     table.add_column("seeds", justify="right")
     for cell in grid.cells:
         figures = [""] * 6
@@ -181,16 +180,17 @@ def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
                 ", ".join(bpb.labels),
             ]
         finished = f"{len(cell.seeds.finished)} of {len(cell.seeds.runs)}"
-        table.add_row(*(str(cell.values[key]) for key in keys), *figures, finished)
+        text = [cell.text_sha256[:8]] if several else []
+        table.add_row(*(str(cell.values[key]) for key in keys), *figures, *text, finished)
     reporter.line("")
     reporter.table(table)
     for cell in grid.failed:
         for run in cell.seeds.left_out:
-            reporter.line(f"{cell.folder.name}, seed {run.seed} {_reason(run)}")
-    if grid.num_texts > 1:
+            reporter.line(f"{cell.folder.name}, seed {run.seed} {run.reason}")
+    if several:
         reporter.line(
-            f"the cells were scored on {grid.num_texts} different texts: their BPB are not "
-            "comparable"
+            f"the cells were scored on {grid.num_texts} different texts: compare BPB of the same "
+            "text only; no plot is drawn"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,7 @@ def new_run(
     path: Path,
     from_run: Path | None = None,
     ranks: Ranks | None = None,
+    requested_seeds: Sequence[int] = (),
 ) -> RunDir:
     """Create a run's directory, with text and weights of another run if one is named.
 
@@ -190,11 +191,11 @@ def new_run(
     """
     ranks = ranks or Ranks()
     if ranks.main and from_run is None:
-        RunDir.create(path, recipe, config)
+        RunDir.create(path, recipe, config, None, requested_seeds)
     elif ranks.main and from_run is not None:
         from paramgolf.pipeline.takeover import create_from
 
-        create_from(from_run, path, recipe, config)
+        create_from(from_run, path, recipe, config, requested_seeds)
     ranks.barrier(PREPARATION_SECONDS)
     run = RunDir(path, keeps_events=ranks.main)
     if not run.config_file.exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -59,6 +59,7 @@ def start(
     from_run: Path | None,
     reporter: Reporter,
     log: Callable[[RunDir], Listener] | None = None,
+    requested_seeds: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Run a configuration in a new directory; return the content of `results.json`.
 
@@ -69,6 +70,7 @@ def start(
         from_run: a run whose text and weights are taken over.
         reporter: the console.
         log: opens a listener for the run's events, on rank 0.
+        requested_seeds: all seeds of the study that this run belongs to, for environment.json.
 
     Raises:
         UserError: see `pipeline.run.new_run` and `pipeline.run.run_job`.
@@ -80,7 +82,7 @@ def start(
             for finding in preflight(config, out, runtime.ranks.size, from_run):
                 if finding.warning:
                     reporter.line(f"warning: {finding.text}")
-        run = new_run(recipe, config, out, from_run, runtime.ranks)
+        run = new_run(recipe, config, out, from_run, runtime.ranks, requested_seeds)
         log_to(out)
         reporter.line(f"paramgolf run {recipe} -> {out}")
         if log and runtime.ranks.main:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ _DEPENDS_ON = {"prepare": ("seed", "data", "model"), "train": ("train",), "adapt
 """The configuration keys on which a stage's files depend, beyond those of earlier stages."""
 
 
-def create_from(from_run: Path, path: Path, recipe: str, config: RunConfig) -> None:
+def create_from(
+    from_run: Path,
+    path: Path,
+    recipe: str,
+    config: RunConfig,
+    requested_seeds: Sequence[int] = (),
+) -> None:
     """Create the directory of a run with the finished stages that it takes over from another run.
 
     Raises:
@@ -25,7 +31,7 @@ def create_from(from_run: Path, path: Path, recipe: str, config: RunConfig) -> N
         ConfigError: if the configurations differ in anything that the trained weights depend on.
     """
     require_trained(from_run, config)
-    run = RunDir.create(path, recipe, config, from_run)
+    run = RunDir.create(path, recipe, config, from_run, requested_seeds)
     with run.locked():
         take_over(run, config)
 

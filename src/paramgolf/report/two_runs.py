@@ -28,7 +28,7 @@ def render_two(a: RunFiles, b: RunFiles) -> str:
     return environment().get_template("two_runs.html.j2").render(
         a=_side(a),
         b=_side(b),
-        scores=_scores(a.results, b.results),
+        scores=_scores(a.results, b.results, _text(a) == _text(b)),
         warnings=_warnings(a, b),
         groups=_groups(a.results, b.results),
         settings=_different_settings(a, b),
@@ -47,23 +47,30 @@ def _side(files: RunFiles) -> dict[str, Any]:
     }
 
 
-def _scores(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the score of each stage that either run has, and the change from A to B."""
+def _text(files: RunFiles) -> str:
+    """Return the SHA-256 of the scored text."""
+    return read_tensors(files.run.documents)[1]["text_sha256"]
+
+
+def _scores(a: dict[str, Any], b: dict[str, Any], same_text: bool) -> list[dict[str, Any]]:
+    """Return the score of each stage that either run has, and the change from A to B.
+
+    There is no change between scores of different texts.
+    """
     stages = [stage for stage in sections.TITLES if stage in a["stages"] or stage in b["stages"]]
     rows = []
     for stage in stages:
         one, other = (results["stages"].get(stage) for results in (a, b))
-        change = other["bpb"] - one["bpb"] if one and other else None
+        change = other["bpb"] - one["bpb"] if one and other and same_text else None
         rows.append({"title": sections.TITLES[stage][0], "a": one, "b": other, "change": change})
     return rows
 
 
 def _warnings(a: RunFiles, b: RunFiles) -> list[str]:
     """Return why the scores cannot be compared."""
-    texts = [read_tensors(files.run.documents)[1]["text_sha256"] for files in (a, b)]
     labels = [list(files.results["stages"].values())[-1]["label"] for files in (a, b)]
     warnings = []
-    if texts[0] != texts[1]:
+    if _text(a) != _text(b):
         warnings.append("The two runs were scored on different texts.")
     if labels[0] != labels[1]:
         warnings.append(f"The labels of the final scores differ: {labels[0]} and {labels[1]}.")

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -66,7 +66,12 @@ class RunDir:
 
     @classmethod
     def create(
-        cls, path: Path, recipe: str, config: RunConfig, from_run: Path | None = None
+        cls,
+        path: Path,
+        recipe: str,
+        config: RunConfig,
+        from_run: Path | None = None,
+        requested_seeds: Sequence[int] = (),
     ) -> RunDir:
         """Create the directory of a new run with its configuration and environment.
 
@@ -77,6 +82,7 @@ class RunDir:
             recipe: the recipe's name.
             config: the configuration.
             from_run: a run to take finished stages over from, see `pipeline.takeover`.
+            requested_seeds: all seeds of the study that this run belongs to.
 
         Raises:
             UserError: if the directory is in use or not empty, or cannot be written.
@@ -95,7 +101,10 @@ class RunDir:
                         f"{path}`, or name another directory with --out"
                     )
                 run.takeover_file.unlink(missing_ok=True)
-                write_json(path / "environment.json", _environment())
+                environment = _environment()
+                if requested_seeds:
+                    environment["requested_seeds"] = list(requested_seeds)
+                write_json(path / "environment.json", environment)
                 if from_run is not None:
                     write_json(run.takeover_file, {"from": str(from_run.resolve())})
                 write_json(run.config_file, {"recipe": recipe, **to_json(config)})

@@ -16,8 +16,7 @@ from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import ConfigError
 from paramgolf.recipes import with_absolute_paths
 from paramgolf.runtime.console import Reporter
-from paramgolf.runtime.files import read_tensors, write_json
-from paramgolf.runtime.rundir import RunDir
+from paramgolf.runtime.files import write_json
 from paramgolf.study.plots import SERIES, drawing, save_svg
 from paramgolf.study.runs import flat_config, require_one_process
 from paramgolf.study.seeds import SeedRuns, Statistic, require_configurations, run_seeds
@@ -42,6 +41,11 @@ class Cell(NamedTuple):
     seeds: SeedRuns
 
     @property
+    def text_sha256(self) -> str:
+        """SHA-256 of the text that the cell's runs were scored on; empty if it is not known."""
+        return next((run.text_sha256 for run in self.seeds.finished if run.text_sha256), "")
+
+    @property
     def last_stage(self) -> tuple[str, Statistic] | None:
         """The last stage and its BPB; None without a finished run."""
         stages = self.seeds.stages()
@@ -57,8 +61,7 @@ class Grid:
     @property
     def num_texts(self) -> int:
         """Number of different scored texts; if over 1, the cells' BPB are not comparable."""
-        paths = [RunDir(run.path).documents for cell in self.cells for run in cell.seeds.finished]
-        return len({read_tensors(path)[1]["text_sha256"] for path in paths if path.exists()})
+        return len({cell.text_sha256 for cell in self.cells} - {""})
 
     @property
     def failed(self) -> list[Cell]:
@@ -164,7 +167,9 @@ def run_grid(
         )
     found = Grid(cells)
     write_json(out / SUMMARY, _to_json(recipe, found))
-    if any(cell.last_stage for cell in cells):
+    if found.num_texts > 1:  # a line through scores of different texts would say nothing
+        (out / PLOT).unlink(missing_ok=True)
+    elif any(cell.last_stage for cell in cells):
         _plot(found, out / PLOT)
     return found
 
@@ -186,6 +191,7 @@ def _to_json(recipe: str, grid: Grid) -> dict[str, Any]:
             {
                 "values": cell.values,
                 "folder": cell.folder.name,
+                "text_sha256": cell.text_sha256,
                 "stage": stage,
                 "bpb": bpb.to_json() if bpb else None,
                 "bytes": sizes["bytes"].to_json() if sizes else None,

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_json
 from paramgolf.runtime.rundir import RunDir
+from paramgolf.study.runs import SeedRun
 from paramgolf.verify.checks import audit_is_current
 
 SortKey = Literal["date", "score", "size", "recipe", "path"]
@@ -35,11 +36,13 @@ class ListedRun(NamedTuple):
     audit: AuditState
     date: float
     """When its last stage finished, in seconds since 1970."""
+    text_sha256: str = ""
+    """Of the scored text; empty: not finished, or not recorded."""
 
 
 _KEYS: dict[SortKey, Callable[[ListedRun], Any]] = {
     "date": lambda run: -run.date,
-    "score": lambda run: (run.bpb is None, run.bpb),
+    "score": lambda run: (run.bpb is None, run.bpb),  # of one text
     "size": lambda run: (run.bytes is None, run.bytes),
     "recipe": lambda run: (run.recipe, run.seed, run.path),
     "path": lambda run: run.path,
@@ -49,7 +52,9 @@ _KEYS: dict[SortKey, Callable[[ListedRun], Any]] = {
 def list_runs(folders: Sequence[Path], sort: SortKey) -> list[ListedRun]:
     """Return the runs in and below some folders, each once.
 
-    Newest first, or lowest score, smallest size, or alphabetically; unfinished runs last.
+    Newest first, or lowest score, smallest size, or alphabetically; unfinished runs last. By score,
+    the runs of each text stay together, that of the newest run first: scores of different texts are
+    not comparable.
 
     Raises:
         UserError: if a folder does not exist.
@@ -58,7 +63,16 @@ def list_runs(folders: Sequence[Path], sort: SortKey) -> list[ListedRun]:
     if missing is not None:
         raise UserError(f"{missing} is not a directory; start a run with `paramgolf run tiny`")
     paths = {path.resolve(): path for folder in folders for path in _run_directories(folder)}
-    return sorted(map(_read, paths.values()), key=_KEYS[sort])
+    runs = sorted(map(_read, paths.values()), key=_KEYS[sort])
+    if sort == "score":
+        texts = texts_of(runs)
+        runs.sort(key=lambda run: (run.bpb is None, texts.index(run.text_sha256)))
+    return runs
+
+
+def texts_of(runs: Sequence[ListedRun]) -> list[str]:
+    """Return the SHA-256 of every text that runs were scored on, that of the newest run first."""
+    return list(dict.fromkeys(run.text_sha256 for run in sorted(runs, key=_KEYS["date"])))
 
 
 def _run_directories(folder: Path) -> Iterator[Path]:
@@ -86,8 +100,9 @@ def _read(path: Path) -> ListedRun:
         results = read_json(run.results_file)
         score = list(results["stages"].values())[-1]
         size, audit = results["bytes"]["total"], _audit(path)
+        text = SeedRun(path, seed, results).text_sha256
         return ListedRun(
-            path, recipe, seed, "finished", score["bpb"], score["label"], size, audit, date
+            path, recipe, seed, "finished", score["bpb"], score["label"], size, audit, date, text
         )
     except (UserError, KeyError, TypeError, AttributeError, IndexError):
         return ListedRun(path, "?", 0, "unreadable", None, "", None, "none", date)

@@ -15,7 +15,7 @@ from paramgolf.errors import ConfigError, UserError
 from paramgolf.pipeline.session import resume, start
 from paramgolf.pipeline.takeover import best_source
 from paramgolf.runtime.console import Reporter
-from paramgolf.runtime.files import read_json
+from paramgolf.runtime.files import read_json, read_tensors
 from paramgolf.runtime.ranks import started_by_torchrun
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.runtime.signals import Stopped, received
@@ -35,10 +35,33 @@ class SeedRun(NamedTuple):
 
     @property
     def state(self) -> str:
-        """One of "finished", "failed", "not finished"."""
+        """One of "finished", "failed", "not finished", "missing" (there is no such run)."""
         if self.results is not None:
             return "finished"
-        return "failed" if self.failure else "not finished"
+        if self.failure:
+            return "failed"
+        return "not finished" if RunDir(self.path).config_file.exists() else "missing"
+
+    @property
+    def reason(self) -> str:
+        """Return why there is no score."""
+        unfinished = {"missing": "was requested", "not finished": "no results.json"}
+        return f"{self.state}: {self.failure or unfinished[self.state]}"
+
+    @property
+    def text_sha256(self) -> str:
+        """SHA-256 of the scored text of a finished run; empty if it is not recorded."""
+        results = self.results or {}
+        if "text" in results:
+            return results["text"]["sha256"]
+        path = RunDir(self.path).documents
+        return read_tensors(path)[1].get("text_sha256", "") if path.exists() else ""
+
+    @property
+    def requested_seeds(self) -> list[int]:
+        """The seeds that were asked for together with this one, as written when it began."""
+        path = self.path / "environment.json"
+        return read_json(path).get("requested_seeds", []) if path.exists() else []
 
 
 def flat_config(config: RunConfig) -> dict[str, Any]:
@@ -111,7 +134,12 @@ def read_run(path: Path, failure: str = "") -> SeedRun:
 
 
 def run_or_resume(
-    recipe: str, config: RunConfig, path: Path, reporter: Reporter, sources: Sequence[Path] = ()
+    recipe: str,
+    config: RunConfig,
+    path: Path,
+    reporter: Reporter,
+    sources: Sequence[Path] = (),
+    requested_seeds: Sequence[int] = (),
 ) -> SeedRun:
     """Start the run of `config` at `path`, resume it, or read it if it is finished.
 
@@ -124,12 +152,14 @@ def run_or_resume(
         path: its directory.
         reporter: the console.
         sources: runs whose weights a new run takes over if `config` would train the same ones.
+        requested_seeds: all seeds that were asked for, which a new run records.
     """
     run = RunDir(path)
     try:
         if not run.config_file.exists():
             _forget_earlier_runs()
-            start(recipe, config, path, best_source(config, sources), reporter)
+            source = best_source(config, sources)
+            start(recipe, config, path, source, reporter, requested_seeds=requested_seeds)
         elif read_run(path).results is None:
             _forget_earlier_runs()
             resume(path, reporter)

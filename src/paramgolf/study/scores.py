@@ -54,6 +54,8 @@ def read_score(run: SeedRun, stage: str) -> RunScore:
             f"stages/score.json, then `paramgolf run --resume {run.path}`"
         )
     tensors, notes = read_tensors(path)
+    if notes.get("text_sha256") != run.text_sha256:
+        raise UserError(f"{path} is not about the text that results.json names by its SHA-256")
     score = stages[stage]
     nats_D = tensors[stage].numpy().astype(np.float64) if stage in tensors else None
     if nats_D is not None:
@@ -68,7 +70,7 @@ def read_score(run: SeedRun, stage: str) -> RunScore:
         run.path,
         run.seed,
         **{key: score[key] for key in ("bpb", "loss_nats", "tokens", "bytes", "label")},
-        text_sha256=notes["text_sha256"],
+        text_sha256=run.text_sha256,
         bytes_D=tensors["bytes"].numpy().astype(np.float64),
         nats_D=nats_D,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,9 @@ class SeedRuns:
     """All runs of a folder of seeds, finished or not, in ascending order of their seeds."""
 
     runs: list[SeedRun]
+    """All runs that exist or were asked for."""
+    requested: dict[int, Path]
+    """The seeds that were asked for, and where their runs belong. Empty: not recorded."""
 
     @property
     def finished(self) -> list[SeedRun]:
@@ -127,6 +131,9 @@ def run_seeds(
 ) -> SeedRuns:
     """Make those runs `out`/seed-N that are not finished yet, and write `out`/seeds.json.
 
+    That file names the seeds before the first of them runs, with the time; later ones are added and
+    none is ever removed.
+
     Args:
         recipe: name of the recipe.
         config: what all runs have in common; its seed is ignored.
@@ -138,7 +145,7 @@ def run_seeds(
 
     Raises:
         ConfigError: if no seed is named, or one twice, or torchrun started this process.
-        UserError: if the folder contains runs of another configuration.
+        UserError: if the folder contains runs of another configuration, or scored on another text.
     """
     require_one_process("seeds")
     repeated = next((seed for seed in seeds if list(seeds).count(seed) > 1), None)
@@ -149,14 +156,16 @@ def run_seeds(
     paths = {seed: out / f"seed-{seed}" for seed in seeds}
     require_configurations(out, config)
     failures = dict.fromkeys(seeds, "")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    requests = dict.fromkeys(seeds, now) | _read_requests(out)
     found = _read_folder(out, failures)
-    _write_summary(recipe, config, found, out)
+    _write_summary(recipe, config, found, out, requests)
     for seed, path in paths.items():
         sources = [folder / path.name for folder in other_folders]
-        run = run_or_resume(recipe, configs[seed], path, reporter, sources)
+        run = run_or_resume(recipe, configs[seed], path, reporter, sources, sorted(requests))
         failures[seed] = run.failure
         found = _read_folder(out, failures)
-        _write_summary(recipe, config, found, out)
+        _write_summary(recipe, config, found, out, requests)
     return found
 
 
@@ -173,8 +182,10 @@ def require_configurations(folder: Path, config: RunConfig) -> None:
 def read_seeds(path: Path) -> SeedRuns:
     """Read the runs of a folder of seeds, or a single run.
 
+    Seeds that were asked for and have no run are among its runs, as missing.
+
     Raises:
-        UserError: if `path` is neither.
+        UserError: if `path` is neither, or if its runs were scored on different texts.
     """
     if (path / SUMMARY).is_file():
         return _read_folder(path, {})
@@ -183,7 +194,12 @@ def read_seeds(path: Path) -> SeedRuns:
             f"{path} is neither a run (no config.json) nor a folder of seeds (no {SUMMARY}); "
             "make one with `paramgolf seeds RECIPE --seeds N... --out DIR`"
         )
-    return SeedRuns([read_run(path)])
+    run = read_run(path)
+    folder = (path.resolve() if path.name in ("", "..") else path).parent
+    seeds = {*run.requested_seeds}
+    if run.seed in seed_directories(folder):
+        seeds |= _read_requests(folder).keys()
+    return SeedRuns([run], _places(folder, seeds))
 
 
 def _read_folder(folder: Path, failures: dict[int, str]) -> SeedRuns:
@@ -193,22 +209,54 @@ def _read_folder(folder: Path, failures: dict[int, str]) -> SeedRuns:
         known = {entry["seed"]: entry["failure"] for entry in read_json(folder / SUMMARY)["runs"]}
     known |= failures
     paths = seed_directories(folder)
-    runs = [
-        read_run(paths[seed], known.get(seed, ""))
-        if seed in paths
-        else SeedRun(folder / f"seed-{seed}", seed, None, known[seed])
-        for seed in sorted(known.keys() | paths.keys())
-    ]
-    return SeedRuns(runs)
+    present = {seed: read_run(path, known.get(seed, "")) for seed, path in paths.items()}
+    requested = {*_read_requests(folder), *failures}
+    for run in present.values():
+        requested.update(run.requested_seeds)
+    missing = {
+        seed: SeedRun(folder / f"seed-{seed}", seed, None, known.get(seed, ""))
+        for seed in (known.keys() | requested) - present.keys()
+    }
+    runs = [run for _, run in sorted((present | missing).items())]
+    _require_one_text(runs)
+    return SeedRuns(runs, _places(folder, requested))
 
 
-def _write_summary(recipe: str, config: RunConfig, found: SeedRuns, folder: Path) -> None:
+def _read_requests(folder: Path) -> dict[int, str]:
+    """Return the seeds that were asked for, with the time, in the order of their seeds."""
+    path = folder / SUMMARY
+    requests = read_json(path).get("requested", []) if path.exists() else []
+    return {entry["seed"]: entry["time"] for entry in requests}
+
+
+def _places(folder: Path, seeds: Iterable[int]) -> dict[int, Path]:
+    return {seed: folder / f"seed-{seed}" for seed in sorted(seeds)}
+
+
+def _require_one_text(runs: Sequence[SeedRun]) -> None:
+    """Refuse runs whose scores are not of the same text: their mean would mean nothing."""
+    texts: dict[str, Path] = {}
+    for run in runs:
+        if run.results is not None and run.text_sha256:
+            texts.setdefault(run.text_sha256, run.path)
+    if len(texts) > 1:
+        (one, path), (other, another) = list(texts.items())[:2]
+        raise UserError(
+            f"these scores are not comparable: text_sha256 is {one[:16]} in {path} and "
+            f"{other[:16]} in {another}; keep the runs of each text in a folder of their own"
+        )
+
+
+def _write_summary(
+    recipe: str, config: RunConfig, found: SeedRuns, folder: Path, requests: dict[int, str]
+) -> None:
     rows = {f"bpb {stage}": bpb for stage, bpb in found.stages().items()} | found.sizes()
     write_json(
         folder / SUMMARY,
         {
             "recipe": recipe,
             "config": {key: value for key, value in flat_config(config).items() if key != "seed"},
+            "requested": [{"seed": seed, "time": when} for seed, when in sorted(requests.items())],
             "seeds": [run.seed for run in found.runs],
             "runs": [
                 {
