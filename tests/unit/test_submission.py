@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import shutil
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from paramgolf.errors import UserError
-from paramgolf.publish.submission import write_submission
+from paramgolf.publish.submission import write_folder, write_submission
+from paramgolf.publish.submitted import read_runs
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import write_json
 from tests.written_runs import BYTES_D, NATS_D, TINY, write_audit, write_run, write_seeds
 
-SILENT = Reporter()
 SCALES = {5: 1.02, 7: 0.98, 9: 1.0}
+
+
+def submit(
+    paths: list[Path], out: Path, author: str = "", name: str = "", incomplete: bool = False
+) -> dict[str, Any]:
+    """Write the folder of runs whose audits were written by hand; a real submission audits them."""
+    return write_folder(read_runs(paths, incomplete), out, author, name)
 
 
 def audited(folder: Path, failed: tuple[str, ...] = ()) -> Path:
@@ -35,7 +45,7 @@ def beginning(out: Path) -> str:
 
 def test_every_figure_comes_from_the_runs(tmp_path: Path) -> None:
     folder, out = audited(tmp_path / "seeds"), tmp_path / "out"
-    said = write_submission([folder], out, "A. Author", "A title", SILENT)
+    said = submit([folder], out, "A. Author", "A title")
     assert json.loads((out / "submission.json").read_text()) == said
     bpb = {seed: NATS_D.sum() * s / np.log(2) / BYTES_D.sum() for seed, s in SCALES.items()}
     assert said["val_bpb"] == pytest.approx(statistics.fmean(bpb.values()))
@@ -90,7 +100,7 @@ def test_no_file_contains_a_path_of_the_machine(tmp_path: Path) -> None:
     entries = [{"seed": s, "failure": f"cannot write '{tmp_path}/x': full" if s == 7 else ""}
                for s in SCALES]  # fmt: skip
     write_json(folder / "seeds.json", {"runs": entries})
-    write_submission([folder], out, "", "", SILENT)
+    submit([folder], out, incomplete=True)
     texts = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert [name for name, text in texts.items() if str(tmp_path).encode() in text] == []
     assert "Corpus: my texts, sha256" in texts["README.md"].decode()
@@ -104,14 +114,14 @@ def test_no_file_contains_a_path_of_the_machine(tmp_path: Path) -> None:
 def test_runs_may_be_named_one_by_one(tmp_path: Path) -> None:
     folder = audited(tmp_path / "seeds")
     runs = [folder / f"seed-{seed}" for seed in (9, 5, 7)]
-    one = write_submission(runs, tmp_path / "one", "", "", SILENT)
-    assert one == write_submission([folder], tmp_path / "two", "", "", SILENT)
+    one = submit(runs, tmp_path / "one")
+    assert one == submit([folder], tmp_path / "two")
     assert (one["name"], one["author"]) == ("tiny", None)
 
 
 def test_a_failed_audit_comes_first(tmp_path: Path) -> None:
     folder = audited(tmp_path / "seeds", ("1 causal", "bytes"))
-    said = write_submission([folder], tmp_path / "out", "", "", SILENT)
+    said = submit([folder], tmp_path / "out")
     assert said["compliant"] is False
     assert said["verdict"] == "NOT compliant: 1 causal, bytes (seeds 9)"
     assert list(said).index("compliant") < list(said).index("val_bpb")
@@ -124,7 +134,7 @@ def test_a_failed_audit_comes_first(tmp_path: Path) -> None:
 def test_an_in_sample_label_comes_before_the_score(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", label="in-sample")
     write_audit(run, ("provenance",))
-    said = write_submission([run], tmp_path / "out", "", "", SILENT)
+    said = submit([run], tmp_path / "out")
     assert (said["label"], said["val_bpb_std"]) == ("in-sample", None)
     top = beginning(tmp_path / "out")
     assert top.index("**In-sample:") < top.index(" BPB** (in-sample)")
@@ -135,12 +145,18 @@ def test_a_seed_without_a_score_is_not_hidden(tmp_path: Path) -> None:
     (folder / "seed-7" / "results.json").unlink()
     entries = [{"seed": s, "failure": "it diverged" if s == 7 else ""} for s in (5, 7, 9, 11)]
     write_json(folder / "seeds.json", {"runs": entries})
-    said = write_submission([folder], tmp_path / "out", "", "", SILENT)
-    assert said["left_out"] == {"7": "it diverged", "11": "not finished"}
+    with pytest.raises(UserError, match=r"seed 7 has no score here \(failed: it diverged\)"):
+        submit([folder], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    said = submit([folder], tmp_path / "out", incomplete=True)
+    assert said["complete"] is False
+    assert said["left_out"] == {"7": "failed: it diverged", "11": "missing: was requested"}
     assert said["model_of_seed"] == 9  # the better one of 5 and 9
     top = beginning(tmp_path / "out")
-    assert "**Seed 7 has no score and is not in the means: it diverged.**" in top
-    assert "**Seed 11 has no score and is not in the means: not finished.**" in top
+    for seed, why in ((7, "failed: it diverged"), (11, "missing: was requested")):
+        line = f"seed {seed} has no score and is not in the means ({why})"
+        assert f"**Not complete: {line}.**" in top
+    assert top.index("Not complete") < top.index(" BPB**")
     assert "| 7 | - | - | - | failed |" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -158,11 +174,110 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         ("label", "label is in-sample in .*label and held-out in"),
     ):
         with pytest.raises(UserError, match=words):
-            write_submission([folder, tmp_path / run], out, "", "", SILENT)
+            submit([folder, tmp_path / run], out)
     (tmp_path / "label" / "results.json").unlink()
     with pytest.raises(UserError, match="no run is finished"):
-        write_submission([tmp_path / "label"], out, "", "", SILENT)
+        submit([tmp_path / "label"], out)
     assert not out.exists()
-    write_submission([folder], out, "", "", SILENT)
+    submit([folder], out)
     with pytest.raises(UserError, match="is not empty"):
-        write_submission([folder], out, "", "", SILENT)
+        submit([folder], out)
+
+
+# Stale and forged papers.
+
+
+def asked_for(folder: Path) -> Path:
+    """Record in the folder and in its runs that seeds 5, 7 and 9 were asked for."""
+    summary = json.loads((folder / "seeds.json").read_text())
+    when = "2026-01-01T00:00:00Z"
+    requests = [{"seed": seed, "time": when} for seed in SCALES]
+    write_json(folder / "seeds.json", {**summary, "requested": requests})
+    for seed in SCALES:
+        path = folder / f"seed-{seed}" / "environment.json"
+        known = json.loads(path.read_text())
+        write_json(path, {**known, "requested_seeds": sorted(SCALES)})
+        write_audit(folder / f"seed-{seed}")
+    return folder
+
+
+def test_a_complete_submission_says_which_seeds_were_asked_for(tmp_path: Path) -> None:
+    said = submit([asked_for(audited(tmp_path / "seeds"))], tmp_path / "out")
+    assert (said["complete"], said["requested_seeds"], said["left_out"]) == (True, [5, 7, 9], {})
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "Seeds asked for, as recorded when the first of their runs began: 5, 7, 9." in text
+
+
+@pytest.mark.parametrize("kept", ["folder", "runs", "runs alone"])
+def test_the_worst_seed_cannot_be_left_out_by_deleting_it(tmp_path: Path, kept: str) -> None:
+    """Neither its folder, nor seeds.json with it, nor naming the other runs alone."""
+    folder = asked_for(audited(tmp_path / "seeds"))
+    shutil.rmtree(folder / "seed-5")
+    runs = [folder / "seed-7", folder / "seed-9"]
+    if kept == "runs alone":
+        (folder / "seeds.json").unlink()
+    named = [folder] if kept == "folder" else runs
+    with pytest.raises(UserError) as refused:
+        submit(named, tmp_path / "out")
+    message = str(refused.value)
+    assert message.startswith("seed 5 has no score here (missing: was requested)")
+    command = f"`paramgolf run --config {runs[0]}/config.json --seed 5 --out {folder}/seed-5`"
+    assert command in message
+    said = submit(named, tmp_path / "out", incomplete=True)
+    assert (said["complete"], said["requested_seeds"]) == (False, [5, 7, 9])
+    assert said["left_out"] == {"5": "missing: was requested"}
+    assert "**Not complete: seed 5 has no score" in beginning(tmp_path / "out")
+
+
+def test_a_run_that_was_asked_for_cannot_be_left_unnamed(tmp_path: Path) -> None:
+    folder = asked_for(audited(tmp_path / "seeds"))
+    with pytest.raises(UserError, match=r"seed 5 has no score here \(not named: was requested\)"):
+        submit([folder / "seed-7", folder / "seed-9"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("seed", [9, 5])
+@pytest.mark.parametrize("name", ["train_gpt.py", "model.bin", "results.json", "config.json"])
+def test_a_file_that_changed_after_the_audit_is_not_submitted(
+    tmp_path: Path, name: str, seed: int
+) -> None:
+    """The run whose model is submitted, 9, and another; the code file grows by 5 MB."""
+    folder = audited(tmp_path / "seeds")
+    with (folder / f"seed-{seed}" / name).open("ab") as file:
+        file.write(b" " * 5_000_000)
+    with pytest.raises(UserError, match=f"seed-{seed}/{name} is not the file that was audited"):
+        submit([folder], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_audits_name_the_submitted_files(tmp_path: Path) -> None:
+    """Also those that differ from the run's, since paths of the machine are left out."""
+    folder, out = audited(tmp_path / "seeds"), tmp_path / "out"
+    path = folder / "seed-9" / "results.json"
+    results = json.loads(path.read_text())
+    results["corpus"]["source"] = str(tmp_path / "texts")
+    write_json(path, results)
+    write_audit(folder / "seed-9")
+    submit([folder], out)
+    for seed in SCALES:
+        audit = json.loads((out / "results" / f"audit-seed-{seed}.json").read_text())
+        assert audit["without_paths"] == (["results.json"] if seed == 9 else [])
+        content = (out / "results" / f"seed-{seed}.json").read_bytes()
+        assert audit["files"]["results.json"] == hashlib.sha256(content).hexdigest()
+    for name in ("model.bin", "train_gpt.py", "tokenizer.model", "environment.json"):
+        audit = json.loads((out / "results" / "audit-seed-9.json").read_text())
+        assert audit["files"][name] == hashlib.sha256((out / name).read_bytes()).hexdigest()
+
+
+def test_a_submission_audits_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit.json that names all files by hash may have been written by hand."""
+    folder, audits = audited(tmp_path / "seeds"), []
+
+    def audit(path: Path, *_: Any) -> None:
+        audits.append(path.name)
+        write_audit(path, ("1 causal",))
+
+    monkeypatch.setattr("paramgolf.publish.submission.audit", audit)
+    monkeypatch.setattr("paramgolf.publish.submission.refresh", lambda *_: None)
+    said = write_submission([folder], tmp_path / "out", "", "", False, Reporter())
+    assert audits == ["seed-5", "seed-7", "seed-9"]
+    assert said["compliant"] is False

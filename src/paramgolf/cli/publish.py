@@ -34,7 +34,7 @@ class ExportArguments:
 
 @dataclass(frozen=True)
 class SubmissionArguments:
-    """Write a submission folder from runs that differ only in their seed."""
+    """Audit runs that differ only in their seed, and write a submission folder."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories, or folders of seeds."""
@@ -44,6 +44,8 @@ class SubmissionArguments:
     """Name of the submitter."""
     name: str = ""
     """Name of the submission; by default that of the recipe."""
+    incomplete: bool = False
+    """Submit although requested seeds have no score; the README says so first."""
 
 
 def bundle(arguments: list[str]) -> None:
@@ -57,7 +59,10 @@ def bundle(arguments: list[str]) -> None:
     for name, size in sizes.items():
         reporter.line(f"{size:>12,}  {name}")
     counted = sizes["train_gpt.py"] + sizes["model.bin"]
-    reporter.line(f"{counted:>12,}  bytes count: train_gpt.py and model.bin, in {parsed.out}")
+    reporter.line(
+        f"{counted:>12,}  bytes of train_gpt.py and model.bin count, and a given tokenizer"
+    )
+    reporter.line(f"wrote {parsed.out}")
 
 
 def export(arguments: list[str]) -> None:
@@ -79,7 +84,12 @@ def submission(arguments: list[str]) -> None:
     if not parsed.runs:
         raise ConfigError("name at least one run or folder of seeds: paramgolf submission SEEDS...")
     written = write_submission(
-        parsed.runs, parsed.out, parsed.author, parsed.name, standard_error()
+        parsed.runs,
+        parsed.out,
+        parsed.author,
+        parsed.name,
+        parsed.incomplete,
+        standard_error(),
     )
     reporter = standard_output()
     for seed, one in written["seeds"].items():
@@ -89,4 +99,7 @@ def submission(arguments: list[str]) -> None:
         reporter.line(f"seed {seed:<10} left out: {reason}")
     reporter.line(f"mean            {written['val_bpb']:.4f} BPB  {written['label']}")
     reporter.line(f"verdict         {written['verdict']}")
-    reporter.line(f"wrote {parsed.out}, with the model of seed {written['model_of_seed']}")
+    complete = "" if written["complete"] else " (NOT complete: see above)"
+    reporter.line(
+        f"wrote {parsed.out}{complete}, with the model of seed {written['model_of_seed']}"
+    )

@@ -121,6 +121,8 @@ def compare(arguments: list[str]) -> None:
 
 
 def _print_seeds(title: str, found: SeedRuns, reporter: Reporter) -> None:
+    from paramgolf.study.runs import label_of
+
     stages, sizes = found.stages(), found.sizes()
     table = _table(f"statistics over {title}", "", "mean", "std", "min", "max", "worst seed")
     table.add_column("label")
@@ -139,7 +141,7 @@ def _print_seeds(title: str, found: SeedRuns, reporter: Reporter) -> None:
                 f"{last['bpb']:.4f}",
                 f"{sizes['bytes'].by_seed[run.seed]:,}",
                 f"{sizes['seconds'].by_seed[run.seed]:,.1f}",
-                last["label"],
+                label_of(last),
             ]
         by_seed.add_row(str(run.seed), *figures, run.state)
     reporter.line("")

@@ -138,6 +138,7 @@ def _print_proof(proof: Proof, reporter: Reporter) -> None:
             if claim.last[0] != claim.stage:
                 verdict += f". The run's last score is another: {claim.last[0]}"
                 verdict += f", {claim.last[1]:.4f} BPB"
+    normalised = "" if proof.decoded_bytes == size else ", as the tokenizer normalises it"
     for name, value in (
         ("score", f"{scored}, {proof.mode} windows"),
         ("text", covered),
@@ -151,7 +152,7 @@ def _print_proof(proof: Proof, reporter: Reporter) -> None:
         ("two-part", f"{proof.two_part_bytes:,} bytes with artifact, tokenizer, a run's code"),
         ("encode", f"{proof.encode_seconds:.1f} s, {size / proof.encode_seconds:,.0f} bytes/s"),
         ("decode", f"{proof.decode_seconds:.1f} s, {size / proof.decode_seconds:,.0f} bytes/s"),
-        ("decoded", proof.failure or "bit for bit, by another process"),
+        ("decoded", proof.failure or f"bit for bit, by another process{normalised}"),
         ("verdict", verdict),
     ):
         reporter.line(f"{name:<9} {value}")

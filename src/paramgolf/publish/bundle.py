@@ -33,8 +33,8 @@ def without_paths(value: Any) -> Any:
 def bundle(path: Path, out: Path) -> dict[str, int]:
     """Write the bundle of the run at `path` to `out`; return the bytes of every file in it.
 
-    train_gpt.py and model.bin count towards the budget; the tokenizer, the provenance, the results
-    and requirements.txt beside them do not.
+    train_gpt.py and model.bin count towards the budget; the tokenizer (unless the run was given
+    it), the provenance, the environment, the results and requirements.txt beside them do not.
 
     Raises:
         UserError: if the run is not packed yet, or `out` is not empty.
@@ -43,7 +43,8 @@ def bundle(path: Path, out: Path) -> dict[str, int]:
     run, _, _ = RunDir.open(path)
     if run.stage_result("pack") is None:
         raise UserError(f"{path} is not packed yet; resume it with `paramgolf run --resume {path}`")
-    for file in (run.code, run.artifact, run.tokenizer, run.provenance):
+    environment = path / "environment.json"
+    for file in (run.code, run.artifact, run.tokenizer, run.provenance, environment):
         copy_file(file, out / file.name)
     if run.results_file.exists():
         write_json(out / run.results_file.name, without_paths(read_json(run.results_file)))

@@ -5,148 +5,115 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from paramgolf.config import RunConfig
 from paramgolf.errors import UserError
 from paramgolf.publish.bundle import bundle, without_paths
+from paramgolf.publish.submitted import Submission, read_runs
 from paramgolf.recipes import RECIPES
 from paramgolf.report.page import refresh
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import select_runtime
-from paramgolf.runtime.files import read_json, write_bytes, write_json
+from paramgolf.runtime.files import read_json, sha256_of_file, write_bytes, write_json
 from paramgolf.runtime.ledger import account
 from paramgolf.runtime.outputs import require_new_directory
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.study.runs import SeedRun, first_difference, flat_config
-from paramgolf.study.scores import RunScore, read_score, require_same
-from paramgolf.study.seeds import SeedRuns, read_seeds
+from paramgolf.study.runs import SeedRun, flat_config
+from paramgolf.study.scores import RunScore
 from paramgolf.verify.audit import audit
-from paramgolf.verify.checks import audit_is_current
+from paramgolf.verify.checks import audited_files
 
-_AUDITED_POSITIONS = 4  # where a run has not been audited before
-
-
-@dataclass(frozen=True)
-class Submission:
-    """The runs of a submission folder, with the scores and audits of the finished ones."""
-
-    recipe: str
-    config: RunConfig
-    seeds: SeedRuns
-    stage: str
-    """The last stage, whose score is submitted."""
-    scores: list[RunScore]
-    audits: list[dict[str, Any]]
-    """Contents of every audit.json."""
-
-    @property
-    def chosen(self) -> SeedRun:
-        """The run whose model is submitted: the median by score (of two, the lower BPB)."""
-        order = sorted(range(len(self.scores)), key=lambda i: self.scores[i].bpb)
-        return self.seeds.finished[order[(len(order) - 1) // 2]]
-
-    @property
-    def compliant(self) -> bool:
-        """Whether the audit of every run passes."""
-        return all(found["passed"] for found in self.audits)
-
-    @property
-    def label(self) -> str:
-        """Label of the submitted score."""
-        return self.scores[0].label
+_AUDITED_POSITIONS = 4
 
 
 def write_submission(
-    paths: Sequence[Path], out: Path, author: str, name: str, reporter: Reporter
+    paths: Sequence[Path],
+    out: Path,
+    author: str,
+    name: str,
+    incomplete: bool,
+    reporter: Reporter,
 ) -> dict[str, Any]:
-    """Write the submission folder `out`; return the contents of its submission.json.
+    """Audit the runs, and write the submission folder `out`; return its submission.json.
 
-    A run without a valid `audit.json` is audited first, which writes that file.
-
-    Of absolute paths of this machine, only the last part is written.
+    Every run is audited, even if it has an audit.json: that file may have been written by anyone.
 
     Args:
         paths: run directories, or folders of seeds.
         out: a new directory.
         author: name of the submitter; may be empty.
         name: name of the submission; empty: that of the recipe.
+        incomplete: submit even if seeds that were requested have no score.
         reporter: the console.
 
     Raises:
-        UserError: if no run is finished, if the runs differ in more than their seed, if their
-            scores are not comparable, or if `out` is not empty.
+        UserError: see `submitted.read_runs` and `write_folder`.
     """
     require_new_directory(out)
-    found = _read_runs(paths, reporter)
+    for run in read_runs(paths, incomplete).seeds.finished:
+        reporter.line(f"audit of seed {run.seed}")
+        config = RunDir.open(run.path)[2]
+        audit(run.path, _AUDITED_POSITIONS, select_runtime(config.device), reporter)
+        refresh(run.path, reporter)
+    return write_folder(read_runs(paths, incomplete), out, author, name)
+
+
+def write_folder(found: Submission, out: Path, author: str, name: str) -> dict[str, Any]:
+    """Write the submission folder of audited runs to `out`; return its submission.json.
+
+    Of absolute paths of this machine, only the last part is written.
+
+    Raises:
+        UserError: if `out` is not empty, or if a file is not the one that was audited; then nothing
+            is left there.
+    """
+    require_new_directory(out)
     summary = _summary(found, author, name or found.recipe)
-    sizes = bundle(found.chosen.path, out)
-    for run, checks in zip(found.seeds.finished, found.audits, strict=True):
-        write_json(out / "results" / f"seed-{run.seed}.json", run.results)
-        write_json(out / "results" / f"audit-seed-{run.seed}.json", checks)
-        write_bytes(out / f"train_log_seed{run.seed}.txt", _log(run).encode())
-    write_bytes(out / "README.md", _readme(found, summary, sizes).encode())
-    write_json(out / "submission.json", summary)
+    try:
+        sizes = bundle(found.chosen.path, out)
+        for run, checks in zip(found.seeds.finished, found.audits, strict=True):
+            write_json(out / "results" / f"seed-{run.seed}.json", run.results)
+            write_bytes(out / f"train_log_seed{run.seed}.txt", _log(run).encode())
+            _write_audit(run, checks, run is found.chosen, out)
+        write_bytes(out / "README.md", _readme(found, summary, sizes).encode())
+        write_json(out / "submission.json", summary)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
     return summary
 
 
-def _read_runs(paths: Sequence[Path], reporter: Reporter) -> Submission:
-    """Read all runs, check that they belong together, and audit those that are not audited yet."""
-    runs = [
-        run._replace(results=without_paths(run.results), failure=without_paths(run.failure))
-        for path in paths
-        for run in read_seeds(path).runs
-    ]
-    seeds = SeedRuns(sorted(runs, key=lambda run: run.seed))
-    if not seeds.finished:
-        raise UserError(f"no run is finished: {seeds.coverage()}")
-    numbers = [run.seed for run in seeds.runs]
-    repeated = next((seed for seed in numbers if numbers.count(seed) > 1), None)
-    if repeated is not None:
-        raise UserError(f"two of these runs have the seed {repeated}: name each run once")
-    recipe, config = _require_same_configuration(seeds.finished)
-    stage = list((seeds.finished[0].results or {})["stages"])[-1]
-    scores = [read_score(run, stage) for run in seeds.finished]
-    require_same(scores, ("text_sha256", "bytes", "tokens", "label"))
-    audits = [without_paths(_read_or_make_audit(run, config, reporter)) for run in seeds.finished]
-    return Submission(recipe, config, seeds, stage, scores, audits)
+def _write_audit(run: SeedRun, checks: dict[str, Any], chosen: bool, out: Path) -> None:
+    """Check that a run's files are those audited, also as copied; write its audit to the folder.
 
-
-def _require_same_configuration(runs: Sequence[SeedRun]) -> tuple[str, RunConfig]:
-    """Return the recipe and configuration of all runs, with the seed of the first one.
+    The hashes in it are those of the submitted files: without paths, some differ from the run's.
 
     Raises:
-        UserError: naming the first key, apart from the seed, that differs.
+        UserError: naming a file that changed after the audit.
     """
-    first, *others = runs
-    _, recipe, config = RunDir.open(first.path)
-    for run in others:
-        difference = first_difference(config, RunDir.open(run.path)[2], ignore=("seed",))
-        if difference is not None:
-            key, ours, theirs = difference
-            raise UserError(
-                f"these runs differ in more than their seed: {key} is {ours!r} in {first.path} "
-                f"and {theirs!r} in {run.path}"
-            )
-    return recipe, config
-
-
-def _read_or_make_audit(run: SeedRun, config: RunConfig, reporter: Reporter) -> dict[str, Any]:
-    """Read a run's audit.json; run the audit first if there is none of this very artifact."""
-    path = run.path / "audit.json"
-    if audit_is_current(run.path):
-        return read_json(path)
-    reporter.line(f"audit of seed {run.seed}")
-    audit(run.path, _AUDITED_POSITIONS, select_runtime(config.device), reporter)
-    refresh(run.path, reporter)
-    return read_json(path)
+    files: dict[str, str] = checks["files"]
+    now = audited_files(run.path)
+    copies = {"results.json": out / "results" / f"seed-{run.seed}.json"}
+    if chosen:
+        copies |= {name: out / name for name in files if (out / name).is_file()}
+    submitted = {name: sha256_of_file(copy) for name, copy in copies.items()}
+    now |= {name: sha256 for name, sha256 in submitted.items() if name != "results.json"}
+    changed = [key for key in (files | now) if files.get(key) != now.get(key)]
+    if changed:
+        raise UserError(
+            f"{run.path / changed[0]} is not the file that was audited: it changed afterwards; "
+            "make the submission again"
+        )
+    reduced = sorted(name for name, sha256 in submitted.items() if sha256 != files[name])
+    content = {**checks, "files": {**files, **submitted}, "without_paths": reduced}
+    write_json(out / "results" / f"audit-seed-{run.seed}.json", content)
 
 
 def _summary(found: Submission, author: str, name: str) -> dict[str, Any]:
@@ -161,6 +128,7 @@ def _summary(found: Submission, author: str, name: str) -> dict[str, Any]:
         "author": author or None,
         "date": date,
         "compliant": found.compliant,
+        "complete": found.complete,
         "label": found.label,
         "verdict": _verdict(found),
         "val_bpb": statistics.fmean(bpb),
@@ -175,7 +143,8 @@ def _summary(found: Submission, author: str, name: str) -> dict[str, Any]:
             str(run.seed): _seed_summary(run, score, checks)
             for run, score, checks in zip(finished, scores, found.audits, strict=True)
         },
-        "left_out": {str(run.seed): run.failure or run.state for run in found.seeds.left_out},
+        "requested_seeds": list(found.seeds.requested) or None,
+        "left_out": {str(run.seed): run.reason for run in found.seeds.left_out},
         "recipe": found.recipe,
         "text_sha256": scores[0].text_sha256,
         "text_bytes": scores[0].bytes,

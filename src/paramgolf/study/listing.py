@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_json
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.study.runs import SeedRun
+from paramgolf.study.runs import SeedRun, label_of
 from paramgolf.verify.checks import audit_is_current
 
 SortKey = Literal["date", "score", "size", "recipe", "path"]
@@ -102,7 +102,7 @@ def _read(path: Path) -> ListedRun:
         size, audit = results["bytes"]["total"], _audit(path)
         text = SeedRun(path, seed, results).text_sha256
         return ListedRun(
-            path, recipe, seed, "finished", score["bpb"], score["label"], size, audit, date, text
+            path, recipe, seed, "finished", score["bpb"], label_of(score), size, audit, date, text
         )
     except (UserError, KeyError, TypeError, AttributeError, IndexError):
         return ListedRun(path, "?", 0, "unreadable", None, "", None, "none", date)

@@ -19,6 +19,7 @@ from paramgolf.runtime.files import read_json, read_tensors
 from paramgolf.runtime.ranks import started_by_torchrun
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.runtime.signals import Stopped, received
+from paramgolf.scoring.bits_per_byte import shown_label
 
 _SEED_DIRECTORY = re.compile(r"seed-(\d+)")
 
@@ -32,21 +33,25 @@ class SeedRun(NamedTuple):
     """Contents of results.json; None until the run is finished."""
     failure: str = ""
     """The error that ended its last attempt, if one did."""
+    named: bool = True
+    """Whether it is among the runs that a command names; if not, it is only known as requested."""
 
     @property
     def state(self) -> str:
-        """One of "finished", "failed", "not finished", "missing" (there is no such run)."""
+        """One of "finished", "failed", "not finished", "not named", "missing" (no such run)."""
         if self.results is not None:
             return "finished"
         if self.failure:
             return "failed"
-        return "not finished" if RunDir(self.path).config_file.exists() else "missing"
+        if not RunDir(self.path).config_file.exists():
+            return "missing"
+        return "not finished" if self.named else "not named"
 
     @property
     def reason(self) -> str:
         """Return why there is no score."""
-        unfinished = {"missing": "was requested", "not finished": "no results.json"}
-        return f"{self.state}: {self.failure or unfinished[self.state]}"
+        why = "no results.json" if self.state == "not finished" else "was requested"
+        return f"{self.state}: {self.failure or why}"
 
     @property
     def text_sha256(self) -> str:
@@ -62,6 +67,11 @@ class SeedRun(NamedTuple):
         """The seeds that were asked for together with this one, as written when it began."""
         path = self.path / "environment.json"
         return read_json(path).get("requested_seeds", []) if path.exists() else []
+
+
+def label_of(score: dict[str, Any]) -> str:
+    """Return the label of an entry of results.json as people read it."""
+    return shown_label(score["label"], score["bytes_are"])
 
 
 def flat_config(config: RunConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.study.runs import SeedRun
+from paramgolf.study.runs import SeedRun, label_of
 
 Array = NDArray[np.float64]
 
@@ -69,7 +69,8 @@ def read_score(run: SeedRun, stage: str) -> RunScore:
     return RunScore(
         run.path,
         run.seed,
-        **{key: score[key] for key in ("bpb", "loss_nats", "tokens", "bytes", "label")},
+        **{key: score[key] for key in ("bpb", "loss_nats", "tokens", "bytes")},
+        label=label_of(score),
         text_sha256=run.text_sha256,
         bytes_D=tensors["bytes"].numpy().astype(np.float64),
         nats_D=nats_D,

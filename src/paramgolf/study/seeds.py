@@ -17,6 +17,7 @@ from paramgolf.runtime.files import read_json, write_json
 from paramgolf.study.runs import (
     SeedRun,
     flat_config,
+    label_of,
     read_run,
     require_configuration,
     require_one_process,
@@ -89,7 +90,7 @@ class SeedRuns:
         return {
             stage: Statistic(
                 {seed: found["stages"][stage]["bpb"] for seed, found in results.items()},
-                tuple(dict.fromkeys(r["stages"][stage]["label"] for r in results.values())),
+                tuple(dict.fromkeys(label_of(r["stages"][stage]) for r in results.values())),
             )
             for stage in next(iter(results.values()), {"stages": {}})["stages"]
         }

@@ -34,6 +34,7 @@ from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.files import read_json, read_tensors
 from paramgolf.runtime.rundir import CODE_NAME, RunDir
+from paramgolf.scoring.bits_per_byte import shown_label
 from paramgolf.scoring.modes import ScoreMode, score_modes
 from paramgolf.scoring.predictor import Predictor, load_on
 from paramgolf.scoring.text_coder import CodedText, TextCoder
@@ -69,6 +70,9 @@ class _Part(NamedTuple):
     tokens: NDArray[np.uint16]
     """(N + 1,)"""
     texts: list[str]
+    """As decoded; the originals differ if the tokenizer normalises."""
+    bytes: int
+    """Of the originals."""
     of_targets: int
     """Targets of the whole text."""
     claim: Claim | None
@@ -87,6 +91,8 @@ class Proof:
     documents: int
     text_bytes: int
     """Of the coded documents."""
+    decoded_bytes: int
+    """What the other process writes: other bytes if the tokenizer normalises the text."""
     claimed_bpb: float
     """Of the coded documents."""
     claimed_bytes: float
@@ -208,8 +214,9 @@ def prove(
         claim=part.claim,
         label=label,
         documents=len(part.texts),
-        text_bytes=len(content),
-        claimed_bpb=8 * claimed_bytes / len(content),
+        text_bytes=part.bytes,
+        decoded_bytes=len(content),
+        claimed_bpb=8 * claimed_bytes / part.bytes,
         claimed_bytes=claimed_bytes,
         stream_bytes=coded.stream_bytes,
         lanes=len(coded.heads) + 1,
@@ -254,7 +261,7 @@ def _part_of_file(text: Path, tokenizer: Tokenizer, max_bytes: int) -> _Part:
     if content and not kept:
         raise ConfigError(f"invalid --bytes = {max_bytes}: the first character is longer")
     tokens = encoded("the text", [kept], tokenizer).tokens
-    return _Part(tokens, [kept], len(tokens) - 1, None)
+    return _Part(tokens, [kept], len(kept.encode()), len(tokens) - 1, None)
 
 
 def _scored_part(folder: Path, mode: ScoreMode, max_bytes: int) -> _Part:
@@ -271,7 +278,8 @@ def _scored_part(folder: Path, mode: ScoreMode, max_bytes: int) -> _Part:
     count = len(beginning(sizes.tolist(), max_bytes))
     starts = [*document_starts(tokens, tokenizer.bos).tolist(), len(tokens)]
     claim = _claim_of_run(run, mode.stage, sizes, count, len(tokens) - 1)
-    return _Part(tokens[: starts[count]], texts[:count], len(tokens) - 1, claim)
+    size = int(sizes[:count].sum())
+    return _Part(tokens[: starts[count]], texts[:count], size, len(tokens) - 1, claim)
 
 
 def beginning(sizes: Sequence[int], max_bytes: int) -> Sequence[int]:
@@ -324,7 +332,7 @@ def _claim_of_run(
     return Claim(
         stage,
         stages[stage]["bpb"],
-        stages[stage]["label"],
+        shown_label(stages[stage]["label"], stages[stage]["bytes_are"]),
         float(tensors[stage].double()[:count].sum()),
         len(sizes_D),
         int(sizes_D.sum()),
