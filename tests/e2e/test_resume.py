@@ -17,7 +17,7 @@ import pytest
 from paramgolf.pipeline.takeover import create_from
 from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.verify.file_checks import file_checks
+from paramgolf.verify.books import books
 from tests.e2e import command
 from tests.e2e.command import Cli, finish, kill, one_line_error, wait_until
 from tests.e2e.conftest import FinishedRun
@@ -48,6 +48,8 @@ def check_equal(run: Path, undisturbed: FinishedRun) -> None:
         assert (run / name).read_bytes() == (undisturbed.path / name).read_bytes(), name
     ours, theirs = read_results(run), read_results(undisturbed.path)
     assert without_times(ours) == without_times(theirs)
+    directory, _, config = RunDir.open(run)
+    assert not [check for check in books(directory, config, ours) if check.outcome == "FAIL"]
     # Who is killed between the weights' file and the books has not booked the writing.
     assert ours["seconds"].keys() | {"train: write"} == theirs["seconds"].keys()
 
@@ -358,7 +360,7 @@ def test_audit_and_report_of_a_run_with_a_half_written_event(
     directory, _, config = RunDir.open(run)
     (fallbacks,) = (
         check
-        for check in file_checks(directory, config, read_results(run))
+        for check in books(directory, config, read_results(run))
         if "incomplete_event" in check.figure
     )
     assert fallbacks.outcome == "pass"

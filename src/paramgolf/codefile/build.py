@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from paramgolf.codefile.stripping import stripped
 from paramgolf.config import DataConfig, RunConfig, to_json
@@ -56,15 +57,19 @@ if __name__=='__main__':
 
 
 def build(config: RunConfig) -> bytes:
-    """Return the content of the `train_gpt.py` that repeats a run of `config`.
-
-    The paths of text and tokenizer and the device are left out: they belong to the machine.
-    """
-    data = replace(config.data, source=DataConfig().source, tokenizer="")
-    values = to_json(replace(config, device="auto", data=data))
-    content = json.dumps([values, stripped_sources()], separators=(",", ":")).encode()
+    """Return the content of the `train_gpt.py` that repeats a run of `config`."""
+    content = json.dumps([portable(config), stripped_sources()], separators=(",", ":")).encode()
     loader = _LOADER.format(content=_quoted(bz2.compress(content, 9)), entry=ENTRY)
     return loader.encode("latin-1")
+
+
+def portable(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as JSON values that do not depend on the machine.
+
+    The paths of text and tokenizer and the device are left out.
+    """
+    data = replace(config.data, source=DataConfig().source, tokenizer="")
+    return to_json(replace(config, device="auto", data=data))
 
 
 @cache

@@ -39,8 +39,10 @@ from paramgolf.scoring.predictor import load_on
 from paramgolf.scoring.score_first import Learner, restored
 from paramgolf.scoring.windowed import WindowScorer
 from paramgolf.scoring.windows import Windows
+from paramgolf.verify.books import books, training_in_words
 from paramgolf.verify.checks import AUDIT_NAME, Check, audited_files, check
-from paramgolf.verify.file_checks import file_checks
+from paramgolf.verify.measured import measured
+from paramgolf.verify.recomputed import SELF_REPORTED, recomputed
 
 Losses = NDArray[np.float64]
 
@@ -62,6 +64,8 @@ class Audit:
     """By stage: BPB and label, as reported."""
     adaptive: bool
     """Whether a score is of a model that learns while it scores."""
+    training: str
+    """What the run says of its training."""
 
     @property
     def failed(self) -> list[str]:
@@ -87,7 +91,8 @@ class Audit:
                 f"{_INDENT}the weights were shaped by scored text: reviewers consider that a "
                 "violation of 1 (causal) and 3 (score before update)"
             )
-        lines.append(f"{_INDENT}provenance is self-reported: only rerunning the job can verify it")
+        lines.append(f"{_INDENT}self-reported: {self.training}, and provenance")
+        lines.append(f"{_INDENT}only rerunning the job can verify what is self-reported")
         return lines
 
     def summary(self) -> list[str]:
@@ -117,7 +122,8 @@ def audit(path: Path, positions: int, runtime: Runtime, reporter: Reporter) -> A
         for mode in auditor.modes
     }
     adaptive = any(not mode.fixed for mode in auditor.modes)
-    result = Audit(list(auditor.checks()), scores, adaptive)
+    training = training_in_words(auditor.config, auditor.results)
+    result = Audit(list(auditor.checks()), scores, adaptive, training)
     text = read_tensors(auditor.run.documents)[1]["text_sha256"]
     write_json(
         path / AUDIT_NAME,
@@ -130,7 +136,7 @@ def audit(path: Path, positions: int, runtime: Runtime, reporter: Reporter) -> A
             "files": audited_files(path),
             "scores": scores,
             "checks": [check._asdict() for check in result.checks],
-            "self_reported": [c.name for c in result.checks if c.kind == "self-reported"],
+            "self_reported": SELF_REPORTED,
         },
     )
     return result
@@ -163,6 +169,7 @@ class _Auditor:
         self.results = read_json(self.run.results_file)
         self._positions = positions
         self._device = runtime.device.type
+        self._runtime = runtime
         # The windows scored here have many different shapes: compiling would not pay.
         runtime = dataclasses.replace(runtime, compiled=False)
         self._predictor = load_on(self.run.artifact, None, runtime)
@@ -205,7 +212,9 @@ class _Auditor:
         yield from self._one_pass()
         yield self._score_before_update()
         yield from self._provenance()
-        yield from file_checks(self.run, self.config, self.results)
+        yield from recomputed(self.run, self.config, self.results)
+        yield from books(self.run, self.config, self.results)
+        yield from measured(self.run, self.config, self.results, self._runtime)
 
     @cached_property
     def _losses(self) -> dict[str, Losses]:

@@ -1,0 +1,324 @@
+"""What the audit derives again of results.json and quantization.json, and what it cannot.
+
+`KEYS` says for every key of results.json which of the two it is. Losses and labels are derived by
+scoring again (`verify.audit`, `verify.measured`); all other keys that can be, here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from paramgolf.codefile.build import portable
+from paramgolf.codefile.reading import configuration_in
+from paramgolf.compress.artifact import Artifact, read
+from paramgolf.compress.quantized import Quantized
+from paramgolf.compress.scales import MAX_INTEGER
+from paramgolf.config import RunConfig
+from paramgolf.data.documents import find_jsonl, read_jsonl, text_digest
+from paramgolf.data.prepared import PreparedText
+from paramgolf.data.provenance import Provenance
+from paramgolf.data.shards import find_splits, open_shard
+from paramgolf.data.text_source import kind_of_text
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.errors import UserError
+from paramgolf.runtime.files import read_json, sha256_of_file
+from paramgolf.runtime.rundir import RunDir
+from paramgolf.scoring.modes import score_modes
+from paramgolf.verify.checks import Check, Kind, check
+
+_XZ_TOLERANCE = 1e-3
+"""Versions of liblzma compress slightly differently."""
+_MAX_BIN_WIDTH_ERROR = 0.15
+"""Between a bin width and the row scales over the standard deviations of the quantized rows."""
+_HEADER_AT = 80
+"""Where the header of an artifact begins; its length is at 12 (docs/format.md)."""
+
+
+class Key(NamedTuple):
+    """How the audit knows the value of a key."""
+
+    kind: Kind
+    basis: str
+    """From what it is recomputed, or with what it must be consistent."""
+
+
+def _recomputed(basis: str) -> Key:
+    return Key("recomputed", basis)
+
+
+def _self_reported(basis: str) -> Key:
+    return Key("self-reported", basis)
+
+
+_CONFIG = _recomputed("the configuration in train_gpt.py")
+_ARTIFACT, _SIZES = _recomputed("model.bin"), _recomputed("sizes of the files")
+_SCORED, _TEXT = _recomputed("scoring again"), _recomputed("the shards")
+_WEIGHTS = _recomputed("scoring the weights in checkpoints/, where they are kept")
+_EVENTS = _self_reported("the events")
+_CLOCK = _self_reported("the events' times; the speed of a few steps, on the same kind of device")
+
+KEYS: dict[str, Key] = {
+    "recipe": _self_reported("config.json"),
+    "seed": _CONFIG,
+    "corpus.source": _self_reported("config.json"),
+    "corpus.sha256": _recomputed("the source, where it is at hand"),
+    "corpus.tokenizer_sha256": _recomputed("tokenizer.model and model.bin"),
+    "corpus.tokens.*": _TEXT,
+    "num_ranks.*": _self_reported("the stage files"),
+    "adapted_on": _CONFIG,
+    "parameters": _ARTIFACT,
+    "steps": _EVENTS,
+    "stages.ema.*": _WEIGHTS,
+    "stages.adapted.*": _WEIGHTS,
+    "stages.quantized.*": _SCORED,
+    "stages.sliding.*": _SCORED,
+    "stages.score_first.*": _SCORED,
+    "adaptation": _EVENTS,
+    "adaptation.*.*": _EVENTS,
+    "bytes.total": _SIZES,
+    "bytes.budget": _CONFIG,
+    "bytes.model": _SIZES,
+    "bytes.code": _SIZES,
+    "bytes.tokenizer": _SIZES,
+    "bytes.by_part.*": _ARTIFACT,
+    "artifact_sha256": _ARTIFACT,
+    "raised_dampings": _self_reported("quantization.json and the events"),
+    "raised_dampings.*": _self_reported("quantization.json and the events"),
+    "seconds.*": _CLOCK,
+    "budgets.*": _self_reported("the seconds"),
+    "tokens_per_second.*": _CLOCK,
+    "peak_gpu_bytes": _self_reported("environment.json"),
+    "xz.*": _recomputed("compressing the text again"),
+}
+"""By key of results.json, where * stands for one name or number."""
+
+SELF_REPORTED = [
+    "that the weights come from this configuration, text and seed: `paramgolf verify` repeats the "
+    "run",
+    "which texts shaped the weights, and that the texts at hand are they",
+    *(key for key, known in KEYS.items() if known.kind == "self-reported"),
+]
+"""What an audit cannot know: statements, and keys of results.json."""
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every value in nested objects and lists with its path; empty ones as values."""
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in items:
+            yield from leaves(inner, (*path, str(name)))
+    else:
+        yield path, value
+
+
+def key_of(path: tuple[str, ...]) -> Key | None:
+    """Return what `KEYS` says of a path in results.json; None if it is not known."""
+    for pattern, key in KEYS.items():
+        names = pattern.split(".")
+        if len(names) == len(path) and all(
+            name in ("*", own) for name, own in zip(names, path, strict=True)
+        ):
+            return key
+    return None
+
+
+def recomputed(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
+    """Yield the checks of all that is derived without scoring."""
+    yield _configuration(run, config, results)
+    yield _keys(config, results)
+    artifact = read(run.artifact)
+    yield _compared("sizes recomputed", "bytes", _sizes(run, artifact), results)
+    total, budget = run.artifact.stat().st_size + run.code.stat().st_size, config.pack.budget_bytes
+    figure = f"{total:,} bytes on disk, budget {budget:,}"
+    yield check("files within the byte budget", "bytes", total <= budget, figure)
+    yield _compared("text recomputed", "provenance", _text(run, config, artifact), results)
+    yield _corpus(run, config, results)
+    yield _xz(run, results)
+    yield _shards(run)
+    yield _quantization(run, config, artifact)
+
+
+def _configuration(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
+    """Compare config.json with the configuration that the counted code contains."""
+    name = "configuration is that of train_gpt.py"
+    try:
+        theirs = dict(leaves(configuration_in(run.code)))
+    except UserError as error:
+        return check(name, "code", False, str(error))
+    ours = dict(leaves(portable(config)))
+    wrong = [".".join(path) for path in sorted(ours | theirs) if ours.get(path) != theirs.get(path)]
+    claimed = dict(leaves(results))
+    derived = {("seed",): config.seed, ("adapted_on",): config.adapt.text}
+    derived["bytes", "budget"] = config.pack.budget_bytes
+    wrong += [".".join(path) for path, value in derived.items() if claimed.get(path) != value]
+    figure = f"different: {', '.join(wrong)}" if wrong else "all but the paths and the device"
+    return check(name, "code", not wrong, figure)
+
+
+def _keys(config: RunConfig, results: dict[str, Any]) -> Check:
+    """Check that results.json has the stages that the configuration leads to, and no other keys."""
+    expected = {"ema"} | ({"adapted"} if config.adapt.text != "none" else set())
+    expected |= {m.stage for m in score_modes(config.score.stride, config.score_first.learns)}
+    found = set(results["stages"])
+    wrong = [f"unknown stage {stage}" for stage in sorted(found - expected)]
+    wrong += [f"no stage {stage}" for stage in sorted(expected - found)]
+    wrong += [f"unknown {'.'.join(path)}" for path, _ in leaves(results) if not key_of(path)]
+    figure = ", ".join(wrong) or f"{sum(1 for _ in leaves(results))} values"
+    return check("keys and stages are known", "ledger", not wrong, figure)
+
+
+def _compared(name: str, condition: str, derived: dict[str, Any], results: dict[str, Any]) -> Check:
+    """Compare values by path with results.json, which must have them all."""
+    claimed = {".".join(path): value for path, value in leaves(results)}
+    wrong = [
+        f"{path} is {value}, not {claimed.get(path, 'missing')}"
+        for path, value in derived.items()
+        if claimed.get(path) != value or type(claimed[path]) is not type(value)
+    ]
+    figure = "; ".join(wrong) or f"{len(derived)} values are equal"
+    return check(name, condition, not wrong, figure)
+
+
+def _sizes(run: RunDir, artifact: Artifact) -> dict[str, Any]:
+    content = run.artifact.read_bytes()
+    header_bytes = struct.unpack_from("<I", content, 12)[0]
+    header = json.loads(content[_HEADER_AT : _HEADER_AT + header_bytes])
+    sections: dict[str, int] = header["sections"]
+    parts = {"header": len(content) - sum(sections.values()), **sections}
+    code = run.code.stat().st_size
+    return {
+        "bytes.total": len(content) + code,
+        "bytes.model": len(content),
+        "bytes.code": code,
+        "bytes.tokenizer": run.tokenizer.stat().st_size,
+        **{f"bytes.by_part.{name}": size for name, size in parts.items()},
+        "artifact_sha256": sha256_of_file(run.artifact),
+        "parameters": sum(m.integers.numel() for m in artifact.matrices.values())
+        + sum(vector.numel() for vector in artifact.vectors.values()),
+    }
+
+
+def _text(run: RunDir, config: RunConfig, artifact: Artifact) -> dict[str, Any]:
+    prepared = PreparedText.of(run)
+    tokens = {
+        split: sum(len(open_shard(path)) for path in prepared.shards(split, run.data))
+        for split in prepared.splits
+    }
+    digest = sha256_of_file(run.tokenizer)
+    if artifact.tokenizer_sha256 != digest:
+        digest = f"that of model.bin, {artifact.tokenizer_sha256}"
+    modes = score_modes(config.score.stride, config.score_first.learns)
+    adapted = ["adapted"] if config.adapt.text != "none" else []
+    stages = ["ema", *adapted, *(mode.stage for mode in modes)]
+    return {
+        "corpus.tokenizer_sha256": digest,
+        **{f"corpus.tokens.{split}": number for split, number in tokens.items()},
+        **{f"stages.{stage}.tokens": tokens["val"] - 1 for stage in stages},
+    }
+
+
+def _corpus(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
+    """Hash the source of the text again, if it is at hand."""
+    name, condition = "corpus hashed again", "provenance"
+    source = config.data.source
+    if source == "stdlib":
+        python = read_json(run.path / "environment.json")["python"]
+        if python != sys.version.split()[0]:
+            figure = f"its documentation is that of Python {python}"
+            return Check(name, condition, "not applicable", figure)
+        from paramgolf.data.corpus import stdlib_documents
+
+        digest = text_digest(document.text for document in stdlib_documents()).hex()
+    elif not Path(source).is_dir():
+        return Check(name, condition, "not applicable", f"{source} is not at hand")
+    elif kind_of_text(source) == "shards":
+        files = find_splits(Path(source))
+        paths = [path for split in ("train", "val") for path in files[split]]
+        digest = hashlib.sha256("".join(map(sha256_of_file, paths)).encode()).hexdigest()
+    else:
+        paths = [path for split in ("train", "val") for path in find_jsonl(Path(source), split)]
+        digest = text_digest(d.text for path in paths for d in read_jsonl(path)).hex()
+    claimed = results["corpus"]["sha256"]
+    same = claimed == digest
+    figure = f"SHA-256 {digest[:16]}" + ("" if same else f", reported {claimed[:16]}")
+    return check(name, condition, same, figure)
+
+
+def _xz(run: RunDir, results: dict[str, Any]) -> Check:
+    stream = PreparedText.of(run).stream("val", run.data)
+    content = "".join(Tokenizer.load(run.tokenizer).decode_documents(stream)).encode()
+    size = len(lzma.compress(content, preset=9))
+    claimed = results["xz"]["bytes"], results["xz"]["bpb"]
+    good = all(
+        isinstance(value, int | float) and abs(value - own) <= _XZ_TOLERANCE * own
+        for value, own in zip(claimed, (size, 8 * size / len(content)), strict=True)
+    )
+    figure = f"{size:,} bytes, {claimed[0]:,} reported (tolerance {_XZ_TOLERANCE:.1%})"
+    return check("xz compresses again", "bytes", good, figure)
+
+
+def _shards(run: RunDir) -> Check:
+    """Compare the SHA-256 of every shard with the one in the provenance."""
+    name = "shards match the provenance"
+    if not run.provenance.exists():
+        return check(name, "provenance", False, "no provenance file")
+    prepared = PreparedText.of(run)
+    wrong, count = [], 0
+    for split, text in Provenance.load(run.provenance).texts.items():
+        paths = prepared.shards(split, run.data)
+        count += len(paths)
+        found = [sha256_of_file(path) if path.exists() else "" for path in paths]
+        if found != list(text.shards):
+            wrong.append(split)
+    figure = f"different shards: {', '.join(wrong)}" if wrong else f"{count} shards, by SHA-256"
+    return check(name, "provenance", not wrong, figure)
+
+
+def _quantization(run: RunDir, config: RunConfig, artifact: Artifact) -> Check:
+    """Recompute what quantization.json says of the integers and scales in the artifact."""
+    name, condition = "quantization.json matches model.bin", "ledger"
+    rows = read_json(run.quantization_file)
+    if set(rows) != set(artifact.matrices):
+        return check(name, condition, False, "it names other matrices")
+    wrong: list[str] = []
+    for matrix, quantized in artifact.matrices.items():
+        row = rows[matrix]
+        clipped, entropy, bin_width = _measured(quantized)
+        same = (
+            abs(row["clipped_share"] - clipped) <= 1e-9
+            and abs(row["entropy_bits"] - entropy) <= 1e-9
+            and (
+                row["bin_width"] > 1
+                or abs(row["bin_width"] / bin_width - 1) <= _MAX_BIN_WIDTH_ERROR
+            )
+            and row["damping"] >= config.pack.damping
+        )
+        if not same:
+            wrong.append(matrix)
+    figure = f"different: {', '.join(wrong)}" if wrong else f"{len(rows)} matrices"
+    return check(name, condition, not wrong, figure)
+
+
+def _measured(quantized: Quantized) -> tuple[float, float, float]:
+    """Return the share of clipped integers, their entropy in bits, and the bin width.
+
+    The bin width is that of the quantized rows: the row scale over the standard deviation.
+    """
+    integers = quantized.integers
+    clipped = float((integers.abs() == MAX_INTEGER).double().mean())
+    counts = torch.bincount(integers.flatten().long() + MAX_INTEGER).double()
+    shares = counts[counts > 0] / counts.sum()
+    entropy = float(-(shares * shares.log2()).sum())
+    deviations = integers.double().std(dim=1, correction=0)
+    used = deviations > 0
+    bin_width = float((-deviations[used].log()).mean().exp()) if bool(used.any()) else 1.0
+    return clipped, entropy, bin_width
