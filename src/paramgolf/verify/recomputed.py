@@ -27,6 +27,7 @@ from paramgolf.data.documents import find_jsonl, read_jsonl, text_digest
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.provenance import Provenance
 from paramgolf.data.shards import find_splits, open_shard
+from paramgolf.data.streams import Stream
 from paramgolf.data.text_source import kind_of_text
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
@@ -61,7 +62,8 @@ def _self_reported(basis: str) -> Key:
 
 _CONFIG = _recomputed("the configuration in train_gpt.py")
 _ARTIFACT, _SIZES = _recomputed("model.bin"), _recomputed("sizes of the files")
-_SCORED, _TEXT = _recomputed("scoring again"), _recomputed("the shards")
+_TEXT = _recomputed("the shards, and the originals that lie beside them")
+_TOKENIZER, _SCORED = _recomputed("tokenizer.model"), _recomputed("scoring again")
 _WEIGHTS = _recomputed("scoring the weights in checkpoints/, where they are kept")
 _EVENTS = _self_reported("the events")
 _CLOCK = _self_reported("the events' times; the speed of a few steps, on the same kind of device")
@@ -72,7 +74,20 @@ KEYS: dict[str, Key] = {
     "corpus.source": _self_reported("config.json"),
     "corpus.sha256": _recomputed("the source, where it is at hand"),
     "corpus.tokenizer_sha256": _recomputed("tokenizer.model and model.bin"),
-    "corpus.tokens.*": _TEXT,
+    "corpus.tokens.*": _recomputed("the shards"),
+    "text.sha256": _TEXT,
+    "text.bytes": _TEXT,
+    "text.documents": _TEXT,
+    "text.bytes_are": _self_reported("what prepared the text"),
+    "tokenizer.sha256": _TOKENIZER,
+    "tokenizer.bytes": _TOKENIZER,
+    "tokenizer.pieces": _TOKENIZER,
+    "tokenizer.claim": _recomputed("training it again, where its text is at hand; known hashes"),
+    "tokenizer.source": _self_reported("what prepared the text"),
+    "tokenizer.training": _self_reported("what prepared the text"),
+    "tokenizer.training.*": _self_reported("what prepared the text"),
+    "tokenizer.long_piece_share": _recomputed("tokenizer.model and the shards"),
+    "overlap.*.*": _recomputed("comparing the texts at hand"),
     "num_ranks.*": _self_reported("the stage files"),
     "adapted_on": _CONFIG,
     "parameters": _ARTIFACT,
@@ -136,13 +151,21 @@ def recomputed(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Itera
     yield _configuration(run, config, results)
     yield _keys(config, results)
     artifact = read(run.artifact)
-    yield _compared("sizes recomputed", "bytes", _sizes(run, artifact), results)
-    total, budget = run.artifact.stat().st_size + run.code.stat().st_size, config.pack.budget_bytes
+    sizes = _sizes(run, artifact, results)
+    yield _compared("sizes recomputed", "bytes", sizes, results)
+    total, budget = sizes["bytes.total"], config.pack.budget_bytes
     figure = f"{total:,} bytes on disk, budget {budget:,}"
     yield check("files within the byte budget", "bytes", total <= budget, figure)
-    yield _compared("text recomputed", "provenance", _text(run, config, artifact), results)
+    name, prepared = "text recomputed", PreparedText.of(run)
+    try:
+        text = prepared.scored_text(run.data, Tokenizer.load(run.tokenizer))
+    except UserError as error:
+        yield check(name, "provenance", False, str(error))
+    else:
+        derived = _text(run, config, artifact, prepared, text)
+        yield _compared(name, "provenance", derived, results)
+        yield _xz(text, results)
     yield _corpus(run, config, results)
-    yield _xz(run, results)
     yield _shards(run)
     yield _quantization(run, config, artifact)
 
@@ -157,8 +180,11 @@ def _configuration(run: RunDir, config: RunConfig, results: dict[str, Any]) -> C
     ours = dict(leaves(portable(config)))
     wrong = [".".join(path) for path in sorted(ours | theirs) if ours.get(path) != theirs.get(path)]
     claimed = dict(leaves(results))
-    derived = {("seed",): config.seed, ("adapted_on",): config.adapt.text}
-    derived["bytes", "budget"] = config.pack.budget_bytes
+    derived: dict[tuple[str, ...], Any] = {
+        ("seed",): config.seed,
+        ("adapted_on",): config.adapt.text,
+        ("bytes", "budget"): config.pack.budget_bytes,
+    }
     wrong += [".".join(path) for path, value in derived.items() if claimed.get(path) != value]
     figure = f"different: {', '.join(wrong)}" if wrong else "all but the paths and the device"
     return check(name, "code", not wrong, figure)
@@ -188,18 +214,19 @@ def _compared(name: str, condition: str, derived: dict[str, Any], results: dict[
     return check(name, condition, not wrong, figure)
 
 
-def _sizes(run: RunDir, artifact: Artifact) -> dict[str, Any]:
+def _sizes(run: RunDir, artifact: Artifact, results: dict[str, Any]) -> dict[str, Any]:
     content = run.artifact.read_bytes()
     header_bytes = struct.unpack_from("<I", content, 12)[0]
     header = json.loads(content[_HEADER_AT : _HEADER_AT + header_bytes])
     sections: dict[str, int] = header["sections"]
     parts = {"header": len(content) - sum(sections.values()), **sections}
-    code = run.code.stat().st_size
+    code, tokenizer = run.code.stat().st_size, run.tokenizer.stat().st_size
+    counted = tokenizer if results["tokenizer"]["claim"] == "given" else 0
     return {
-        "bytes.total": len(content) + code,
+        "bytes.total": len(content) + code + counted,
         "bytes.model": len(content),
         "bytes.code": code,
-        "bytes.tokenizer": run.tokenizer.stat().st_size,
+        "bytes.tokenizer": tokenizer,
         **{f"bytes.by_part.{name}": size for name, size in parts.items()},
         "artifact_sha256": sha256_of_file(run.artifact),
         "parameters": sum(m.integers.numel() for m in artifact.matrices.values())
@@ -207,23 +234,35 @@ def _sizes(run: RunDir, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _text(run: RunDir, config: RunConfig, artifact: Artifact) -> dict[str, Any]:
-    prepared = PreparedText.of(run)
+def _text(
+    run: RunDir, config: RunConfig, artifact: Artifact, prepared: PreparedText, text: Stream
+) -> dict[str, Any]:
+    tokenizer = Tokenizer.load(run.tokenizer)
+    digest = tokenizer.sha256
+    if artifact.tokenizer_sha256 != digest:
+        digest = f"that of model.bin, {artifact.tokenizer_sha256}"
     tokens = {
         split: sum(len(open_shard(path)) for path in prepared.shards(split, run.data))
         for split in prepared.splits
     }
-    digest = sha256_of_file(run.tokenizer)
-    if artifact.tokenizer_sha256 != digest:
-        digest = f"that of model.bin, {artifact.tokenizer_sha256}"
     modes = score_modes(config.score.stride, config.score_first.learns)
     adapted = ["adapted"] if config.adapt.text != "none" else []
-    stages = ["ema", *adapted, *(mode.stage for mode in modes)]
-    return {
+    values: dict[str, Any] = {
         "corpus.tokenizer_sha256": digest,
+        "tokenizer.sha256": digest,
+        "tokenizer.bytes": run.tokenizer.stat().st_size,
+        "tokenizer.pieces": tokenizer.vocab_size,
+        "tokenizer.long_piece_share": tokenizer.long_piece_bytes(text.tokens) / max(1, text.bytes),
+        "text.sha256": text.sha256,
+        "text.bytes": text.bytes,
+        "text.documents": len(text.texts),
         **{f"corpus.tokens.{split}": number for split, number in tokens.items()},
-        **{f"stages.{stage}.tokens": tokens["val"] - 1 for stage in stages},
     }
+    for stage in ("ema", *adapted, *(mode.stage for mode in modes)):
+        values[f"stages.{stage}.tokens"] = len(text.tokens) - 1
+        values[f"stages.{stage}.bytes"] = text.bytes
+        values[f"stages.{stage}.bytes_are"] = text.bytes_are
+    return values
 
 
 def _corpus(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
@@ -253,14 +292,12 @@ def _corpus(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
     return check(name, condition, same, figure)
 
 
-def _xz(run: RunDir, results: dict[str, Any]) -> Check:
-    stream = PreparedText.of(run).stream("val", run.data)
-    content = "".join(Tokenizer.load(run.tokenizer).decode_documents(stream)).encode()
-    size = len(lzma.compress(content, preset=9))
+def _xz(text: Stream, results: dict[str, Any]) -> Check:
+    size = len(lzma.compress("".join(text.texts).encode(), preset=9))
     claimed = results["xz"]["bytes"], results["xz"]["bpb"]
     good = all(
         isinstance(value, int | float) and abs(value - own) <= _XZ_TOLERANCE * own
-        for value, own in zip(claimed, (size, 8 * size / len(content)), strict=True)
+        for value, own in zip(claimed, (size, 8 * size / max(1, text.bytes)), strict=True)
     )
     figure = f"{size:,} bytes, {claimed[0]:,} reported (tolerance {_XZ_TOLERANCE:.1%})"
     return check("xz compresses again", "bytes", good, figure)
