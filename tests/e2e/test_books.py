@@ -295,6 +295,24 @@ def with_a_better_score_in_stage_and_results(run: Path) -> None:
     collect(run)
 
 
+def with_a_better_score_everywhere(run: Path) -> None:
+    """9e-5 BPB less, in the stage, the results and the events."""
+
+    def change(values: dict[str, Any]) -> None:
+        values["scores"]["sliding"]["bpb"] -= 9e-5
+
+    edit(run / "stages/score.json", change)
+    collect(run)
+    bpb = read_results(run)["stages"]["sliding"]["bpb"]
+    edit_events(run, lambda event: event.get("of") == "sliding" and event.update(bpb=bpb))
+
+
+def with_other_losses_of_documents(run: Path) -> None:
+    tensors, notes = read_tensors(run / "documents.safetensors")
+    tensors["sliding"][0] -= 0.01
+    write_tensors(run / "documents.safetensors", tensors, **notes)
+
+
 def with_damping_that_is_not_reported(run: Path) -> None:
     edit(run / "quantization.json", lambda values: values["embedding"].update(damping=0.1))
 
@@ -335,6 +353,8 @@ CHEATS: list[tuple[Callable[[Path], None], str, str]] = [
     (with_a_faster_scorer, "seconds", "score_sliding"),
     (with_a_better_epoch, "ledger", "epochs of adaptation"),
     (with_a_better_score_in_stage_and_results, "ledger", "scores of train"),
+    (with_a_better_score_everywhere, "ledger", "BPB of sliding"),
+    (with_other_losses_of_documents, "ledger", "losses of the documents, sliding"),
     (with_damping_that_is_not_reported, "ledger", "not match quantization.json: embedding"),
     (with_a_better_quantization, "ledger", "different: embedding"),
     (with_another_shard, "provenance", "different shards: train"),

@@ -70,6 +70,7 @@ def _books(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[
     stages = {name: run.stage_result(name) or {} for name in STAGES}
     attempts = {name: attempts_of(run.read_events(), name) for name in STAGES}
     yield _follows(run, config, results)
+    yield _sums(run, config, results)
     yield _as_in_the_events(run, stages, attempts)
     yield _phases(config, stages)
     yield _wall_clock(stages, attempts)
@@ -96,6 +97,26 @@ def _follows(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
 
 def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
+
+
+def _sums(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
+    """Check that every score is its loss over its bytes, and that documents add up to it."""
+    wrong: list[str] = []
+    for stage, score in results["stages"].items():
+        bits = score["loss_nats"] * score["tokens"] / math.log(2)
+        if not _close(score["bpb"], bits / score["bytes"]):
+            wrong.append(f"BPB of {stage}")
+    documents, notes = read_tensors(run.documents)
+    if notes["text_sha256"] != results["text"]["sha256"]:
+        wrong.append("another text in documents.safetensors")
+    if int(documents["bytes"].sum()) != results["text"]["bytes"]:
+        wrong.append("bytes of the documents")
+    for mode in score_modes(config.score.stride, config.score_first.learns):
+        score = results["stages"][mode.stage]
+        if not _close(float(documents[mode.stage].sum()), score["loss_nats"] * score["tokens"]):
+            wrong.append(f"losses of the documents, {mode.stage}")
+    figure = f"{len(results['stages'])} scores, {len(documents['bytes']):,} documents"
+    return _listed("scores add up", "ledger", wrong, figure)
 
 
 def _as_in_the_events(

@@ -183,6 +183,7 @@ def _configuration(run: RunDir, config: RunConfig, results: dict[str, Any]) -> C
     derived: dict[tuple[str, ...], Any] = {
         ("seed",): config.seed,
         ("adapted_on",): config.adapt.text,
+        ("corpus", "source"): str(Path(config.data.source)),
         ("bytes", "budget"): config.pack.budget_bytes,
     }
     wrong += [".".join(path) for path, value in derived.items() if claimed.get(path) != value]
