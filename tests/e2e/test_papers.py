@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from paramgolf.runtime.files import read_tensors, write_json, write_tensors
+from paramgolf.data.provenance import Provenance
+from paramgolf.runtime.files import read_tensors, sha256_of_file, write_json, write_tensors
 from tests.e2e.command import Cli
+from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import read_results
 
 Scores = dict[str, dict[str, Any]]
@@ -89,3 +94,138 @@ def test_losses_that_no_stream_reaches_are_not_proven(
     assert "verdict   not proven" in result.stdout
     assert " is not proven: the stream takes " in result.stderr
     assert "the reported losses of these documents claim " in result.stderr
+
+
+# What only a rerun can check.
+
+
+@pytest.fixture(scope="module")
+def rerun(cli: Cli, mini_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rerun of an honest run, in a directory that other verifications use again."""
+    folder = tmp_path_factory.mktemp("verify")
+    run = Path(shutil.copytree(mini_run.path, folder / "run"))
+    result = cli("verify", run, "--out", folder / "again")
+    assert result.code == 0, result.stdout + result.stderr
+    assert "verdict   verified for seed 1337: the rerun made the same artifact\n" in result.stdout
+    said = json.loads((run / "verify.json").read_text())
+    assert (said["verified"], said["same_artifact"]) == (True, True)
+    assert {fact["agrees"] for fact in said["facts"]} == {"yes"}
+    return folder / "again"
+
+
+def claim_seconds(results: dict[str, Any]) -> None:
+    results["budgets"]["training"] /= 4
+    results["budgets"]["training"] -= 10
+
+
+def claim_steps(results: dict[str, Any]) -> None:
+    results["steps"] += 1
+
+
+def claim_speed(results: dict[str, Any]) -> None:
+    rates = results["tokens_per_second"]
+    rates[next(iter(rates))] *= 10
+
+
+def claim_score(results: dict[str, Any]) -> None:
+    results["stages"]["sliding"]["bpb"] -= 0.03
+
+
+def claim_label(results: dict[str, Any]) -> None:
+    results["stages"]["sliding"]["label"] = "score-first"
+
+
+def claim_tokenizer(results: dict[str, Any]) -> None:
+    results["tokenizer"]["claim"] = "known"
+
+
+def claim_text(results: dict[str, Any]) -> None:
+    results["text"]["sha256"] = "0" * 64
+
+
+def claim_stage(results: dict[str, Any]) -> None:
+    score = {**results["stages"]["sliding"], "bpb": 0.5}
+    results["stages"]["score_first"] = score
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (claim_seconds, "seconds, training"),
+        (claim_steps, "steps"),
+        (claim_speed, "tokens/s, "),
+        (claim_score, "BPB, sliding"),
+        (claim_label, "BPB, sliding"),
+        (claim_tokenizer, "tokenizer is"),
+        (claim_text, "scored text"),
+        (claim_stage, "BPB, score_first"),
+    ],
+)
+def test_a_false_claim_is_not_verified(
+    cli: Cli, run_copy: Path, rerun: Path, change: Callable[[dict[str, Any]], None], fact: str
+) -> None:
+    results = read_results(run_copy)
+    change(results)
+    write_json(run_copy / "results.json", results)
+    result = cli("verify", run_copy, "--out", rerun)
+    assert result.code == 1
+    assert f"is not verified: {fact}" in result.stderr
+    assert f"NOT verified: {fact}" in result.stdout
+    assert json.loads((run_copy / "verify.json").read_text())["verified"] is False
+
+
+def test_weights_from_elsewhere_are_not_verified(cli: Cli, run_copy: Path, rerun: Path) -> None:
+    """The artifact is another one, and its score is far from the rerun's."""
+    (run_copy / "model.bin").write_bytes((run_copy / "model.bin").read_bytes() + b" ")
+    result = cli("verify", run_copy, "--out", rerun)
+    assert "is not verified: artifact" in result.stderr
+    results = read_results(run_copy)
+    results["artifact_sha256"] = sha256_of_file(run_copy / "model.bin")
+    for score in results["stages"].values():
+        score["bpb"] -= 0.01
+    write_json(run_copy / "results.json", results)
+    result = cli("verify", run_copy, "--out", rerun)
+    assert result.code == 0, result.stderr
+    assert "within limits: the rerun made another artifact" in result.stdout
+
+
+def test_a_forged_provenance_is_not_verified(cli: Cli, run_copy: Path, rerun: Path) -> None:
+    known = Provenance.load(run_copy / "provenance.safetensors")
+    forged = dataclasses.replace(known.texts["train"], sha256="0" * 64)
+    texts = {**known.texts, "train": forged}
+    dataclasses.replace(known, texts=texts).save(run_copy / "provenance.safetensors")
+    result = cli("verify", run_copy, "--out", rerun)
+    assert "is not verified: provenance: train" in result.stderr
+
+
+def test_a_bundle_is_verified_from_its_own_configuration(
+    cli: Cli, mini_run: FinishedRun, rerun: Path, source: Path, tmp_path: Path
+) -> None:
+    """Its code is read, not executed; its text has to be named."""
+    bundle = tmp_path / "bundle"
+    cli.output("bundle", mini_run.path, "--out", bundle)
+    assert "name its folder by --source" in cli.error("verify", bundle, "--out", rerun)
+    result = cli("verify", bundle, "--source", source, "--out", rerun)
+    assert result.code == 0, result.stdout + result.stderr
+    (bundle / "train_gpt.py").write_bytes(b"")
+    said = cli.error("verify", bundle, "--source", source, "--out", rerun)
+    assert "cannot read the configuration in" in said
+
+
+def test_the_verdict_is_printed_though_it_cannot_be_written(
+    cli: Cli, run_copy: Path, rerun: Path
+) -> None:
+    (run_copy / "verify.json").mkdir()
+    result = cli("verify", run_copy, "--out", rerun)
+    assert result.code == 0
+    assert "verdict   verified" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("warning: cannot write ")
+
+
+def test_what_cannot_be_verified(cli: Cli, run_copy: Path, rerun: Path, tmp_path: Path) -> None:
+    assert "it has no results.json and model.bin" in cli.error("verify", tmp_path)
+    said = cli.error("verify", run_copy, "--out", run_copy, code=2)
+    assert "is the run to verify" in said
+    config = json.loads((run_copy / "config.json").read_text())
+    write_json(run_copy / "config.json", {**config, "seed": 2})
+    assert "contains another run" in cli.error("verify", run_copy, "--out", rerun)

@@ -152,6 +152,7 @@ def usage() -> str:
         "  decompress RUN F --out FILE      restore a compressed text",
         "  prove RUN                        code the scored text, decode it elsewhere",
         "  audit RUN                        check what the score depends on",
+        "  verify FOLDER                    make a run again and compare what it claims",
         "  report RUN [OTHER]               write an HTML page about one or two runs",
         "  list [FOLDER...]                 list runs with score, size and audit",
         "  bundle RUN --out DIR             write a folder that works on its own",

@@ -25,6 +25,7 @@ _COMMANDS = {
     "prove": "verify",
     "export": "publish",
     "audit": "verify",
+    "verify": "verify",
     "bundle": "publish",
     "report": "report",
     "list": "listing",

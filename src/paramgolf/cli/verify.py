@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import textwrap
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
+from rich.table import Table
 
 from paramgolf.cli.common import find_artifact
 from paramgolf.cli.live import standard_error, standard_output
@@ -18,6 +21,7 @@ from paramgolf.runtime.outputs import require_new_file
 
 if TYPE_CHECKING:
     from paramgolf.verify.prove import Proof
+    from paramgolf.verify.rerun import Fact
 
 _COLUMNS = 80
 
@@ -32,6 +36,19 @@ class AuditArguments:
     """Positions at which every token of the vocabulary is scored: one window per token each."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to score: the same kind of device as the run's."""
+
+
+@dataclass(frozen=True)
+class VerifyArguments:
+    """Make a run again and compare what only a rerun can check; exit code 1 if a fact disagrees."""
+
+    folder: tyro.conf.Positional[Path]
+    """A finished run, a bundle or a submission."""
+    source: Path | None = None
+    """Folder with the text, if it is not where the run found it."""
+    out: str = ""
+    """Directory of the rerun; by default runs/verify-NAME-DATE-TIME. An interrupted or finished
+    rerun there is used."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,40 @@ def _print_wrapped(text: str, reporter: Reporter) -> None:
     width = len(indent[0]) if indent else 0
     for line in textwrap.wrap(text, _COLUMNS, subsequent_indent=" " * width):
         reporter.line(line)
+
+
+def verify(arguments: list[str]) -> None:
+    """`paramgolf verify`: make a run again and compare."""
+    parsed = tyro.cli(VerifyArguments, prog="paramgolf verify", args=arguments)
+
+    from paramgolf.runtime.console import is_main_rank
+    from paramgolf.runtime.files import write_json
+    from paramgolf.verify.rerun import verify
+
+    name = parsed.folder.resolve().name
+    out = Path(parsed.out or f"runs/verify-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    found = verify(parsed.folder, parsed.source, out, standard_error())
+    if not is_main_rank():
+        return
+    reporter = standard_output()
+    _print_facts(found.facts, reporter)
+    reporter.line(f"verdict   {found.verdict()}")
+    reporter.line(f"rerun     {out}")
+    try:
+        write_json(parsed.folder / "verify.json", found.to_json())
+    except UserError as error:  # the verdict stands, and is printed
+        standard_error().line(f"warning: {error}")
+    if found.failed:
+        raise UserError(f"{parsed.folder} is not verified: {', '.join(found.failed)}")
+
+
+def _print_facts(facts: Sequence[Fact], reporter: Reporter) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("fact", "claimed", "found", "agrees"):
+        table.add_column(column, overflow="fold")
+    for fact in facts:
+        table.add_row(*fact)
+    reporter.table(table)
 
 
 def prove(arguments: list[str]) -> None:

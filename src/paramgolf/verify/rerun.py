@@ -1,0 +1,347 @@
+"""Making a run again, to compare what no audit can recompute: time, steps, what shaped the weights.
+
+The job is made from the configuration by the installed package: whoever checks a stranger's run
+trusts that one, and not the code in the folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from paramgolf.codefile.build import configuration
+from paramgolf.config import RunConfig
+from paramgolf.data.claims import KNOWN
+from paramgolf.data.provenance import Provenance
+from paramgolf.data.text_source import kind_of_text
+from paramgolf.errors import ConfigError, UserError
+from paramgolf.pipeline.session import resume, start
+from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.files import read_json, sha256_of_file
+from paramgolf.runtime.rundir import CODE_NAME, RunDir
+from paramgolf.scoring.bits_per_byte import shown_label
+
+MAX_BPB_DIFFERENCE = 0.02
+"""Between two artifacts of one job: what seeds of `tiny` differ by
+(docs/experiments/tiny-seeds.md); two machines differed by 0.013."""
+_MAX_SAME_ARTIFACT = 1e-3  # rounding on another machine
+MAX_RATIO = 1.5
+"""How much faster than the rerun a run on the same hardware may claim to have been."""
+_MIN_SECONDS = 2.0  # of a difference between two times, below which it is noise
+
+Agreement = Literal["yes", "NO", "shown"]
+
+
+class Fact(NamedTuple):
+    """One claim beside what the rerun, or the folder itself, says."""
+
+    name: str
+    claimed: str
+    found: str
+    agrees: Agreement
+    """"shown": not comparable, such as the seconds of other hardware."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What the folder of a run, bundle or submission claims."""
+
+    recipe: str
+    config: RunConfig
+    results: dict[str, Any]
+    hardware: tuple[Any, ...] | None
+    """Platform, GPU, threads and ranks; None: not recorded."""
+    texts: dict[str, str]
+    """SHA-256 of every text that shaped the weights, by its name in the provenance."""
+    artifact_sha256: str
+    """Of the file."""
+    tokenizer: Path
+    """The file in the folder."""
+    trains_tokenizer: bool
+    """Whether the run says that it trained its tokenizer on its text."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Claims:
+        """Read a folder; nothing in it is executed.
+
+        Raises:
+            UserError: if it is not that of a finished run, a bundle or a submission.
+        """
+        run = RunDir(folder)
+        if not run.results_file.is_file() or not run.artifact.is_file():
+            raise UserError(
+                f"{folder} is neither a finished run nor a bundle nor a submission: it has no "
+                "results.json and model.bin"
+            )
+        results = read_json(run.results_file)
+        try:
+            if run.config_file.is_file():
+                _, recipe, config = RunDir.open(folder)
+            else:
+                recipe, config = results["recipe"], configuration(folder / CODE_NAME)
+                source = results["corpus"]["source"]
+                config = dataclasses.replace(
+                    config, data=dataclasses.replace(config.data, source=source)
+                )
+            hardware = None
+            if (folder / "environment.json").is_file():
+                environment = read_json(folder / "environment.json")
+                parts = (environment[key] for key in ("platform", "gpu", "cpu_threads"))
+                hardware = (*parts, results["num_ranks"]["train"])
+            trains = results["tokenizer"]["claim"] == "trained"
+            if run.config_file.is_file():
+                trains = not config.data.tokenizer
+            provenance = Provenance.load(run.provenance)
+            texts = {name: text.sha256 for name, text in provenance.texts.items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"the files in {folder} are not those of a run: {error!r}") from error
+        tokenizer = run.tokenizer.resolve()
+        artifact = sha256_of_file(run.artifact)
+        return cls(recipe, config, results, hardware, texts, artifact, tokenizer, trains)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All facts, and the run that was made again."""
+
+    facts: list[Fact]
+    same_artifact: bool
+    rerun: Path
+    seed: int
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the facts that do not agree."""
+        return [fact.name for fact in self.facts if fact.agrees == "NO"]
+
+    def verdict(self) -> str:
+        """Return the outcome in one sentence."""
+        if self.failed:
+            return f"NOT verified: {', '.join(self.failed)} not confirmed by the rerun"
+        shown = [fact.name for fact in self.facts if fact.agrees == "shown"]
+        rest = f"; not comparable here: {', '.join(shown)}" if shown else ""
+        if self.same_artifact:
+            return f"verified for seed {self.seed}: the rerun made the same artifact{rest}"
+        return (
+            f"verified for seed {self.seed} within limits: the rerun made another artifact, whose "
+            f"scores are within {MAX_BPB_DIFFERENCE} BPB{rest}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "verified": not self.failed,
+            "verdict": self.verdict(),
+            "seed": self.seed,
+            "same_artifact": self.same_artifact,
+            "facts": [fact._asdict() for fact in self.facts],
+            "rerun": str(self.rerun),
+        }
+
+
+def verify(folder: Path, source: Path | None, out: Path, reporter: Reporter) -> Verification:
+    """Make the run of a folder again in `out`, and compare.
+
+    Args:
+        folder: a finished run, a bundle or a submission (its run is that of the submitted model).
+        source: the folder with the text; None: as configured.
+        out: a new directory, or that of an earlier, perhaps interrupted, run of the same job.
+        reporter: the console.
+
+    Raises:
+        UserError: if the folder is none of these, the text is not at hand, or the run fails.
+    """
+    if out.resolve() == folder.resolve():
+        raise ConfigError(f"--out {out} is the run to verify: name another directory")
+    claims = Claims.read(folder)
+    facts = submitted_files(folder) if (folder / "submission.json").exists() else []
+    config = job(claims, folder, source)
+    if RunDir(out).config_file.exists():
+        if dataclasses.replace(RunDir.open(out)[2], device=config.device) != config:
+            raise UserError(f"{out} contains another run: name a new directory with --out")
+        resume(out, reporter)
+    else:
+        start(claims.recipe, config, out, None, reporter)
+    again = Claims.read(out)
+    same = again.artifact_sha256 == claims.artifact_sha256
+    return Verification(facts + compare_claims(claims, again), same, out, config.seed)
+
+
+def job(claims: Claims, folder: Path, source: Path | None) -> RunConfig:
+    """Return the configuration with the text and tokenizer that are at hand.
+
+    A tokenizer that the run claims to have trained on its text is trained again.
+
+    Raises:
+        UserError: if the text is not at hand.
+    """
+    data = claims.config.data
+    name = str(source.resolve()) if source else data.source
+    if not source and name != "stdlib" and not (Path(name).is_absolute() and Path(name).is_dir()):
+        raise UserError(f"the text of {folder}, {name!r}, is not here: name its folder by --source")
+    tokenizer = str(claims.tokenizer)
+    if data.tokenizer and Path(data.tokenizer).is_file():
+        tokenizer = data.tokenizer
+    elif kind_of_text(name) == "shards":
+        if (Path(name) / "tokenizer.model").is_file():
+            tokenizer = ""
+    elif claims.trains_tokenizer:
+        tokenizer = ""
+    return dataclasses.replace(
+        claims.config, data=dataclasses.replace(data, source=name, tokenizer=tokenizer)
+    )
+
+
+def compare_claims(claims: Claims, again: Claims) -> list[Fact]:
+    """Compare what a run claims with what its rerun measured.
+
+    Raises:
+        UserError: if the results lack a key.
+    """
+    try:
+        return [*_content(claims, again), *_scores(claims, again), *_pace(claims, again)]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the results to verify are not those of a run: {error!r}") from error
+
+
+def _content(claims: Claims, again: Claims) -> list[Fact]:
+    """Compare hashes: of the texts, the tokenizer and the artifact."""
+    ours, theirs = claims.results, again.results
+    facts = [
+        _equal("scored text", ours["text"]["sha256"], theirs["text"]["sha256"]),
+        _equal("corpus", ours["corpus"]["sha256"], theirs["corpus"]["sha256"]),
+        _equal("tokenizer", ours["tokenizer"]["sha256"], theirs["tokenizer"]["sha256"]),
+        _tokenizer_claim(claims, again),
+    ]
+    facts += [
+        _equal(f"provenance: {name}", claims.texts.get(name), again.texts.get(name))
+        for name in sorted(claims.texts.keys() | again.texts.keys())
+    ]
+    artifact = _equal("artifact", claims.artifact_sha256, again.artifact_sha256)
+    if ours["artifact_sha256"] != claims.artifact_sha256:
+        artifact = _equal("artifact", ours["artifact_sha256"], claims.artifact_sha256)
+    elif artifact.agrees == "NO":  # the scores decide
+        artifact = artifact._replace(agrees="shown")
+    facts.append(artifact)
+    facts.append(_equal("parameters", ours["parameters"], theirs["parameters"]))
+    return facts
+
+
+def _tokenizer_claim(claims: Claims, again: Claims) -> Fact:
+    """Compare where the tokenizer comes from.
+
+    A rerun that was given the folder's own tokenizer repeats what the results beside it say.
+    """
+    ours, theirs = claims.results["tokenizer"], again.results["tokenizer"]
+    fact = _equal("tokenizer is", ours["claim"], theirs["claim"])
+    repeated = again.config.data.tokenizer == str(claims.tokenizer)
+    if repeated and ours["claim"] != "given" and theirs["sha256"] not in KNOWN:
+        return fact._replace(agrees="shown")
+    return fact
+
+
+def _scores(claims: Claims, again: Claims) -> list[Fact]:
+    """Compare every score and its label."""
+    ours, theirs = claims.results["stages"], again.results["stages"]
+    same = claims.artifact_sha256 == again.artifact_sha256
+    limit = _MAX_SAME_ARTIFACT if same else MAX_BPB_DIFFERENCE
+    facts = []
+    for stage in dict.fromkeys([*ours, *theirs]):
+        name, one, other = f"BPB, {stage}", ours.get(stage), theirs.get(stage)
+        if one is None or other is None:
+            facts.append(Fact(name, _described(one), _described(other), "NO"))
+            continue
+        close = abs(one["bpb"] - other["bpb"]) <= limit  # no NaN is
+        alike = all(one[key] == other[key] for key in ("label", "tokens", "bytes", "bytes_are"))
+        good = close and alike
+        facts.append(Fact(name, _described(one), _described(other), "yes" if good else "NO"))
+    return facts
+
+
+def _described(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "none"
+    label = shown_label(score["label"], score["bytes_are"])
+    return f"{score['bpb']:.4f} {label}, {score['tokens']:,} tokens, {score['bytes']:,} bytes"
+
+
+def _pace(claims: Claims, again: Claims) -> list[Fact]:
+    """Compare steps, speed and seconds: on the same hardware, no run is much faster than another.
+
+    A run that claims more time than its rerun took is slower, on a busy machine perhaps, and gains
+    nothing by that.
+    """
+    ours, theirs = claims.results, again.results
+    comparable = claims.hardware is not None and claims.hardware == again.hardware
+    if claims.config.train.max_steps:
+        facts = [_equal("steps", ours["steps"], theirs["steps"])]
+    else:
+        facts = [_not_above("steps", ours["steps"], theirs["steps"], comparable)]
+    for name in theirs["tokens_per_second"]:
+        one, other = (results["tokens_per_second"][name] for results in (ours, theirs))
+        facts.append(_not_above(f"tokens/s, {name}", one, other, comparable))
+    for budget in ("training", "evaluation"):
+        one, other = (results["budgets"][budget] for results in (ours, theirs))
+        agrees: Agreement = "shown"
+        if comparable:
+            agrees = "yes" if one >= min(other / MAX_RATIO, other - _MIN_SECONDS) else "NO"
+        facts.append(Fact(f"seconds, {budget}", f"{one:,.1f}", f"{other:,.1f}", agrees))
+    return facts
+
+
+def _not_above(name: str, claimed: float, found: float, comparable: bool) -> Fact:
+    """Return a fact that disagrees if the claim is much above what the rerun reached."""
+    agrees: Agreement = "shown"
+    if comparable:
+        agrees = "yes" if claimed <= found * MAX_RATIO else "NO"
+    return Fact(name, f"{claimed:,.0f}", f"{found:,.0f}", agrees)
+
+
+def _equal(name: str, claimed: Any, found: Any) -> Fact:
+    """Return a fact that agrees if both values are equal; of hashes, the beginning is shown."""
+    texts = [str(value)[:16] if value is not None else "none" for value in (claimed, found)]
+    return Fact(name, texts[0], texts[1], "yes" if claimed == found else "NO")
+
+
+def submitted_files(folder: Path) -> list[Fact]:
+    """Compare the files of a submission with the hashes in its audits, and its mean with both.
+
+    Raises:
+        UserError: if a file is missing or is not what a submission contains.
+    """
+    summary = read_json(folder / "submission.json")
+    facts, bpb = [], []
+    try:
+        chosen = summary["model_of_seed"]
+        for seed, entry in summary["seeds"].items():
+            files = read_json(folder / "results" / f"audit-seed-{seed}.json")["files"]
+            results = folder / "results" / f"seed-{seed}.json"
+            places = {"results.json": [results]}
+            if seed == str(chosen):
+                places["results.json"].append(folder / "results.json")
+                names = ["model.bin", "train_gpt.py", "tokenizer.model", "environment.json"]
+                places |= {name: [folder / name] for name in (*names, "provenance.safetensors")}
+            wrong = [
+                str(path.relative_to(folder))
+                for name, paths in places.items()
+                for path in paths
+                if not path.is_file() or sha256_of_file(path) != files.get(name)
+            ]
+            found = f"not: {', '.join(wrong)}" if wrong else "they are"
+            name = f"files, seed {seed}"
+            facts.append(Fact(name, "those audited", found, "NO" if wrong else "yes"))
+            stages = read_json(results)["stages"]
+            bpb.append(stages[summary["stage"]]["bpb"])
+            facts.append(_equal(f"BPB, seed {seed}", entry["val_bpb"], bpb[-1]))
+        facts.append(_equal("BPB, mean of seeds", summary["val_bpb"], statistics.fmean(bpb)))
+        missing = set(summary["requested_seeds"] or ()) - set(map(int, summary["seeds"]))
+        said = f"complete: {summary['complete']}"
+        found = f"missing: {', '.join(map(str, sorted(missing)))}" if missing else "none missing"
+        agrees: Agreement = "yes" if summary["complete"] == (not missing) else "NO"
+        facts.append(Fact("seeds", said, found, agrees))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{folder} is not a submission: {error!r} in its files") from error
+    return facts
