@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from paramgolf.config import RunConfig, to_json
+from paramgolf.model.roles import MATRIX_NAMES
 from paramgolf.recipes import RECIPES
 from paramgolf.runtime.files import write_json, write_tensors
 from paramgolf.verify.checks import audited_files
@@ -24,6 +25,36 @@ BYTES_D = np.array([300.0, 500.0, 200.0, 400.0, 350.0, 250.0])
 NATS_D = np.array([610.0, 900.0, 440.0, 830.0, 660.0, 530.0])
 TOKENS = 700
 TINY = RECIPES["tiny"][1]
+
+
+_SPLIT = {
+    "shards": ["text_000000.bin"], "tokens": 9, "documents": 1, "text_sha256": "7e", "bytes": 30,
+    "bytes_are": "original",
+}  # fmt: skip
+_TOKENIZER = {
+    "sha256": "t0", "bytes": 6, "pieces": 2048, "claim": "trained",
+    "source": "trained by the run", "training": None, "long_piece_share": 0.0,
+}  # fmt: skip
+_SCORE = {
+    "loss_nats": 2.0, "bpb": 1.0, "tokens": 9, "bytes": 30, "label": "held-out",
+    "bytes_are": "original", "overlap_share": 0.0,
+}  # fmt: skip
+STAGE_RESULTS: dict[str, dict[str, Any]] = {
+    "prepare": {
+        "text": {
+            "source": "stdlib", "corpus_sha256": "c0ffee", "tokenizer_sha256": "7ea",
+            "splits": {"train": _SPLIT, "val": _SPLIT},
+        },
+        "tokenizer": _TOKENIZER,
+        "seconds": {},
+    },
+    "train": {
+        "scores": {"ema": _SCORE}, "parameters": 12345, "steps": 600, "seconds": {},
+        "tokens_per_second": {"train": 5000.0}, "peak_gpu_bytes": None,
+    },
+    "adapt": {"epochs": [], "seconds": {}},
+}  # fmt: skip
+"""The first stages' results, as small as possible."""
 
 
 def write_run(
@@ -64,8 +95,16 @@ def write_run(
     )
     config = dataclasses.replace(config, seed=seed)
     write_json(path / "config.json", {"recipe": "tiny", **to_json(config)})
-    write_json(path / "stages" / "score.json", {})
-    write_json(path / "stages" / "pack.json", {})
+    sizes = {
+        "total": 1004 + seed, "model": 1000 + seed, "code": 4, "tokenizer": 6, "budget": 650_000,
+        "by_part": dict.fromkeys(("embedding", *MATRIX_NAMES), 10),
+    }  # fmt: skip
+    xz, packed_scores = {"bytes": 900, "bpb": 3.5}, {k: v for k, v in scores.items() if k != "ema"}
+    write_json(path / "stages" / "score.json", {"scores": packed_scores, "seconds": {}, "xz": xz})
+    write_json(
+        path / "stages" / "pack.json",
+        {"bytes": sizes, "artifact_sha256": "abc", "raised_dampings": {}, "seconds": {}},
+    )
     contents = {
         "model.bin": bytes(1000 + seed), "train_gpt.py": b"code", "tokenizer.model": b"pieces",
         "provenance.safetensors": b"hashes",
@@ -88,21 +127,27 @@ def write_run(
                 "sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": size,
                 "documents": len(bytes_D), "bytes_are": "original",
             },
-            "tokenizer": {
-                "sha256": "t0", "bytes": 6, "pieces": 2048, "claim": "trained",
-                "source": "trained by the run", "training": None, "long_piece_share": 0.0,
+            "tokenizer": _TOKENIZER,
+            "corpus": {
+                "source": "stdlib", "sha256": "c0ffee", "tokenizer_sha256": "7ea",
+                "tokens": {"train": 9},
             },
-            "corpus": {"source": "stdlib", "sha256": "c0ffee", "tokens": {"train": 9}},
-            "bytes": {
-                "total": 1004 + seed, "model": 1000 + seed, "code": 4, "tokenizer": 6,
-                "budget": 650_000,
-            },
+            "bytes": sizes, "adaptation": [], "raised_dampings": {}, "peak_gpu_bytes": None,
+            "tokens_per_second": {"train": 5000.0}, "xz": xz,
             "artifact_sha256": "abc", "seconds": {"train: steps": 10.0 + seed, "pack: GPTQ": 1.0},
             "budgets": {"training": 11.0 + seed, "evaluation": 0.0, "none": 0.0},
         },
     )  # fmt: skip
     events = [
-        {"time": 86400.0 * 365 + seed, "event": "train", "step": 50, "loss_nats": 3.25},
+        {
+            "time": 86400.0 * 365 + seed,
+            "event": "train",
+            "step": 50,
+            "loss_nats": 3.25,
+            "elapsed_seconds": 9.5,
+            "lr_factor": 1.0,
+            "recurrent": False,
+        },
         {"time": 86400.0 * 366 + seed, "event": "stage_finished", "stage": "score"},
     ]
     (path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))

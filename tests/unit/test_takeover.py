@@ -10,6 +10,7 @@ import pytest
 from paramgolf.pipeline.takeover import best_source
 from paramgolf.recipes import RECIPES
 from paramgolf.runtime.rundir import RunDir
+from tests.written_runs import STAGE_RESULTS
 
 TINY = RECIPES["tiny"][1]
 OTHER_ADAPTATION = replace(TINY, adapt=replace(TINY.adapt, epochs=TINY.adapt.epochs + 1))
@@ -24,12 +25,12 @@ def runs(tmp_path: Path) -> dict[str, Path]:
         "adapted": (TINY, ("prepare", "train", "adapt")),
         "trained too": (TINY, ("prepare", "train")),
         "in training": (TINY, ("prepare",)),
-        "of another seed": (replace(TINY, seed=1), ("prepare", "train", "adapt", "pack")),
+        "of another seed": (replace(TINY, seed=1), ("prepare", "train", "adapt")),
     }
     for name, (config, stages) in finished.items():
         run = RunDir.create(tmp_path / name, "tiny", config)
         for stage in stages:
-            run.finish_stage(stage, {})
+            run.finish_stage(stage, STAGE_RESULTS[stage])
     return {name: tmp_path / name for name in [*finished, "not there"]}
 
 

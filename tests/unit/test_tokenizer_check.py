@@ -12,14 +12,8 @@ import pytest
 import sentencepiece
 
 from paramgolf.data import tokenizer_check
-from paramgolf.data.tokenizer_check import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    check_tokenizer,
-    parse_model,
-)
+from paramgolf.data.tokenizer_check import check_tokenizer
+from paramgolf.data.tokenizer_model import BYTE, CONTROL, NORMAL, UNKNOWN, parse_model
 from paramgolf.errors import UserError
 
 
@@ -144,11 +138,11 @@ def test_a_rule_that_points_out_of_its_trie_is_refused(normalizing: bytes) -> No
         other = charsmap[:4] + damaged.tobytes() + charsmap[4 + size :]
         model = normalizing.replace(charsmap, other)
         assert model != normalizing
-        with pytest.raises(UserError, match="rule of its normaliser is damaged"):
-            parse_model(model)
+        with pytest.raises(UserError, match="normaliser's rule is damaged"):
+            check_tokenizer(model)
     for other in (b"\xff" + charsmap[1:], charsmap[:-1] + b"x"):
         with pytest.raises(UserError, match="is damaged"):
-            parse_model(normalizing.replace(charsmap, other))
+            check_tokenizer(normalizing.replace(charsmap, other))
 
 
 def test_a_model_that_the_library_refuses_is_refused() -> None:

@@ -107,7 +107,7 @@ def _run(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
 
 def _compare(results: dict[str, Any], config: RunConfig, file: Path, reporter: Reporter) -> None:
     """Report whether the run reproduced the model.bin and the results.json beside the file."""
-    from paramgolf.runtime.files import read_json, sha256_of_file
+    from paramgolf.runtime.files import read_key, sha256_of_file
 
     model, recorded = file.with_name("model.bin"), file.with_name("results.json")
     digest = results["artifact_sha256"]
@@ -115,15 +115,17 @@ def _compare(results: dict[str, Any], config: RunConfig, file: Path, reporter: R
         reporter.line(f"reproduced: yes (same artifact, SHA-256 {digest})")
     elif recorded.exists():
         stage, score = list(results["stages"].items())[-1]
-        first = read_json(recorded)["stages"][stage]
-        if any(score[key] != first[key] for key in ("tokens", "bytes")):
+        bpb, *size = (
+            read_key(recorded, "stages", stage, key) for key in ("bpb", "tokens", "bytes")
+        )
+        if size != [score["tokens"], score["bytes"]] or not isinstance(bpb, float):
             reporter.line("reproduced: no (another text was scored)")
             return
-        close = abs(score["bpb"] - first["bpb"]) <= _MAX_BPB_DIFFERENCE
+        close = abs(score["bpb"] - bpb) <= _MAX_BPB_DIFFERENCE
         how = "with other hardware, threads or libraries"
         if not config.train.max_steps:
             how = "always when training ends by the clock"
         reporter.line(
-            f"reproduced: {'yes' if close else 'no'} ({score['bpb']:.4f} BPB, {first['bpb']:.4f} "
+            f"reproduced: {'yes' if close else 'no'} ({score['bpb']:.4f} BPB, {bpb:.4f} "
             f"recorded, tolerance {_MAX_BPB_DIFFERENCE}; another artifact, as {how})"
         )

@@ -27,13 +27,16 @@ ENTRY = "paramgolf.cli.standalone"
 INSTALLED_ONLY = {
     "paramgolf.codefile.build",
     "paramgolf.data.corpus",
+    "paramgolf.data.tokenizer_check",
     "paramgolf.data.tokenizer_training",
     "paramgolf.pipeline.estimate",
     "paramgolf.pipeline.takeover",
+    "paramgolf.runtime.records",
+    "paramgolf.runtime.schema",
     "paramgolf.scoring.generate",
 }
 """Modules that only the installed package needs: the file is given its text and tokenizer, copies
-itself as the code file, runs all stages and generates no text."""
+itself as the code file, runs all stages, reads only what it wrote itself, and generates no text."""
 
 _ROOT = Path(__file__).parents[1]
 _MAX_FILE_BYTES, _MAX_UNPACKED_BYTES = 1 << 21, 1 << 23  # of a code file that is read

@@ -8,7 +8,7 @@ from typing import Any
 from paramgolf.data.manifest import built_by_us
 from paramgolf.data.provenance import Provenance
 from paramgolf.data.tokenizer import Tokenizer
-from paramgolf.runtime.files import read_json
+from paramgolf.runtime.files import read_key
 
 KNOWN = {
     "3faad76fc36c62196cb4bd3ea37a94b7a3b42f1324f66153fed85528b06635b6": "sp8192 of the bench h200"
@@ -66,13 +66,13 @@ def _origin(
             source = f"trained by data build on {trained_on['bytes']:,} bytes of its training text"
             return "trained", source, training
     earlier = _of_earlier_run(file, train_sha256)
-    if earlier is not None and earlier["sha256"] == sha256:
-        return earlier["claim"], earlier["source"], earlier["training"]
+    if earlier is not None and earlier.get("sha256") == sha256:
+        claim, training = earlier.get("claim"), earlier.get("training")
+        if claim in ("known", "given") or (claim == "trained" and isinstance(training, dict)):
+            return claim, str(earlier.get("source")), training
     fetched = file.with_name("source.json")
-    if fetched.exists():
-        source = read_json(fetched)
-        if source.get("files", {}).get(file.name, {}).get("sha256") == sha256:
-            return "known", f"fetched from {source['repo']}", None
+    if fetched.exists() and read_key(fetched, "files", file.name, "sha256") == sha256:
+        return "known", f"fetched from {read_key(fetched, 'repo')}", None
     return "given", "given: its training text is not known", None
 
 
@@ -88,4 +88,5 @@ def _of_earlier_run(file: Path, train_sha256: str | None) -> dict[str, Any] | No
     train = Provenance.load(provenance).texts.get("train")
     if train is None or train_sha256 not in (None, train.sha256):
         return None
-    return read_json(results).get("tokenizer")
+    found = read_key(results, "tokenizer")
+    return found if isinstance(found, dict) else None

@@ -30,10 +30,23 @@ def built_by_us(folder: Path) -> dict[str, Any] | None:
         )
     tokenizer, splits = found.get("tokenizer"), found.get("splits")
     good = isinstance(tokenizer, dict) and isinstance(tokenizer.get("sha256"), str)
-    good = good and isinstance(splits, dict) and all(map(_is_split, splits.values()))
+    good = good and isinstance(splits, dict) and "train" in splits
+    good = (
+        good
+        and all(map(_is_split, found["splits"].values()))
+        and _is_origin(found["tokenizer"].get("trained_on"))
+    )
     if not good:
         raise UserError(f"{path} is damaged: build the folder again, with --overwrite")
     return found
+
+
+def _is_origin(trained_on: Any) -> bool:
+    return trained_on is None or (
+        isinstance(trained_on, dict)
+        and type(trained_on.get("bytes")) is int
+        and type(trained_on.get("documents")) in (int, type(None))
+    )
 
 
 def _is_split(values: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ class PreparedText:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PreparedText:
         """Read what `to_json` returned."""
-        splits = {name: Split(**split) for name, split in values["splits"].items()}
+        splits = {
+            name: Split(**{field.name: split[field.name] for field in fields(Split)})
+            for name, split in values["splits"].items()
+        }
         return cls(values["source"], values["corpus_sha256"], values["tokenizer_sha256"], splits)
 
     @classmethod

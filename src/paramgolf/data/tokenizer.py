@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from paramgolf.data.caseops import ESCAPE, OPERATORS, from_caseops, to_caseops
 from paramgolf.data.shards import document_starts
-from paramgolf.data.tokenizer_check import MAX_BYTES, check_tokenizer, parse_model
+from paramgolf.data.tokenizer_model import MAX_BYTES, parse_model
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_file
 
@@ -86,7 +87,10 @@ class Tokenizer:
             UserError: if it cannot be read or used.
         """
         model = read_file(path, "the tokenizer", MAX_BYTES)
-        check_tokenizer(model, str(path))
+        with suppress(ModuleNotFoundError):  # the package checks what it gives to the code file
+            from paramgolf.data.tokenizer_check import check_tokenizer
+
+            check_tokenizer(model, str(path))
         return cls(model, str(path))
 
     def _byte_tables(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

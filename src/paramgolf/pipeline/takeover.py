@@ -10,8 +10,9 @@ from typing import Any
 
 from paramgolf.config import RunConfig, to_json
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.runtime.files import copy_file, read_json, write_bytes
+from paramgolf.runtime.files import copy_file, write_bytes
 from paramgolf.runtime.rundir import RunDir
+from paramgolf.runtime.schema import read_record
 
 _DEPENDS_ON = {"prepare": ("seed", "data", "model"), "train": ("train",), "adapt": ("adapt",)}
 """The configuration keys on which a stage's files depend, beyond those of earlier stages."""
@@ -56,7 +57,9 @@ def take_over(run: RunDir, config: RunConfig) -> None:
     Raises:
         UserError: if the other run no longer exists or a file cannot be copied.
     """
-    source, _, theirs = RunDir.open(Path(read_json(run.takeover_file)["from"]))
+    source, _, theirs = RunDir.open(
+        Path(read_record(run.takeover_file, {"from": str}, "restore it")["from"])
+    )
     stages = _stages_to_take(source, theirs, config)
     files = [path for path in sorted(source.data.rglob("*")) if path.is_file()]
     files += [source.tokenizer, source.trained]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import UserError
-from paramgolf.runtime.files import copy_file, read_json, write_bytes, write_json
+from paramgolf.runtime.files import copy_file, write_bytes, write_json
 from paramgolf.runtime.outputs import require_new_directory
+from paramgolf.runtime.records import read_results
 from paramgolf.runtime.rundir import RunDir
 
 _REQUIREMENTS = ("torch", "numpy", "sentencepiece", "safetensors", "constriction", "rich")
@@ -47,7 +48,7 @@ def bundle(path: Path, out: Path) -> dict[str, int]:
     for file in (run.code, run.artifact, run.tokenizer, run.provenance, environment):
         copy_file(file, out / file.name)
     if run.results_file.exists():
-        write_json(out / run.results_file.name, without_paths(read_json(run.results_file)))
+        write_json(out / run.results_file.name, without_paths(read_results(run)))
     pins = [f"{name}=={metadata.version(name).split('+')[0]}\n" for name in _REQUIREMENTS]
     write_bytes(out / "requirements.txt", "".join(pins).encode())
     return {file.name: file.stat().st_size for file in sorted(out.iterdir())}

@@ -21,9 +21,10 @@ from paramgolf.recipes import RECIPES
 from paramgolf.report.page import refresh
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import select_runtime
-from paramgolf.runtime.files import read_json, sha256_of_file, write_bytes, write_json
+from paramgolf.runtime.files import sha256_of_file, write_bytes, write_json
 from paramgolf.runtime.ledger import account
 from paramgolf.runtime.outputs import require_new_directory
+from paramgolf.runtime.records import read_environment
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.study.runs import SeedRun, flat_config
 from paramgolf.study.scores import RunScore
@@ -120,7 +121,7 @@ def _summary(found: Submission, author: str, name: str) -> dict[str, Any]:
     """Return the contents of submission.json."""
     finished, scores = found.seeds.finished, found.scores
     bpb = [score.bpb for score in scores]
-    environment = read_json(found.chosen.path / "environment.json")
+    environment = read_environment(RunDir(found.chosen.path))
     results = found.chosen.results or {}
     began, date = _dates(finished)
     return {

@@ -12,12 +12,11 @@ from typing import Any
 from paramgolf.config import RunConfig
 from paramgolf.errors import UserError
 from paramgolf.publish.bundle import without_paths
-from paramgolf.runtime.files import read_json
+from paramgolf.runtime.records import read_audit
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.study.runs import SeedRun, first_difference
 from paramgolf.study.scores import RunScore, read_score, require_same
 from paramgolf.study.seeds import SeedRuns, read_seeds
-from paramgolf.verify.checks import AUDIT_NAME
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Submission:
     @cached_property
     def audits(self) -> list[dict[str, Any]]:
         """Contents of every audit.json, without paths of this machine."""
-        return [without_paths(read_json(run.path / AUDIT_NAME)) for run in self.seeds.finished]
+        return [without_paths(read_audit(RunDir(run.path))) for run in self.seeds.finished]
 
     @property
     def compliant(self) -> bool:

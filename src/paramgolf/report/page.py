@@ -19,7 +19,13 @@ from paramgolf.report import sections
 from paramgolf.report.passage import passage_section
 from paramgolf.runtime.console import Reporter, duration
 from paramgolf.runtime.device import Runtime, select_runtime
-from paramgolf.runtime.files import read_json, sha256_of_file, write_bytes
+from paramgolf.runtime.files import sha256_of_file, write_bytes
+from paramgolf.runtime.records import (
+    read_audit,
+    read_environment,
+    read_quantization,
+    read_results,
+)
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.version import __version__
 
@@ -85,7 +91,7 @@ def read_run_files(path: Path) -> RunFiles:
     run, recipe, config = RunDir.open(path)
     if not run.results_file.exists():
         raise UserError(f"{path} is not finished; resume it with `paramgolf run --resume {path}`")
-    results = read_json(run.results_file)
+    results = read_results(run)
     if not run.artifact.exists() or sha256_of_file(run.artifact) != results["artifact_sha256"]:
         raise UserError(
             f"{run.artifact} is not the artifact whose scores are in {run.results_file}; "
@@ -97,9 +103,9 @@ def read_run_files(path: Path) -> RunFiles:
         recipe,
         config,
         results,
-        read_json(audit_file) if audit_file.exists() else None,
-        read_json(run.quantization_file),
-        read_json(path / "environment.json"),
+        read_audit(run) if audit_file.exists() else None,
+        read_quantization(run),
+        read_environment(run),
     )
 
 

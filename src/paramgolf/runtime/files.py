@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import stat
@@ -24,6 +25,7 @@ from paramgolf.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_JSON_BYTES = 64 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
@@ -151,15 +153,46 @@ def read_file(path: Path, kind: str = "", max_bytes: int = 1 << 30) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file of at most 64 MiB, all numbers finite and no key twice.
 
     Raises:
-        UserError: if it is missing or not JSON.
+        UserError: if it is missing, not a regular file, larger, or not such JSON.
+    """
+    return parse_json(read_file(path, max_bytes=MAX_JSON_BYTES), str(path))
+
+
+def read_key(path: Path, *keys: str) -> Any:
+    """Return the value at nested keys of a JSON file; None if it has none there."""
+    value = read_json(path)
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def parse_json(content: bytes, name: str) -> Any:
+    """Parse such JSON; errors call it `name`.
+
+    Raises:
+        UserError: if it is not such JSON.
     """
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        return json.loads(
+            content, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_object
+        )
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {name}: {error}") from error
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return found
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], **notes: Any) -> None:

@@ -17,7 +17,15 @@ import torch
 
 from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.runtime.files import exclusive, locked, read_json, write_error, write_json
+from paramgolf.runtime.files import (
+    exclusive,
+    locked,
+    parse_json,
+    read_file,
+    read_json,
+    write_error,
+    write_json,
+)
 from paramgolf.version import __version__
 
 CODE_NAME = "train_gpt.py"
@@ -117,7 +125,7 @@ class RunDir:
         """Open an existing run; return it with its recipe's name and its configuration.
 
         Raises:
-            UserError: if `path` contains no run.
+            UserError: if `path` contains no run, or naming what is wrong in a file of its stages.
         """
         run = cls(path)
         if not run.config_file.is_file():
@@ -127,10 +135,16 @@ class RunDir:
         values = read_json(run.config_file)
         if not isinstance(values, dict):
             raise UserError(f"{run.config_file} contains no configuration")
+        recipe = str(values.pop("recipe", "?"))
         try:
-            return run, values.pop("recipe", "?"), from_json(RunConfig, values)
+            config = from_json(RunConfig, values)
         except ConfigError as error:
             raise ConfigError(f"{run.config_file}: {error}") from error
+        with suppress(ModuleNotFoundError):  # the code file reads only what it wrote itself
+            from paramgolf.runtime.records import require_records
+
+            require_records(run)
+        return run, recipe, config
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -181,17 +195,14 @@ class RunDir:
         if not self.events_file.exists():
             return [], b""
         events = []
-        try:
-            lines = self.events_file.read_bytes().splitlines(keepends=True)
-            for number, line in enumerate(lines, start=1):
-                try:
-                    events.append(json.loads(line))
-                except ValueError as error:
-                    if number == len(lines):
-                        return events, line
-                    raise UserError(f"{self.events_file}, line {number}: {error}") from error
-        except OSError as error:
-            raise UserError(f"cannot read {self.events_file}: {error.strerror}") from error
+        lines = read_file(self.events_file).splitlines(keepends=True)
+        for number, line in enumerate(lines, start=1):
+            try:
+                events.append(parse_json(line, f"{self.events_file}, line {number}"))
+            except UserError:
+                if number == len(lines):
+                    return events, line
+                raise
         return events, b""
 
     def _remove_incomplete_event(self) -> None:

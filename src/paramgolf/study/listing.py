@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_json
+from paramgolf.runtime.records import read_audit, read_results
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.study.runs import SeedRun, label_of
 from paramgolf.verify.checks import audit_is_current
@@ -97,7 +98,7 @@ def _read(path: Path) -> ListedRun:
             following = next((file.stem for file in files if not file.exists()), _STAGES[-1])
             state = f"before {following}"
             return ListedRun(path, recipe, seed, state, None, "", None, "none", date)
-        results = read_json(run.results_file)
+        results = read_results(run)
         score = list(results["stages"].values())[-1]
         size, audit = results["bytes"]["total"], _audit(path)
         text = SeedRun(path, seed, results).text_sha256
@@ -112,7 +113,7 @@ def _audit(path: Path) -> AuditState:
     file = path / "audit.json"
     if not file.exists():
         return "none"
-    audit = read_json(file)
+    audit = read_audit(RunDir(path))
     if not audit_is_current(path):
         return "outdated"
     return "passed" if audit["passed"] else "FAILED"

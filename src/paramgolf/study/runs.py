@@ -15,9 +15,11 @@ from paramgolf.errors import ConfigError, UserError
 from paramgolf.pipeline.session import resume, start
 from paramgolf.pipeline.takeover import best_source
 from paramgolf.runtime.console import Reporter
-from paramgolf.runtime.files import read_json, read_tensors
+from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.ranks import started_by_torchrun
+from paramgolf.runtime.records import read_results
 from paramgolf.runtime.rundir import RunDir
+from paramgolf.runtime.schema import read_record
 from paramgolf.runtime.signals import Stopped, received
 from paramgolf.scoring.bits_per_byte import shown_label
 
@@ -66,7 +68,11 @@ class SeedRun(NamedTuple):
     def requested_seeds(self) -> list[int]:
         """The seeds that were asked for together with this one, as written when it began."""
         path = self.path / "environment.json"
-        return read_json(path).get("requested_seeds", []) if path.exists() else []
+        if not path.exists():
+            return []
+        return read_record(path, {"requested_seeds?": [int]}, "restore it").get(
+            "requested_seeds", []
+        )
 
 
 def label_of(score: dict[str, Any]) -> str:
@@ -139,7 +145,7 @@ def read_run(path: Path, failure: str = "") -> SeedRun:
     """
     run, _, config = RunDir.open(path)
     if run.results_file.exists() and run.stage_result("score") is not None:
-        return SeedRun(path, config.seed, read_json(run.results_file))
+        return SeedRun(path, config.seed, read_results(run))
     return SeedRun(path, config.seed, None, failure)
 
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
-from paramgolf.runtime.files import read_json, write_json
+from paramgolf.runtime.files import write_json
+from paramgolf.runtime.schema import read_record
 from paramgolf.study.runs import (
     SeedRun,
     flat_config,
@@ -203,11 +204,16 @@ def read_seeds(path: Path) -> SeedRuns:
     return SeedRuns([run], _places(folder, seeds))
 
 
+def _read_summary(folder: Path) -> dict[str, Any]:
+    schema = {"runs": [{"seed": int, "failure": str}], "requested?": [{"seed": int, "time": str}]}
+    return read_record(folder / SUMMARY, schema, "restore it, or remove it")
+
+
 def _read_folder(folder: Path, failures: dict[int, str]) -> SeedRuns:
     """Read all runs of a folder; a failure given here overrides the one in its summary."""
     known: dict[int, str] = {}
     if (folder / SUMMARY).exists():
-        known = {entry["seed"]: entry["failure"] for entry in read_json(folder / SUMMARY)["runs"]}
+        known = {entry["seed"]: entry["failure"] for entry in _read_summary(folder)["runs"]}
     known |= failures
     paths = seed_directories(folder)
     present = {seed: read_run(path, known.get(seed, "")) for seed, path in paths.items()}
@@ -226,7 +232,7 @@ def _read_folder(folder: Path, failures: dict[int, str]) -> SeedRuns:
 def _read_requests(folder: Path) -> dict[int, str]:
     """Return the seeds that were asked for, with the time, in the order of their seeds."""
     path = folder / SUMMARY
-    requests = read_json(path).get("requested", []) if path.exists() else []
+    requests = _read_summary(folder).get("requested", []) if path.exists() else []
     return {entry["seed"]: entry["time"] for entry in requests}
 
 

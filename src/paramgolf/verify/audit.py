@@ -32,7 +32,8 @@ from paramgolf.data.shards import write_shard
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime
-from paramgolf.runtime.files import read_json, read_tensors, write_json
+from paramgolf.runtime.files import read_tensors, write_json
+from paramgolf.runtime.records import read_results
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.modes import ScoreMode, score_modes
 from paramgolf.scoring.predictor import load_on
@@ -166,7 +167,7 @@ class _Auditor:
         self.run, _, self.config = RunDir.open(path)
         if not self.run.results_file.exists():
             raise UserError(f"{path} is not finished: `paramgolf run --resume {path}` first")
-        self.results = read_json(self.run.results_file)
+        self.results = read_results(self.run)
         self._positions = positions
         self._device = runtime.device.type
         self._runtime = runtime

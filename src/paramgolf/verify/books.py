@@ -17,8 +17,9 @@ from paramgolf.config import RunConfig
 from paramgolf.data.prepared import PreparedText
 from paramgolf.errors import UserError
 from paramgolf.pipeline.run import STAGES, collect_results
-from paramgolf.runtime.files import read_json, read_tensors, sha256_of_file
+from paramgolf.runtime.files import read_tensors, sha256_of_file
 from paramgolf.runtime.ledger import OTHER, PHASES, account
+from paramgolf.runtime.records import read_environment, read_quantization
 from paramgolf.runtime.rundir import INCOMPLETE_EVENT, RunDir
 from paramgolf.scoring.modes import score_modes
 from paramgolf.verify.checks import Check, check
@@ -83,7 +84,7 @@ def _books(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[
 
 def _follows(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
     """Compare results.json with what the stage files lead to, to the last digit."""
-    recipe = read_json(run.config_file)["recipe"]
+    recipe = RunDir.open(run.path)[1]
     expected, found = (dict(leaves(v)) for v in (collect_results(run, recipe, config), results))
     missing = object()
     wrong = [
@@ -140,7 +141,7 @@ def _as_in_the_events(
             raised = {e["matrix"]: e["damping"] for e in events if e["event"] == "damping_raised"}
             if raised != result["raised_dampings"]:
                 wrong.append("raised dampings")
-            widths = {k: row["bin_width"] for k, row in read_json(run.quantization_file).items()}
+            widths = {k: row["bin_width"] for k, row in read_quantization(run).items()}
             chosen = {"model_bytes": result["bytes"]["model"], "bin_widths": widths}
             packed = [_without(e, "limit_bytes") for e in events if e["event"] == "packed"]
             if chosen not in packed:
@@ -221,7 +222,7 @@ def _rates(run: RunDir, config: RunConfig, stages: dict[str, dict[str, Any]]) ->
     wrong = sorted(
         name for name in expected | found if not _close(expected.get(name), found.get(name))
     )
-    has_gpu = read_json(run.path / "environment.json")["gpu"] is not None
+    has_gpu = read_environment(run)["gpu"] is not None
     if (stages["train"]["peak_gpu_bytes"] is not None) > has_gpu:
         wrong.append("peak_gpu_bytes, without a GPU")
     figure = f"{len(found)} rates of adaptation and scoring"
@@ -289,7 +290,7 @@ def _fallbacks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check
     found = [event["event"] for event in run.read_events() if event["event"] in _REPORTED_EVENTS]
     reported = results["raised_dampings"]
     found += [f"damping raised: {name}" for name in reported]
-    matrices = read_json(run.quantization_file)
+    matrices = read_quantization(run)
     raised = {
         name: row["damping"]
         for name, row in matrices.items()

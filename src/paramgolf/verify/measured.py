@@ -12,7 +12,8 @@ from paramgolf.config import RunConfig
 from paramgolf.model.gpt import GPT
 from paramgolf.optim.trainer import StepPlan, Trainer
 from paramgolf.runtime.device import Runtime
-from paramgolf.runtime.files import read_json, read_tensors
+from paramgolf.runtime.files import read_tensors
+from paramgolf.runtime.records import read_environment
 from paramgolf.runtime.rundir import RunDir, cpu_model
 from paramgolf.stages.job import Job
 from paramgolf.stages.validation import Validation
@@ -50,7 +51,7 @@ def _other_device(
     run: RunDir, config: RunConfig, results: dict[str, Any], runtime: Runtime
 ) -> str | None:
     """Return how the device of the run differs from this one; None if it does not."""
-    theirs = read_json(run.path / "environment.json")
+    theirs = read_environment(run)
     gpu = theirs["gpu"] if config.device != "cpu" else None
     here = torch.cuda.get_device_name() if runtime.on_gpu else None
     if results["num_ranks"]["train"] != 1:

@@ -32,7 +32,8 @@ from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime
-from paramgolf.runtime.files import read_json, read_tensors
+from paramgolf.runtime.files import read_tensors
+from paramgolf.runtime.records import read_results
 from paramgolf.runtime.rundir import CODE_NAME, RunDir
 from paramgolf.scoring.bits_per_byte import shown_label
 from paramgolf.scoring.modes import ScoreMode, score_modes
@@ -301,7 +302,7 @@ def _claim_of_run(
         UserError: naming the score that is not.
     """
     tensors, _ = read_tensors(run.documents)
-    stages = read_json(run.results_file)["stages"]
+    stages = read_results(run)["stages"]
     of_packed = [name for name in stages if name in tensors]
     if stage not in of_packed:
         raise UserError(f"{run.path} reports no score {stage!r} with its losses by document")

@@ -31,7 +31,8 @@ from paramgolf.data.streams import Stream
 from paramgolf.data.text_source import kind_of_text
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
-from paramgolf.runtime.files import read_json, sha256_of_file
+from paramgolf.runtime.files import sha256_of_file
+from paramgolf.runtime.records import read_environment, read_quantization
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.modes import score_modes
 from paramgolf.verify.checks import Check, Kind, check
@@ -271,7 +272,7 @@ def _corpus(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
     name, condition = "corpus hashed again", "provenance"
     source = config.data.source
     if source == "stdlib":
-        python = read_json(run.path / "environment.json")["python"]
+        python = read_environment(run)["python"]
         if python != sys.version.split()[0]:
             figure = f"its documentation is that of Python {python}"
             return Check(name, condition, "not applicable", figure)
@@ -324,7 +325,7 @@ def _shards(run: RunDir) -> Check:
 def _quantization(run: RunDir, config: RunConfig, artifact: Artifact) -> Check:
     """Recompute what quantization.json says of the integers and scales in the artifact."""
     name, condition = "quantization.json matches model.bin", "ledger"
-    rows = read_json(run.quantization_file)
+    rows = read_quantization(run)
     if set(rows) != set(artifact.matrices):
         return check(name, condition, False, "it names other matrices")
     wrong: list[str] = []
