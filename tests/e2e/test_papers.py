@@ -114,8 +114,7 @@ def rerun(cli: Cli, mini_run: FinishedRun, tmp_path_factory: pytest.TempPathFact
 
 
 def claim_seconds(results: dict[str, Any]) -> None:
-    results["budgets"]["training"] /= 4
-    results["budgets"]["training"] -= 10
+    results["budgets"]["training"] = 0.0
 
 
 def claim_steps(results: dict[str, Any]) -> None:

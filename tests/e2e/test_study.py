@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from paramgolf.study.seeds import read_seeds
 from tests.e2e import command
 from tests.e2e.command import Cli, one_line_error
 from tests.e2e.mini import read_results, stages_started, table_rows, without_times
@@ -107,7 +108,10 @@ def test_a_signal_ends_all_runs_and_is_not_a_failure(
     process.send_signal(number)
     ended = command.finish(process)
     assert "the same command resumes the runs" in one_line_error(ended, code)
-    assert [entry["state"] for entry in summary(out)["runs"]] == ["not finished", "not finished"]
+    assert [run.state for run in read_seeds(out).runs] == ["not finished", "missing"]
+    assert [entry["seed"] for entry in summary(out)["requested"]] == [1, 2]
+    environment = json.loads((out / "seed-1" / "environment.json").read_text())
+    assert environment["requested_seeds"] == [1, 2]
     result = command.run(*arguments)
     assert result.code == 0, result.stderr
     assert summary(out)["over"] == [1, 2]
@@ -141,16 +145,14 @@ def test_a_grid(cli: Cli, options: list[str], tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def submitted(good: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of the runs are audited before, one by the command itself."""
-    for seed in ("1", "2"):
-        result = cli("audit", good / f"seed-{seed}", "--positions", "1", "--device", "cpu")
-        assert result.code == 0, result.stdout + result.stderr
+    """Every run is audited, also one whose audit.json says that it passed."""
+    (good / "seed-1" / "audit.json").write_text('{"passed": true}')
     out = tmp_path_factory.mktemp("submission") / "submission"
     result = cli("submission", good, "--out", out, "--author", "A. Author", "--name", "Mini")
     assert result.code == 0, result.stderr
-    assert "audit of seed 3" in result.stderr
-    assert "audit of seed 1" not in result.stderr
-    assert (good / "seed-3" / "audit.json").exists()
+    for seed in SEEDS:
+        assert f"audit of seed {seed}" in result.stderr
+        assert json.loads((good / f"seed-{seed}" / "audit.json").read_text())["files"]
     assert "compliant as fixed predictor" in result.stdout
     return out
 
@@ -166,11 +168,40 @@ def test_the_folder_contains_the_figures_and_files_of_the_runs(good: Path, submi
     assert said["bytes_total"] == sizes["model.bin"] + sizes["train_gpt.py"]
     names = {"README.md", "submission.json", "requirements.txt", "results.json"}
     names |= {"model.bin", "train_gpt.py", "tokenizer.model", "provenance.safetensors"}
+    names |= {"environment.json"}
     assert sizes.keys() == names | {f"train_log_seed{seed}.txt" for seed in SEEDS}
     results = {p.name for p in (submitted / "results").iterdir()}
     assert results == {f"{what}seed-{seed}.json" for what in ("", "audit-") for seed in SEEDS}
     for path in submitted.rglob("*"):
         assert path.is_dir() or str(good.parents[2]).encode() not in path.read_bytes(), path
+
+
+def test_the_deleted_worst_seed_is_asked_for(cli: Cli, good: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(good, tmp_path / "seeds"))
+    worst = summary(good)["statistics"]["bpb sliding"]["worst_seed"]
+    shutil.rmtree(folder / f"seed-{worst}")
+    kept = [folder / f"seed-{seed}" for seed in SEEDS if seed != str(worst)]
+    message = cli.error("submission", folder, "--out", tmp_path / "out")
+    assert f"seed {worst} has no score here (missing: was requested)" in message
+    (folder / "seeds.json").unlink()
+    assert message == cli.error("submission", *kept, "--out", tmp_path / "out")
+
+
+def test_a_submission_is_verified(cli: Cli, source: Path, submitted: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(submitted, tmp_path / "submission"))
+    arguments = ("verify", folder, "--source", source, "--out", tmp_path / "again")
+    result = cli(*arguments)
+    assert result.code == 0, result.stdout + result.stderr
+    assert "the rerun made the same artifact" in result.stdout
+    facts = json.loads((folder / "verify.json").read_text())["facts"]
+    assert {f"files, seed {seed}" for seed in SEEDS} < {fact["name"] for fact in facts}
+    with (folder / "train_gpt.py").open("ab") as file:
+        file.write(b"\n" * 1_000)
+    said = json.loads((folder / "submission.json").read_text())
+    (folder / "submission.json").write_text(json.dumps({**said, "val_bpb": 0.5}))
+    chosen = said["model_of_seed"]
+    names = f"files, seed {chosen}, BPB, mean of seeds"
+    assert f"is not verified: {names}" in cli(*arguments).stderr
 
 
 @pytest.fixture(scope="module")

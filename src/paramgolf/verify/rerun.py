@@ -21,6 +21,7 @@ from paramgolf.errors import ConfigError, UserError
 from paramgolf.pipeline.session import resume, start
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import read_json, sha256_of_file
+from paramgolf.runtime.records import read_environment, read_results
 from paramgolf.runtime.rundir import CODE_NAME, RunDir
 from paramgolf.scoring.bits_per_byte import shown_label
 
@@ -30,7 +31,7 @@ MAX_BPB_DIFFERENCE = 0.02
 _MAX_SAME_ARTIFACT = 1e-3  # rounding on another machine
 MAX_RATIO = 1.5
 """How much faster than the rerun a run on the same hardware may claim to have been."""
-_MIN_SECONDS = 2.0  # of a difference between two times, below which it is noise
+_MIN_SECONDS = 1.0  # of a difference between two times, below which it is noise
 
 Agreement = Literal["yes", "NO", "shown"]
 
@@ -76,7 +77,7 @@ class Claims:
                 f"{folder} is neither a finished run nor a bundle nor a submission: it has no "
                 "results.json and model.bin"
             )
-        results = read_json(run.results_file)
+        results = read_results(run)
         try:
             if run.config_file.is_file():
                 _, recipe, config = RunDir.open(folder)
@@ -88,7 +89,7 @@ class Claims:
                 )
             hardware = None
             if (folder / "environment.json").is_file():
-                environment = read_json(folder / "environment.json")
+                environment = read_environment(run)
                 parts = (environment[key] for key in ("platform", "gpu", "cpu_threads"))
                 hardware = (*parts, results["num_ranks"]["train"])
             trains = results["tokenizer"]["claim"] == "trained"
