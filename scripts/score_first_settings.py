@@ -64,7 +64,7 @@ def main() -> None:
         batch_tokens = 98_304 if stride else config.chunk_tokens
         predictor.artifact = dataclasses.replace(predictor.artifact, score_first=config)
         losses = predictor.losses(stream, stride, batch_tokens)
-        score = score_losses(losses, stream, predictor.tokenizer, Label("", None))
+        score = score_losses(losses, stream, predictor.tokenizer, Label(""))
         name = f"{config.optimizer} | {config.lr} | {config.epochs} | {config.chunk_tokens:,}"
         seconds = time.monotonic() - start
         print(f"| {stride} | {name} | {score.bpb:.4f} | {seconds:.1f} |", flush=True)

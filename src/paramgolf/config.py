@@ -270,6 +270,11 @@ class AdaptConfig(Checked):
     score_every_epoch: bool = True
     """Score the validation text after every epoch, for the curve in the report; takes time."""
 
+    @property
+    def splits(self) -> list[str]:
+        """The split that the weights are adapted on, as a list of one name or none."""
+        return {"none": [], "adapt": ["adapt"], "scored": ["val"]}[self.text]
+
     def check_combinations(self) -> None:
         """Check that the learning rate falls."""
         require(

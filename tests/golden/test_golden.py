@@ -20,7 +20,7 @@ from paramgolf.compress.artifact import Artifact
 from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import scales_from_exponents
 from paramgolf.config import ModelConfig, ScoreFirstConfig
-from paramgolf.data.fingerprints import sampled_shingles, shingles
+from paramgolf.data.fingerprints import Sampling, fingerprints
 from paramgolf.data.shards import open_shard, read_stream, write_shard
 from paramgolf.model.gpt import GPT
 from paramgolf.model.layout import layout
@@ -238,25 +238,21 @@ def test_the_golden_shard_is_read() -> None:
     assert read_stream([SHARD_FILE, SHARD_FILE], limit=8).tolist() == (SHARD_TOKENS * 2)[:8]
 
 
-# Shingles: labels compare those of an artifact with those of a text, possibly years later.
+# Runs of letters: labels compare those of an artifact with those of a text, possibly years later.
 
 TEXT = """Fourscore and seven years ago our fathers brought forth, on this continent, a new nation,
 conceived in Liberty, and dedicated to the proposition that all men are created equal. Now we are
 engaged in a great civil war, testing whether that nation, or any nation so conceived and so
-dedicated, can long endure. Na\u00efve, \u00c9CLAIR: 1863!"""
-FIRST_SHINGLES = [
-    6264931749697237573,
-    15681574650275425740,
-    11765345441501994007,
-]
-SAMPLED = [
-    7931961433195263744,
-]
+dedicated, can long endure. Na\u00efve, \u00c9CLAIR: 1863! \u041f\u0440\u0438
+\u0432\u0435\u0442 \u4e2d\u6587"""
+FIRST_RUNS = [14089395207073491936, 416780243632480982]
+SAMPLED = [416780243632480982, 412230941022758392, 15533679791611927353]
+SHORT = 5118645957762867795
 
 
-def test_shingles_are_hashed_as_pinned() -> None:
-    hashes = shingles(TEXT)
-    assert len(hashes) == 44
-    assert hashes[:2].tolist() == FIRST_SHINGLES[:2]
-    assert hashes[-1] == FIRST_SHINGLES[2]
-    assert sampled_shingles(TEXT).tolist() == SAMPLED
+def test_runs_of_letters_are_hashed_as_pinned() -> None:
+    prints = fingerprints([TEXT, "Short."])
+    assert prints.counts.tolist() == [247, 1]
+    assert prints.runs[:2].tolist() == FIRST_RUNS
+    assert prints.runs[-1] == SHORT
+    assert prints.sampled(Sampling(7)).runs[:3].tolist() == SAMPLED

@@ -63,6 +63,13 @@ def new_job(run_folder: Path, source: Path | str, vocab: int = VOCAB, **data: An
     return Job(config, RunDir.create(run_folder, "tiny", config), CPU, Reporter())
 
 
+def share(known: Provenance, texts: Texts) -> float | None:
+    """Return the share of the sampled runs of texts that are known."""
+    label = known.label(texts)
+    assert label.overlap is not None
+    return label.overlap.share
+
+
 def prepared(job: Job) -> PreparedText:
     """Run the stage and read its result from the file, as other stages do."""
     job.run.finish_stage("prepare", prepare.run(job))
@@ -150,12 +157,15 @@ def test_jsonl_folder(
         assert sizes[:-1] == [5000] * (len(sizes) - 1)
         assert 0 < sizes[-1] <= 5000
         assert len(sizes) > 1
-    assert set(job.ledger.seconds()) == {"data: corpus", "data: tokenizer", "data: encode"}
+    assert set(job.ledger.seconds()) == {
+        "data: corpus",
+        "data: tokenizer",
+        "data: encode",
+        "data: overlap",
+    }
 
 
-def test_shingles_of_the_splits_are_kept(
-    texts: Texts, tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_runs_of_the_splits_are_kept(texts: Texts, tokenizer_file: Path, tmp_path: Path) -> None:
     train, val = texts[:20], texts[20:]
     folder = jsonl_folder(tmp_path / "text", train, val)
     job = new_job(tmp_path / "run", folder, tokenizer=str(tokenizer_file))
@@ -165,13 +175,13 @@ def test_shingles_of_the_splits_are_kept(
     for name, split in text.splits.items():
         kept = known.texts[name]
         assert kept.sha256 == split.text_sha256
-        assert len(kept.documents) == split.documents
+        assert kept.documents == split.documents
         paths = text.shards(name, job.run.data)
         assert list(kept.shards) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
     assert known.uses["tokenizer"].startswith("not known")
-    assert known.of("train").label(train).overlap_share == 1.0
-    assert known.of("val").label(val).overlap_share == 1.0
-    assert known.of("train").label(val).overlap_share != 1.0
+    assert share(known.of("train"), train) == 1.0
+    assert share(known.of("val"), val) == 1.0
+    assert share(known.of("train"), val) != 1.0
 
 
 def cut_jobs(
@@ -211,7 +221,7 @@ def test_val_targets_cut_the_validation_split(
     assert text.splits["train"].text_sha256 == sha256_of_texts(texts[:20])
     known = Provenance.load(data / "provenance.safetensors")
     assert set(known.texts) == {"train", "val", "adapt"}
-    assert known.of("adapt").label(adapted_on).overlap_share == 1.0
+    assert share(known.of("adapt"), adapted_on) == 1.0
 
 
 def test_a_cut_at_a_document_border_leaves_nothing_out(
@@ -293,7 +303,7 @@ def test_shard_folder(texts: Texts, tokenizer_file: Path, tmp_path: Path) -> Non
     assert tokens_of(text, "val", job.run.data) == val[:4001]
     assert tokens_of(text, "adapt", job.run.data) == val[val.index(1, 4001) :]
     known = Provenance.load(job.run.data / "provenance.safetensors")
-    assert known.of("train").label(texts[:20]).overlap_share == 1.0
+    assert share(known.of("train"), texts[:20]) == 1.0
     assert job.run.tokenizer.read_bytes() == tokenizer_file.read_bytes()
 
 
@@ -477,5 +487,10 @@ def test_stdlib_prepared(stdlib: list[Document], tokenizer_file: Path, tmp_path:
     scored = documents_in(tokens_of(text, "val", job.run.data), tokenizer_file.read_bytes())
     label = known.of("train", "adapt").label(scored)
     assert label.name == "held-out"
-    assert label.overlap_share is not None
-    assert label.overlap_share < 0.01
+    assert 0 < label.overlap.seen_runs < 0.05 * label.overlap.runs
+    measured = job.label(["adapt"])
+    assert measured.name == "held-out"
+    assert measured.overlap.documents == len(scored)
+    assert measured.overlap.bytes == sum(len(text.encode()) for text in scored)
+    assert 0 < job.label([]).overlap.seen_runs < measured.overlap.seen_runs
+    assert job.label(["val"]).name == "in-sample"

@@ -198,6 +198,7 @@ def _total(scores: Sequence[Score], label: Label) -> Score:
     """Return the score of several texts together."""
     from paramgolf.scoring.bits_per_byte import Score
 
+    overlap = label.overlap
     tokens, size = sum(score.tokens for score in scores), sum(score.bytes for score in scores)
     return Score(
         loss_nats=sum(score.loss_nats * score.tokens for score in scores) / tokens,
@@ -206,7 +207,10 @@ def _total(scores: Sequence[Score], label: Label) -> Score:
         bytes=size,
         bytes_are=min(score.bytes_are for score in scores),  # "as decoded" if one is
         label=label.name,
-        overlap_share=label.overlap_share,
+        overlap_share=overlap.share,
+        documents=overlap.documents,
+        seen_documents=overlap.seen_documents,
+        seen_bytes=overlap.seen_bytes,
     )
 
 

@@ -15,6 +15,7 @@ from paramgolf.data.advice import next_commands
 from paramgolf.data.build import build
 from paramgolf.data.build_config import BuildConfig
 from paramgolf.data.describe import SplitSize, describe
+from paramgolf.data.fingerprints import RUN_LETTERS
 from paramgolf.data.hub.fetch import fetch
 from paramgolf.data.noise import val_noise
 from paramgolf.data.overlap import Overlap
@@ -174,6 +175,6 @@ def _print_lines(**lines: str) -> None:
 
 def _overlap(overlap: Overlap) -> str:
     return (
-        f"{overlap.shingle_share:.2%} of the validation text's shingles, "
-        f"{overlap.documents:,} documents"
+        f"{overlap.seen_documents:,} of {overlap.documents:,} validation documents seen in other "
+        f"splits, {overlap.share or 0.0:.2%} of all runs of {RUN_LETTERS} letters"
     )

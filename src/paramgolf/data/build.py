@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,16 @@ from paramgolf.data.built_folder import (
 from paramgolf.data.chunks import Chunk, SeenDocuments, exact_key
 from paramgolf.data.documents import Document, batches, digest_record
 from paramgolf.data.encoding import encode_documents
-from paramgolf.data.fingerprints import Fingerprints, fingerprints
+from paramgolf.data.fingerprints import Fingerprints, fingerprints, salt_of
 from paramgolf.data.manifest import VERSION
-from paramgolf.data.overlap import CopyFinder, Overlap, require_disjoint
+from paramgolf.data.overlap import Overlap, judge
 from paramgolf.data.provenance import TOKENIZER_GIVEN, Gathering, Provenance, Text
 from paramgolf.data.sample import Sample
 from paramgolf.data.scan import Sources
 from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter, write_shard
 from paramgolf.data.sidecars import count_bytes, sidecar_of
 from paramgolf.data.sources import STANDARD_INPUT, find_sources
-from paramgolf.data.splits import TRAIN, VAL, Ends, SplitFinder, assign_splits
+from paramgolf.data.splits import TRAIN, VAL, Ends, SplitFinder, assign_splits, require_disjoint
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import ConfigError, UserError
@@ -108,13 +107,14 @@ class _Build:
         self._work = out / ".build"
         self._begun = self._work / "begun.json"
         """Written once the input is checked and the tokenizer trained: the settings, the ends of
-        the splits, the files left out."""
+        the splits, the salt of the sampled runs, the files left out."""
         self._failed = self._work / "failed"
         """Exists if the build was not interrupted, but failed."""
         self._trained = self._work / "tokenizer.model"
         self._is_ours = False
         """Whether the content of `.build` belongs to this build."""
         self._ends: Ends = (0.0, 0.0)
+        self._salt = 0
         self._counts = {"read": 0, "empty": 0, "duplicates": 0}
         self._digests = [hashlib.sha256() for _ in SPLITS]
         self._bytes = [0] * len(SPLITS)
@@ -198,7 +198,7 @@ class _Build:
                 require_equal(self._out, begun["settings"], wanted)
             if not different_setting(begun["settings"], wanted):
                 self._failed.unlink(missing_ok=True)
-                self._ends = tuple(begun["ends"])
+                self._ends, self._salt = tuple(begun["ends"]), begun["salt"]
                 self._trained_on = begun["trained_on"]
                 self._sources.leave_out(begun["skipped"])
                 return True
@@ -216,11 +216,13 @@ class _Build:
         self._ends, sample = self._scan(skip_bad)
         if not self._config.tokenizer:
             self._train_tokenizer(sample)
+        self._salt = salt_of(self._sources.digest)
         write_json(
             self._begun,
             {
                 "settings": settings,
                 "ends": self._ends,
+                "salt": self._salt,
                 "skipped": self._sources.skipped,
                 "trained_on": self._trained_on,
             },
@@ -295,7 +297,7 @@ class _Build:
                             f"{part[0].name}): call again, which starts over"
                         )
                 else:
-                    encoded = encode_documents(fresh, tokenizer)
+                    encoded = encode_documents(fresh, tokenizer, self._salt)
                     if source == "val":
                         splits = np.full(len(fresh), VAL, np.uint8)
                     else:
@@ -336,7 +338,7 @@ class _Build:
 
     def _gather(self, chunks: list[Path]) -> dict[str, Text]:
         """Collect the hashes of every split."""
-        gathered = {split: Gathering() for split in SPLITS}
+        gathered = {split: Gathering(self._salt) for split in SPLITS}
         progress = self._reporter.progress("hash", len(chunks), "chunks")
         for number, path in enumerate(chunks, start=1):
             chunk = Chunk.load(path)
@@ -355,21 +357,18 @@ class _Build:
             UserError: if it overlaps more than the settings allow.
         """
         known = Provenance({name: texts[name] for name in ("train", "adapt")})
-        finder = CopyFinder(known)
-        copies: list[str] = []
+        names: list[str] = []
+        parts: list[Fingerprints] = []
         progress = self._reporter.progress("compare", len(chunks), "chunks")
-        for number, (names, prints) in enumerate(_validation(chunks), start=1):
-            copies += [names[i] for i in finder.find(prints)]
+        for number, (some, prints) in enumerate(_validation(chunks), start=1):
+            names += some
+            parts.append(prints.sampled(known.sampling))
             progress.update(number)
-        overlap = Overlap(known.share(texts["val"].shingles) or 0.0, len(copies))
-        touched = (
-            name
-            for names, prints in _validation(chunks)
-            for number, name in enumerate(names)
-            if known.share(prints.shingles[prints.document_of == number])
-        )
-        candidates = chain(self._in_both, copies, touched)
-        require_disjoint(overlap, self._config.max_overlap, len(self._in_both), candidates)
+        prints = Fingerprints.joined(parts)
+        found = known.are_known(prints.runs)
+        overlap, (_, seen) = Overlap.of(prints, found), judge(prints, found)
+        examples = [*self._in_both, *(names[i] for i in np.flatnonzero(seen))]
+        require_disjoint(overlap, self._config.max_overlap, len(self._in_both), examples)
         return overlap
 
     def _write(
@@ -382,13 +381,13 @@ class _Build:
     ) -> dict[str, Any]:
         """Write shards, tokenizer and provenance; return the manifest."""
         out, config = self._out, self._config
-        texts = {name: text for name, text in texts.items() if len(text.documents)}
+        texts = {name: text for name, text in texts.items() if text.documents}
         splits: dict[str, Any] = {}
         for name, writer in self._write_shards(chunks, list(texts)).items():
             shards = {shard: sha256_of_file(out / shard) for shard in writer.finish()}
             texts[name] = replace(texts[name], shards=tuple(shards.values()))
             splits[name] = {
-                "documents": len(texts[name].documents),
+                "documents": texts[name].documents,
                 "bytes": self._bytes[SPLITS.index(name)],
                 "tokens": writer.tokens,
                 "text_sha256": texts[name].sha256,

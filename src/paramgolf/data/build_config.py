@@ -25,16 +25,17 @@ class BuildConfig(Checked):
     sample_bytes: PositiveInt = 32_000_000
     """Size of the random sample of text that the tokenizer is trained on."""
     val_share: Share = 0.1
-    """Share of the documents (by the hash of their words) for validation."""
+    """Share of the documents (by the hash of their letters) for validation."""
     adapt_share: Share = 0.1
-    """Share of the documents (by the hash of their words) for adaptation; 0: none."""
+    """Share of the documents (by the hash of their letters) for adaptation; 0: none."""
     text_key: str = ""
     """JSON key or Parquet column of the text; by default "text", then "content", then a Parquet
     file's only string column."""
     shard_tokens: PositiveInt = 10_000_000
     """Number of tokens in each shard file."""
     max_overlap: Share = 0.01
-    """Largest share of the validation text's 13-word shingles that other splits may contain."""
+    """Largest share of the validation text, by bytes, that may be in documents of which other
+    splits contain 40 % (in runs of 24 letters); by number of documents, twice this share."""
 
     def check_combinations(self) -> None:
         """Check that there are sources, and text for training and validation."""

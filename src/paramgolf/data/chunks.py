@@ -44,7 +44,13 @@ class Chunk(NamedTuple):
         wanted, prints = self._is_in(split), self.encoded.prints
         kept = wanted[prints.document_of]
         numbers = (np.cumsum(wanted) - 1)[prints.document_of[kept]]
-        return Fingerprints(prints.documents[wanted], prints.shingles[kept], numbers)
+        return Fingerprints(
+            prints.documents[wanted],
+            prints.bytes[wanted],
+            prints.counts[wanted],
+            prints.runs[kept],
+            numbers,
+        )
 
     def _is_in(self, split: str) -> NDArray[np.bool_]:
         return self.splits == SPLITS.index(split)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from paramgolf.data.documents import Document
-from paramgolf.data.fingerprints import shingles
 from paramgolf.errors import UserError
 
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _REPEATED_SHARE = 0.2
+_SHINGLE_WORDS = 13
 _MIN_STDLIB_BYTES = 200_000
 
 
@@ -21,7 +22,8 @@ def stdlib_documents(progress: Callable[[int, int], None] | None = None) -> list
     """Return the documentation of Python's standard library, one document per topic or module.
 
     Sources are parsed, never imported. A paragraph that shares more than a fifth of its shingles
-    with earlier documents is left out, so that splits by document hardly overlap.
+    (13 words in a row) with earlier documents is left out, so that splits by document hardly
+    overlap.
 
     Args:
         progress: called with the number of source files read and their total.
@@ -77,18 +79,26 @@ def _module_docstrings(path: Path, name: str) -> Iterator[Document]:
 
 
 def _without_repeated_paragraphs(documents: Iterable[Document]) -> Iterator[Document]:
-    seen: set[int] = set()
+    seen: set[str] = set()
     for name, text in documents:
         kept: list[str] = []
-        fresh: set[int] = set()
+        fresh: set[str] = set()
         for paragraph in text.split("\n\n"):
-            hashes = set(shingles(paragraph).tolist())
-            if len(hashes & seen) <= _REPEATED_SHARE * len(hashes):
+            shingles = _shingles(paragraph)
+            if len(shingles & seen) <= _REPEATED_SHARE * len(shingles):
                 kept.append(paragraph)
-                fresh |= hashes
+                fresh |= shingles
         seen |= fresh
         if kept:
             yield Document(name, "\n\n".join(kept))
+
+
+def _shingles(text: str) -> set[str]:
+    words = re.findall(r"[^\W_]+", text.lower())
+    return {
+        " ".join(words[begin : begin + _SHINGLE_WORDS])
+        for begin in range(len(words) - _SHINGLE_WORDS + 1)
+    }
 
 
 def split_by_hash(

@@ -9,9 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paramgolf.data import shards
-from paramgolf.data.fingerprints import fingerprints
-from paramgolf.data.overlap import CopyFinder, Overlap
-from paramgolf.data.provenance import Gathering, Provenance, Text
+from paramgolf.data.overlap import Overlap, RunIndex
 from paramgolf.data.sidecars import check_sidecars, sidecar_of
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
@@ -73,14 +71,17 @@ def describe(folder: Path, tokenizer: Path | None, reporter: Reporter) -> Descri
     pieces = Tokenizer.load(model)
     progress = reporter.progress("read", sum(map(len, files.values())), "shards")
     splits: dict[str, SplitSize] = {}
-    texts: dict[str, Text] = {}
+    index = None
+    if "val" in files and len(files) > 1:
+        index = RunIndex(_documents(files["val"], pieces))
     sample, done = "", 0
     for split, paths in files.items():
-        gathering, size = Gathering(), SplitSize(0, 0, 0, len(paths))
+        size = SplitSize(0, 0, 0, len(paths))
         for tokens in shards.whole_documents(paths, pieces.bos):
             shards.check_vocabulary(paths[0], tokens, pieces.vocab_size)
             decoded = pieces.decode_documents(tokens)
-            gathering.add(fingerprints(decoded))
+            if index and split != "val":
+                index.add(decoded)
             size = size._replace(
                 documents=size.documents + len(decoded),
                 tokens=size.tokens + len(tokens),
@@ -90,11 +91,11 @@ def describe(folder: Path, tokenizer: Path | None, reporter: Reporter) -> Descri
                 sample = next(filter(None, decoded), "")[:_SAMPLE_CHARS]
             done += 1
             progress.update(done)
-        splits[split], texts[split] = size, gathering.text()
+        splits[split] = size
     return Description(
         splits,
         _tokenizer(pieces),
-        _overlap(files, texts, pieces),
+        index.result() if index else None,
         sample,
         _manifest(folder, files),
         _sidecars(files, pieces),
@@ -110,17 +111,12 @@ def _tokenizer(tokenizer: Tokenizer) -> str:
     return described
 
 
-def _overlap(
-    files: dict[str, list[Path]], texts: dict[str, Text], tokenizer: Tokenizer
-) -> Overlap | None:
-    known = Provenance({name: text for name, text in texts.items() if name != "val"})
-    share = known.share(texts["val"].shingles) if "val" in texts and known.texts else None
-    if share is None:
-        return None
-    finder, copies = CopyFinder(known), 0
-    for tokens in shards.whole_documents(files["val"], tokenizer.bos):
-        copies += len(finder.find(fingerprints(tokenizer.decode_documents(tokens))))
-    return Overlap(share, copies)
+def _documents(files: list[Path], tokenizer: Tokenizer) -> list[str]:
+    documents: list[str] = []
+    for tokens in shards.whole_documents(files, tokenizer.bos):
+        shards.check_vocabulary(files[0], tokens, tokenizer.vocab_size)
+        documents += tokenizer.decode_documents(tokens)
+    return documents
 
 
 def _sidecars(files: dict[str, list[Path]], tokenizer: Tokenizer) -> str:

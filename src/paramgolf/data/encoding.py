@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.data.documents import Document, batches
-from paramgolf.data.fingerprints import SAMPLED_BITS, Fingerprints, fingerprints, is_sampled
+from paramgolf.data.fingerprints import Fingerprints, Sampling, fingerprints
 from paramgolf.data.tokenizer import Tokenizer
 
 _BATCH_CHARS = 4 << 20
@@ -27,11 +27,16 @@ class Encoded(NamedTuple):
     lengths: NDArray[np.int64]
     """(D,) number of tokens of each document, BOS included."""
     prints: Fingerprints
-    """With sampled shingles only."""
+    """With sampled runs only."""
 
 
-def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Encoded:
+def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer, salt: int = 0) -> Encoded:
     """Encode documents on all cores, and compute their fingerprints meanwhile.
+
+    Args:
+        documents: the documents.
+        tokenizer: the tokenizer.
+        salt: decides with their hashes which runs are kept.
 
     Raises:
         UserError: see `Tokenizer.encode`.
@@ -39,13 +44,9 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Enc
     tokens: list[Stream] = []
     texts = [[text for _, text in batch] for batch in batches(documents, _BATCH_CHARS)]
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        hashing = pool.map(fingerprints, texts)
+        hashing = pool.map(lambda batch: fingerprints(batch, Sampling(salt)), texts)
         for batch in texts:
             tokens += tokenizer.encode(batch)
         prints = Fingerprints.joined(hashing)
-    sampled = is_sampled(prints.shingles, SAMPLED_BITS)
-    prints = prints._replace(
-        shingles=prints.shingles[sampled], document_of=prints.document_of[sampled]
-    )
     lengths = np.array([len(own) for own in tokens], np.int64)
     return Encoded(np.concatenate([np.zeros(0, np.uint16), *tokens]), lengths, prints)

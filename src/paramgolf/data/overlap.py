@@ -1,80 +1,163 @@
-"""Overlap of a validation text with the texts of the other splits."""
+"""Overlap of a scored text with other texts: which of its documents are seen there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from paramgolf.data.fingerprints import Fingerprints, is_sampled
-from paramgolf.data.provenance import Provenance, are_among, union
-from paramgolf.errors import UserError
+from paramgolf.data.fingerprints import Fingerprints, Hashes, fingerprints, groups, runs_of
+from paramgolf.data.prepared import PreparedText
+from paramgolf.data.shards import whole_documents
+from paramgolf.data.tokenizer import Tokenizer
 
-COPY_SHARE = 0.5
-"""A document with at least this share of its sampled shingles in other texts is an edited copy."""
-_MIN_SHINGLES = 4
-"""Documents with fewer sampled shingles are too short to be recognised as edited copies."""
-_EXAMPLES = 2
+SEEN_SHARE = 0.4
+"""A document is seen if other texts contain at least this share of its runs."""
+MAX_DOCUMENTS, MAX_BYTES = 0.02, 0.01
+"""Shares of a text's documents, and of its bytes, that may be seen if it is held-out."""
+FEW_DOCUMENTS = 5
+"""So many seen documents are chance even if they are over the share, as one in fifty would be."""
+_MIN_RUNS = 4
+"""Sampled runs without which a document is not judged, unless it has fewer in all."""
+_BITS_PER_RUN = 32
 
 
 class Overlap(NamedTuple):
-    """How much of a validation text is also in the other splits."""
+    """How much of a text is seen in other texts."""
 
-    shingle_share: float
-    """Of its sampled shingles."""
-    documents: int
-    """Documents that are copies, exact or edited."""
+    documents: int = 0
+    seen_documents: int = 0
+    bytes: int = 0
+    """UTF-8 bytes of the documents."""
+    seen_bytes: int = 0
+    """UTF-8 bytes of the seen documents."""
+    runs: int = 0
+    seen_runs: int = 0
+    """Runs that occur anywhere in the other texts."""
+
+    @classmethod
+    def of(cls, prints: Fingerprints, found: NDArray[np.bool_]) -> Overlap:
+        """Return the overlap of documents, leaving out those that cannot be judged; see `judge`."""
+        judged, seen = judge(prints, found)
+        figures = (
+            judged.sum(),
+            seen.sum(),
+            prints.bytes[judged].sum(),
+            prints.bytes[seen].sum(),
+            len(found),
+            found.sum(),
+        )
+        return cls(*map(int, figures))
+
+    @property
+    def share(self) -> float | None:
+        """Share of the runs that occur in the other texts; None: there are no runs."""
+        return self.seen_runs / self.runs if self.runs else None
+
+    @property
+    def in_sample(self) -> bool:
+        """Whether more documents, or more bytes, are seen than by chance."""
+        return self.exceeds(MAX_BYTES)
+
+    def exceeds(self, share: float) -> bool:
+        """Return whether over this share of the bytes, or twice that of the documents, is seen."""
+        most = max(FEW_DOCUMENTS, share * MAX_DOCUMENTS / MAX_BYTES * self.documents)
+        return self.seen_documents > most or self.seen_bytes > share * self.bytes
+
+    def all_seen(self) -> Overlap:
+        """Return the overlap of the same text with itself."""
+        return self._replace(
+            seen_documents=self.documents, seen_bytes=self.bytes, seen_runs=self.runs
+        )
 
 
-class CopyFinder:
-    """Finds documents that are copies of documents of the known texts, exact or edited."""
-
-    def __init__(self, known: Provenance) -> None:
-        self._known = known
-        self._documents = union(text.documents for text in known.texts.values())
-
-    def find(self, prints: Fingerprints) -> list[int]:
-        """Return which documents have the words of a known one, or half of their shingles."""
-        sampled = is_sampled(prints.shingles, self._known.sampled_bits)
-        document_of, size = prints.document_of[sampled], len(prints.documents)
-        found = self._known.are_known(prints.shingles[sampled])
-        count = np.bincount(document_of, minlength=size)
-        common = np.bincount(document_of, found, minlength=size)
-        edited = (count >= _MIN_SHINGLES) & (common >= COPY_SHARE * count)
-        has_words = prints.documents != 0
-        same = has_words & are_among(prints.documents, self._documents)
-        return np.flatnonzero(edited | same).tolist()
-
-
-def require_disjoint(
-    overlap: Overlap, max_share: float, in_both: int, candidates: Iterable[str]
-) -> None:
-    """Raise if a validation text overlaps too much with the other splits.
+def judge(
+    prints: Fingerprints, found: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which documents have enough sampled runs to be judged, and which are seen, (D,) each.
 
     Args:
-        overlap: of the validation text.
-        max_share: largest share of its shingles that the other splits may contain.
-        in_both: number of documents that are, character by character, in the sources of both.
-        candidates: names of documents that overlap, the clearest cases first; a name may come
-            twice.
-
-    Raises:
-        UserError: naming two documents.
+        prints: of the documents, with all runs or a sample.
+        found: (R,) which of their runs occur in the other texts.
     """
-    if not in_both and overlap.shingle_share <= max_share:
-        return
-    examples: dict[str, None] = {}
-    for name in candidates:
-        examples[name] = None
-        if len(examples) == _EXAMPLES:
-            break
-    remedy = "take them out of the sources"
-    if not in_both:
-        remedy += ", or allow it with --max-overlap (its scores are then in-sample)"
-    raise UserError(
-        f"the validation text overlaps with the training text: {in_both:,} documents are in both, "
-        f"{overlap.documents:,} have half of their 13-word shingles there, and "
-        f"{overlap.shingle_share:.2%} of all its shingles are there (at most {max_share:.2%} are "
-        f"allowed): {' and '.join(examples)}; {remedy}"
-    )
+    count = np.bincount(prints.document_of, minlength=len(prints.counts))
+    common = np.bincount(prints.document_of[found], minlength=len(prints.counts))
+    judged = count >= np.minimum(prints.counts, _MIN_RUNS)
+    return judged, judged & (count > 0) & (common >= SEEN_SHARE * count)
+
+
+class RunIndex:
+    """All runs of a scored text, to stream texts of any size past it."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Take the documents of the scored text."""
+        self._prints = fingerprints(texts)
+        self._known, self._places = np.unique(self._prints.runs, return_inverse=True)
+        self._seen = np.zeros(len(self._known), np.bool_)
+        # A table of bits, by the first bits of a run, rules out most runs of other texts.
+        self._bits = min(max((_BITS_PER_RUN * len(self._known)).bit_length(), 16), 32)
+        self._table = np.zeros(1 << (self._bits - 3), np.uint8)
+        cells, values = self._cells(self._known)
+        cells, first = np.unique(cells, return_index=True)
+        if len(cells):
+            self._table[cells] = np.bitwise_or.reduceat(values, first)
+
+    def _cells(self, runs: Hashes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Return byte and bit of the table for each run."""
+        bits = (runs >> np.uint64(64 - self._bits)).astype(np.int64)
+        return bits >> 3, np.left_shift(1, bits & 7).astype(np.uint8)
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Look for the runs of other documents, on all cores."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for places in pool.map(self._find, groups(texts)):
+                self._seen[places] = True
+
+    def _find(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        runs, _ = runs_of(texts)
+        cells, values = self._cells(runs)
+        runs = runs[self._table[cells] & values != 0]
+        runs.sort()
+        places = np.searchsorted(self._known, runs)
+        places[places == len(self._known)] = 0
+        return places[self._known[places] == runs] if len(self._known) else places[:0]
+
+    def result(self) -> Overlap:
+        """Return the overlap with all documents added so far."""
+        return Overlap.of(self._prints, self._seen[self._places])
+
+
+def measured_overlap(
+    text: PreparedText,
+    folder: Path,
+    tokenizer: Tokenizer,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Overlap]:
+    """Compare the scored text with all text that the weights may be shaped by.
+
+    Args:
+        text: the prepared text, whose training shards are decoded.
+        folder: the run's data folder.
+        tokenizer: of the shards.
+        progress: called with the number of tokens compared and the total.
+
+    Returns:
+        By text: "train", and "train+adapt" if there is an adaptation split.
+    """
+    splits = [name for name in ("train", "adapt") if name in text.splits]
+    total, done = sum(text.splits[name].tokens for name in splits), 0
+    index = RunIndex(text.scored_text(folder, tokenizer).texts)
+    overlaps: dict[str, Overlap] = {}
+    for number, name in enumerate(splits, start=1):
+        for tokens in whole_documents(text.shards(name, folder), tokenizer.bos):
+            index.add(tokenizer.decode_documents(tokens))
+            done += len(tokens)
+            if progress is not None:
+                progress(done, total)
+        overlaps["+".join(splits[:number])] = index.result()
+    return overlaps

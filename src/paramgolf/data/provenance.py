@@ -16,28 +16,27 @@ from paramgolf.data.fingerprints import (
     SAMPLED_BITS,
     Fingerprints,
     Hashes,
+    Sampling,
     fingerprints,
-    is_sampled,
-    sampled_shingles,
 )
+from paramgolf.data.overlap import Overlap
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import write_bytes
 
-VERSION = 2
-"""Version of the file format and of how words are hashed."""
-MAX_SHINGLES = 1 << 21
-"""If a corpus has more sampled shingles than this, the sampling rate is halved until it fits."""
+VERSION = 3
+"""Version of the file format and of how runs are hashed."""
+MAX_RUNS = 1 << 21
+"""If a corpus has more sampled runs than this, the sampling rate is halved until it fits."""
 TOKENIZER_GIVEN = "not known: the tokenizer was given"
 """In the place of the text that a tokenizer was trained on."""
-IN_SAMPLE_SHARE = 0.01
-"""A text that shares more than this of its sampled shingles with the texts that shaped the artifact
-is in-sample. Disjoint documents of one corpus share 0.1 to 0.3 % (quotations, boilerplate)."""
+_UNSALTED, _NOTHING = Sampling(0), Overlap()
+_MAX_BITS = 48
+_MAX_FILE_BYTES = 1 << 26
 
 
 def union(parts: Iterable[Hashes]) -> Hashes:
     """Return all hashes of the parts, sorted and without repetition."""
-    arrays = list(parts)
-    return np.unique(np.concatenate(arrays)) if arrays else np.zeros(0, dtype=np.uint64)
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
 
 
 def are_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
@@ -54,10 +53,27 @@ class Label:
 
     name: str
     """"held-out"; "score-first" if the predictor learned from the text after scoring it;
-    "in-sample"; or "unverified" if there was nothing to compare."""
-    overlap_share: float | None
-    """Share of the text's sampled shingles that also occur in the texts that shaped the artifact.
-    """
+    "in-sample"; or "unverified" if too little could be compared."""
+    overlap: Overlap = _NOTHING
+    """Of the text with those that shaped the artifact."""
+
+    @classmethod
+    def of(cls, overlap: Overlap) -> Label:
+        """Return the label of a text of which every document was judged."""
+        name = "in-sample" if overlap.in_sample else "held-out" if overlap.runs else "unverified"
+        return cls(name, overlap)
+
+    @classmethod
+    def of_run(cls, overlaps: dict[str, Overlap], adapted_on: Sequence[str]) -> Label:
+        """Return the label of a run's own scores.
+
+        Args:
+            overlaps: of the scored text, as `measured_overlap` returns them.
+            adapted_on: the splits that the weights were adapted on; "val" is the scored text.
+        """
+        if "val" in adapted_on:
+            return cls.of(overlaps["train"].all_seen())
+        return cls.of(overlaps["+".join(["train", *adapted_on])])
 
     def adaptive(self) -> Label:
         """Return the label of the same text under an adaptive predictor; in-sample stays so."""
@@ -68,62 +84,58 @@ class Label:
 class Text:
     """Hashes of one text: enough to recognise it, not to read it."""
 
-    shingles: Hashes
-    """Hashes of its sampled shingles, sorted and without repetition."""
-    documents: Hashes
-    """(D,) a hash of each document's words, in order."""
+    runs: Hashes
+    """Hashes of its sampled runs, sorted and without repetition."""
+    documents: int
+    """Number of its documents."""
     sha256: str = ""
     """Of its documents; of its tokens if it was given as shards."""
     shards: tuple[str, ...] = ()
     """SHA-256 of each shard file."""
-    sampled_bits: int = SAMPLED_BITS
-    """One shingle in 2^bits is sampled."""
+    sampling: Sampling = _UNSALTED
+    """Which runs are kept."""
 
     @classmethod
-    def of(cls, documents: Sequence[str], sha256: str = "") -> Text:
+    def of(cls, documents: Sequence[str], sha256: str = "", salt: int = 0) -> Text:
         """Return the hashes of these documents."""
-        gathering = Gathering()
-        gathering.add(fingerprints(documents))
+        gathering = Gathering(salt)
+        gathering.add(fingerprints(documents, Sampling(salt)))
         return gathering.text(sha256)
 
     def thinned(self, bits: int) -> Text:
-        """Return the text with fewer sampled shingles, one in 2^bits."""
-        if bits == self.sampled_bits:
-            return self
-        kept = self.shingles[is_sampled(self.shingles, bits)]
-        return replace(self, shingles=kept, sampled_bits=bits)
+        """Return the text with fewer runs, one in 2^bits."""
+        sampling = self.sampling._replace(bits=bits)
+        return replace(self, runs=self.runs[sampling.includes(self.runs)], sampling=sampling)
 
 
 class Gathering:
     """Collects the hashes of one text, a batch of documents at a time, in bounded memory."""
 
-    def __init__(self) -> None:
-        self._bits = SAMPLED_BITS
-        self._shingles: list[Hashes] = []
-        self._documents: list[Hashes] = []
-        self._size = 0
+    def __init__(self, salt: int) -> None:
+        self._sampling = Sampling(salt)
+        self._runs: list[Hashes] = []
+        self._size = self._documents = 0
 
     def add(self, found: Fingerprints) -> None:
         """Add documents."""
-        self._documents.append(found.documents)
-        self._shingles.append(found.shingles[is_sampled(found.shingles, self._bits)])
-        self._size += len(self._shingles[-1])
-        while self._size > 2 * MAX_SHINGLES:
-            everything = union(self._shingles)
-            if len(everything) > MAX_SHINGLES:
-                self._bits += 1
-                everything = everything[is_sampled(everything, self._bits)]
-            self._shingles, self._size = [everything], len(everything)
+        self._documents += len(found.documents)
+        self._runs.append(found.runs[self._sampling.includes(found.runs)])
+        self._size += len(self._runs[-1])
+        while self._size > 2 * MAX_RUNS:
+            everything = union(self._runs)
+            if len(everything) > MAX_RUNS:
+                self._sampling = self._sampling._replace(bits=self._sampling.bits + 1)
+                everything = everything[self._sampling.includes(everything)]
+            self._runs, self._size = [everything], len(everything)
 
     def text(self, sha256: str = "", shards: Sequence[str] = ()) -> Text:
         """Return the text of all documents added so far."""
-        documents = np.concatenate([np.zeros(0, np.uint64), *self._documents])
-        return Text(union(self._shingles), documents, sha256, tuple(shards), self._bits)
+        return Text(union(self._runs), self._documents, sha256, tuple(shards), self._sampling)
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """All texts that shaped an artifact, by name ("train", "adapt", ...).
+    """All texts that shaped an artifact, by name ("train", "adapt", ...), with one salt.
 
     Self-reported: only rerunning the job can verify it.
     """
@@ -133,80 +145,99 @@ class Provenance:
     """Purpose ("training", "tokenizer", ...) -> name of the text that was used for it."""
 
     @property
-    def sampled_bits(self) -> int:
-        """One shingle in 2^bits is sampled of every text."""
-        return max((text.sampled_bits for text in self.texts.values()), default=SAMPLED_BITS)
+    def sampling(self) -> Sampling:
+        """Which runs are kept of every text."""
+        return max((text.sampling for text in self.texts.values()), default=_UNSALTED)
 
     def of(self, *names: str) -> Provenance:
         """Return the provenance restricted to these texts."""
         return replace(self, texts={name: self.texts[name] for name in names})
 
-    def label(self, texts: Iterable[str]) -> Label:
-        """Return the label for a score of a text, given as its documents."""
-        share = self.share(sampled_shingles(*texts))
-        if share is None:
-            return Label("unverified", None)
-        return Label("in-sample" if share > IN_SAMPLE_SHARE else "held-out", share)
+    def label(self, texts: Sequence[str]) -> Label:
+        """Return the label for a score of a text, given as its documents.
 
-    def share(self, sampled: Hashes) -> float | None:
-        """Return the share of a text's sampled shingles that are known; None: it has none."""
-        scored = sampled[is_sampled(sampled, self.sampled_bits)]
-        return float(self.are_known(scored).mean()) if len(scored) else None
+        Where so few runs were kept that less than half of its documents can be judged, a text is
+        not held-out but unverified.
+        """
+        prints = fingerprints(texts, self.sampling)
+        overlap = Overlap.of(prints, self.are_known(prints.runs))
+        label = Label.of(overlap)
+        if label.name == "held-out" and 2 * overlap.documents < len(texts):
+            return replace(label, name="unverified")
+        return label
 
-    def are_known(self, shingles: Hashes) -> NDArray[np.bool_]:
-        """Return which of these sampled shingles occur in at least one of the texts."""
-        known = np.zeros(len(shingles), dtype=bool)
+    def are_known(self, runs: Hashes) -> NDArray[np.bool_]:
+        """Return which of these sampled runs occur in at least one of the texts."""
+        known = np.zeros(len(runs), dtype=bool)
         for text in self.texts.values():
-            known |= are_among(shingles, text.shingles)
+            known |= are_among(runs, text.runs)
         return known
 
     def save(self, path: Path) -> None:
         """Write the provenance, thinned out if too large; equal provenance gives equal bytes."""
-        bits = self.sampled_bits
+        write_bytes(path, self._content())
+
+    def _content(self) -> bytes:
+        salt, bits = self.sampling
         texts = {name: text.thinned(bits) for name, text in self.texts.items()}
-        while sum(len(text.shingles) for text in texts.values()) > MAX_SHINGLES:
+        while sum(len(text.runs) for text in texts.values()) > MAX_RUNS:
             bits += 1
             texts = {name: text.thinned(bits) for name, text in texts.items()}
-        arrays = {f"shingles.{name}": text.shingles for name, text in texts.items()}
-        arrays |= {f"documents.{name}": text.documents for name, text in texts.items()}
         notes = {
             "version": VERSION,
+            "salt": salt,
             "sampled_bits": bits,
             "uses": self.uses,
-            "sha256": {name: text.sha256 for name, text in self.texts.items()},
-            "shards": {name: list(text.shards) for name, text in self.texts.items()},
+            "texts": {
+                name: {"documents": text.documents, "sha256": text.sha256, "shards": text.shards}
+                for name, text in texts.items()
+            },
         }
-        content = save(
-            dict(sorted(arrays.items())), metadata={"notes": json.dumps(notes, sort_keys=True)}
-        )
-        write_bytes(path, content)
+        arrays = {name: text.runs for name, text in sorted(texts.items())}
+        return save(arrays, metadata={"notes": json.dumps(notes, sort_keys=True)})
 
     @classmethod
     def load(cls, path: Path) -> Provenance:
-        """Read what `save` wrote.
+        """Read what `save` wrote; a file that differs from that in any way is refused.
 
         Raises:
             UserError: if the file is damaged or not a provenance.
         """
         try:
+            if not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
+                raise ValueError(f"not a file of at most {_MAX_FILE_BYTES:,} bytes")
             with safe_open(path, framework="np") as file:
                 notes = json.loads(file.metadata()["notes"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if notes.get("version") != VERSION:
-                raise ValueError(f"expected version {VERSION}; build it again")
-            bits = notes["sampled_bits"]
-            if type(bits) is not int or any(a.dtype != np.uint64 for a in arrays.values()):
-                raise ValueError("a field has the wrong type")
-            texts = {
-                name: Text(
-                    arrays[f"shingles.{name}"],
-                    arrays[f"documents.{name}"],
-                    sha256,
-                    tuple(notes["shards"][name]),
-                    bits,
-                )
-                for name, sha256 in notes["sha256"].items()
-            }
-            return cls(texts, notes["uses"])
-        except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"cannot read the provenance {path}: {error}") from error
+            if notes["version"] != VERSION:
+                raise ValueError(f"expected version {VERSION}; prepare or build the text again")
+            sampling = Sampling(notes["salt"], notes["sampled_bits"])
+            texts: dict[str, Text] = {}
+            for name, of_text in notes["texts"].items():
+                documents, sha256, shards = map(of_text.get, ("documents", "sha256", "shards"))
+                runs = np.unique(arrays[name].astype(np.uint64))
+                texts[name] = Text(runs, documents, sha256, tuple(shards), sampling)
+            known = cls(texts, notes["uses"])
+            numbers = (*sampling, *(text.documents for text in texts.values()))
+            words = [*known.uses.values()]
+            for text in texts.values():
+                words += [text.sha256, *text.shards]
+            typed = all(type(n) is int and n >= 0 for n in numbers)
+            typed &= all(type(word) is str for word in words)
+            if not typed or not SAMPLED_BITS <= sampling.bits <= _MAX_BITS:
+                raise ValueError("a field has the wrong type or is out of range")
+            if known._content() != path.read_bytes():
+                raise ValueError("it is not as it was written")
+            return known
+        except (
+            OSError,
+            SafetensorError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            ValueError,
+            RecursionError,
+        ) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot read the provenance {path}: {reason}") from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from paramgolf.data.documents import Document, batches
+from paramgolf.data.documents import Document, batches, text_digest
 from paramgolf.data.sample import Sample
 from paramgolf.data.sources import is_bad_file, read_documents
 from paramgolf.data.splits import SplitFinder
@@ -24,6 +25,8 @@ class Sources:
         self.files = files
         self.skipped: list[str] = []
         """Files that were left out."""
+        self.digest = ""
+        """SHA-256 of all texts, as `scan` read them last."""
         self._expected = [source for source, paths in files.items() if paths]
         self._text_key, self._reporter = text_key, reporter
 
@@ -67,11 +70,13 @@ class Sources:
                 text.
         """
         bad: dict[str, str] = {}
+        digest = hashlib.sha256()
         for source in self._expected:
             is_empty = True
             for batch in batches(self.read(source, "check", bad), _SCAN_CHARS):
                 texts = [text for _, text in batch if text]
                 is_empty &= not texts
+                digest.update(text_digest(texts))
                 if source == "train":
                     finder.add(texts)
                     if sample is not None:
@@ -81,6 +86,7 @@ class Sources:
                 reason = "all of its documents are" if self.files[source] else "no file is left"
                 raise UserError(f"the {name} is empty: {reason}")
         if not bad:
+            self.digest = digest.hexdigest()
             return True
         listed = "; ".join([*bad.values()][:_LISTED])
         if len(bad) > _LISTED:

@@ -1,4 +1,7 @@
-"""Which split a document is in: decided by a hash of its words, or among few documents by rank."""
+"""Which split a document is in: decided by a hash of its letters, or among few documents by rank.
+
+Validation text must not overlap with the other splits.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.data.fingerprints import fingerprints
+from paramgolf.data.overlap import Overlap
 from paramgolf.data.shards import SPLITS
+from paramgolf.errors import UserError
 
 TRAIN, VAL, ADAPT = range(len(SPLITS))
 
@@ -17,7 +22,7 @@ Ends = tuple[float, float]
 
 
 def assign_splits(hashes: NDArray[np.uint64], ends: Ends) -> NDArray[np.uint8]:
-    """Assign documents to splits by the hashes of their words, which ignore spaces and case."""
+    """Assign documents to splits by the hashes of their letters."""
     return _assign(_places(hashes), ends)
 
 
@@ -37,9 +42,9 @@ class SplitFinder:
     """Finds the ends of the splits: the given shares, unless a split would then be empty.
 
     A split would be empty only if there are few documents. Then the documents are sorted by the
-    hashes of their words, and a document of the largest split goes to the empty one, so that each
+    hashes of their letters, and a document of the largest split goes to the empty one, so that each
     has at least one: training first, then validation, then adaptation. Documents with the same
-    words stay together, and those without words do not count.
+    letters stay together, and those without letters do not count.
     """
 
     def __init__(self, val_share: float, adapt_share: float) -> None:
@@ -60,7 +65,7 @@ class SplitFinder:
 
     @property
     def documents(self) -> int:
-        """Number of documents with different words; only a lower limit if no split is empty."""
+        """Number of documents with different letters; only a lower limit if no split is empty."""
         return len(self._places)
 
     def ends(self) -> Ends:
@@ -81,3 +86,30 @@ class SplitFinder:
     def _end(self, count: int) -> float:
         """Return the end of the first `count` documents; training always has the last."""
         return float(self._places[count]) if count else 0.0
+
+
+def require_disjoint(
+    overlap: Overlap, max_share: float, in_both: int, candidates: Sequence[str]
+) -> None:
+    """Raise if a validation text overlaps too much with the other splits.
+
+    Args:
+        overlap: of the validation text.
+        max_share: largest share of its bytes in seen documents; of its documents, twice that.
+        in_both: number of documents that are, character by character, in the sources of both.
+        candidates: names of documents that are seen; a name may come twice.
+
+    Raises:
+        UserError: naming two documents.
+    """
+    if not in_both and not overlap.exceeds(max_share):
+        return
+    remedy = "take them out of the sources"
+    if not in_both:
+        remedy += ", or allow it with --max-overlap (its scores are then in-sample)"
+    raise UserError(
+        f"the validation text overlaps with the training text: {in_both:,} documents are in both, "
+        f"{overlap.seen_documents:,} of {overlap.documents:,} are seen there, which is "
+        f"{overlap.seen_bytes / max(1, overlap.bytes):.2%} of the bytes (at most {max_share:.2%} "
+        f"are allowed): {' and '.join([*dict.fromkeys(candidates)][:2])}; {remedy}"
+    )

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from paramgolf.config import RunConfig, to_json
-from paramgolf.data.provenance import IN_SAMPLE_SHARE
+from paramgolf.data.fingerprints import RUN_LETTERS
+from paramgolf.data.overlap import MAX_BYTES, MAX_DOCUMENTS
 from paramgolf.model.layout import layout
 from paramgolf.model.roles import EMBEDDING, MATRIX_NAMES
 from paramgolf.recipes import RECIPES
@@ -77,8 +78,10 @@ def _meaning(score: dict[str, Any]) -> str:
     if share is None:
         return meaning
     return (
-        f"{meaning} {100 * share:.2f}\u00a0% of its sampled 13-word shingles occur in the training "
-        f"texts; up to {100 * IN_SAMPLE_SHARE:g}\u00a0% counts as held-out."
+        f"{meaning} {score['seen_documents']:,} of its {score['documents']:,} documents are seen "
+        f"in the training texts, and {100 * share:.2f}\u00a0% of all runs of {RUN_LETTERS} "
+        f"letters; up to {100 * MAX_DOCUMENTS:g}\u00a0% of the documents and "
+        f"{100 * MAX_BYTES:g}\u00a0% of the bytes count as held-out."
     )
 
 

@@ -34,6 +34,7 @@ PHASES: dict[str, Account | str] = {
     "data: corpus": _DATA,
     "data: tokenizer": _DATA,
     "data: encode": _DATA,
+    "data: overlap": _DATA,
     "data: check shards": _DATA,
     "train: build model": _SETUP,
     "train: compile, warm up": _SETUP,

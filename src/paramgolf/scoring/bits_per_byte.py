@@ -30,7 +30,13 @@ class Score:
     label: str
     """"held-out", "score-first", "in-sample" or "unverified"; see `data.provenance`."""
     overlap_share: float | None
-    """Share of the text's sampled shingles that occur in the texts that shaped the artifact."""
+    """Share of the text's runs of letters that occur in the texts that shaped the artifact; None:
+    nothing was compared."""
+    documents: int
+    """Documents compared, and below those of them that are seen in those texts."""
+    seen_documents: int
+    seen_bytes: int
+    """UTF-8 bytes of the seen documents."""
 
     @property
     def shown_label(self) -> str:
@@ -46,7 +52,7 @@ def shown_label(label: str, bytes_are: str) -> str:
 def score_losses(losses_N: Tensor, num_bytes: int, bytes_are: str, label: Label) -> Score:
     """Return the score of a text from the losses of all its targets, summed in float64."""
     total_nats = float(losses_N.double().sum())
-    num_targets = len(losses_N)
+    num_targets, overlap = len(losses_N), label.overlap
     return Score(
         total_nats / num_targets,
         total_nats / math.log(2) / num_bytes if num_bytes else math.nan,
@@ -54,7 +60,10 @@ def score_losses(losses_N: Tensor, num_bytes: int, bytes_are: str, label: Label)
         num_bytes,
         bytes_are,
         label.name,
-        label.overlap_share,
+        overlap.share,
+        overlap.documents,
+        overlap.seen_documents,
+        overlap.seen_bytes,
     )
 
 

@@ -57,7 +57,7 @@ class Predictor:
     def label(self, texts: Sequence[str]) -> Label:
         """Label a text by its overlap with the texts that shaped the artifact."""
         if self._provenance is None:
-            return Label("unverified", None)
+            return Label("unverified")
         return self._provenance.label(texts)
 
     def score(
@@ -164,9 +164,14 @@ class Predictor:
             raise ConfigError(f"invalid stride = {stride}: expected 0 to {seq_len}")
         return windows_of(num_targets, seq_len, stride)
 
-    def score_of(self, losses_N: Tensor, stream: Stream, fixed: bool) -> Score:
-        """Return the score of a text with these losses."""
-        label = self.label(stream.texts)
+    def score_of(
+        self, losses_N: Tensor, stream: Stream, fixed: bool, label: Label | None = None
+    ) -> Score:
+        """Return the score of a text with these losses.
+
+        `label` is the one of a fixed predictor; None: the one that follows from the provenance.
+        """
+        label = label or self.label(stream.texts)
         if self.learning(fixed):
             label = label.adaptive()
         return score_losses(losses_N, stream.bytes, stream.bytes_are, label)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from paramgolf.config import RunConfig
+from paramgolf.data.overlap import Overlap
 from paramgolf.data.prepared import PreparedText
+from paramgolf.data.provenance import Label
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.ledger import Ledger
@@ -35,4 +38,10 @@ class Job:
     @property
     def adapted_on(self) -> list[str]:
         """The split that the weights are adapted on, as a list of one name or none."""
-        return {"none": [], "adapt": ["adapt"], "scored": ["val"]}[self.config.adapt.text]
+        return self.config.adapt.splits
+
+    def label(self, adapted_on: Sequence[str]) -> Label:
+        """Return the label of the scored text for weights adapted on these splits."""
+        result = self.run.stage_result("prepare") or {}
+        overlaps = {name: Overlap(**values) for name, values in result["overlap"].items()}
+        return Label.of_run(overlaps, adapted_on)

@@ -23,8 +23,9 @@ from paramgolf.data.documents import (
     text_digest,
 )
 from paramgolf.data.encoding import encode_documents
-from paramgolf.data.fingerprints import fingerprints
+from paramgolf.data.fingerprints import Sampling, fingerprints, salt_of
 from paramgolf.data.manifest import built_by_us, require_tokenizer
+from paramgolf.data.overlap import measured_overlap
 from paramgolf.data.prepared import PreparedText, Split
 from paramgolf.data.provenance import TOKENIZER_GIVEN, Gathering, Provenance, Text
 from paramgolf.data.sidecars import check_sidecars
@@ -58,14 +59,20 @@ def run(job: Job) -> dict[str, Any]:
 
     Returns:
         The stage result: "text" is a `PreparedText`, "tokenizer" what `tokenizer_claim` returns,
-        and its "long_piece_share".
+        and its "long_piece_share", "overlap" what `measured_overlap` returns.
     """
     if not job.runtime.ranks.main:
         return {}
     source = job.config.data.source
     if kind_of_text(source) == "shards":
-        return _prepare_shards(job, Path(source))
-    return _prepare_documents(job)
+        result = _prepare_shards(job, Path(source))
+    else:
+        result = _prepare_documents(job)
+    with job.ledger.phase("data: overlap"):
+        progress = job.reporter.progress("overlap", unit="tokens")
+        text, tokenizer = PreparedText.from_json(result["text"]), Tokenizer.load(job.run.tokenizer)
+        overlaps = measured_overlap(text, job.run.data, tokenizer, progress.update)
+    return {**result, "overlap": {name: found._asdict() for name, found in overlaps.items()}}
 
 
 # Documents: the library's documentation, or JSON Lines.
@@ -79,7 +86,7 @@ def _prepare_documents(job: Job) -> dict[str, Any]:
     tokenizer = _tokenizer(job, file, splits["train"])
     with job.ledger.phase("data: encode"):
         encoded = {
-            name: _encode(documents, tokenizer, name, job.reporter)
+            name: _encode(documents, tokenizer, name, salt_of(digest), job.reporter)
             for name, documents in splits.items()
             if documents or name != "adapt"
         }
@@ -119,16 +126,16 @@ def _read_jsonl(job: Job) -> tuple[dict[str, list[Document]], str]:
 
 
 def _encode(
-    documents: list[Document], tokenizer: Tokenizer, name: str, reporter: Reporter
+    documents: list[Document], tokenizer: Tokenizer, name: str, salt: int, reporter: Reporter
 ) -> _Encoded:
     if not documents:
         raise UserError(f"the {name!r} split has no documents; provide more text")
     progress = reporter.progress(f"encode {name}", sum(len(text) for _, text in documents), "chars")
     parts: list[NDArray[np.uint16]] = []
-    gathering = Gathering()
+    gathering = Gathering(salt)
     done = 0
     for batch in batches(documents, _BATCH_CHARS):
-        encoded = encode_documents(batch, tokenizer)
+        encoded = encode_documents(batch, tokenizer, salt)
         parts.append(encoded.tokens)
         gathering.add(encoded.prints)
         done += sum(len(text) for _, text in batch)
@@ -154,7 +161,10 @@ def _prepare_shards(job: Job, folder: Path) -> dict[str, Any]:
         _check_shards(files, tokenizer, job.reporter)
         val = of_shards(files["val"], tokenizer)
         hashes = {name: list(map(sha256_of_file, paths)) for name, paths in files.items()}
-        known = _as_built(folder, hashes) or _as_decoded(files, tokenizer, job.reporter)
+        known = _as_built(folder, hashes)
+        if known is None:
+            salt = salt_of(*(digest for digests in hashes.values() for digest in digests))
+            known = _as_decoded(files, tokenizer, salt, job.reporter)
         encoded = {"val": _Encoded(val, known["val"].text)}
         if "adapt" in files:
             tokens = shards.read_stream(files["adapt"])
@@ -202,24 +212,24 @@ def _as_built(folder: Path, hashes: dict[str, list[str]]) -> dict[str, _Existing
 
 
 def _as_decoded(
-    files: dict[str, list[Path]], tokenizer: Tokenizer, reporter: Reporter
+    files: dict[str, list[Path]], tokenizer: Tokenizer, salt: int, reporter: Reporter
 ) -> dict[str, _Existing]:
     """Decode all shards for the hashes and sizes of their text."""
     progress = reporter.progress("decode", sum(map(len, files.values())), "shards")
     found: dict[str, _Existing] = {}
     done = 0
     for name, paths in files.items():
-        gathering, digest, size = Gathering(), hashlib.sha256(), 0
+        gathering, digest, size = Gathering(salt), hashlib.sha256(), 0
         for documents in shards.whole_documents(paths, tokenizer.bos):
             decoded = tokenizer.decode_documents(documents)
-            gathering.add(fingerprints(decoded))
+            gathering.add(fingerprints(decoded, Sampling(salt)))
             for text in decoded:
                 digest.update(digest_record(text))
                 size += len(text.encode())
             done += 1
             progress.update(done)
         text = gathering.text(digest.hexdigest())
-        sizes = (len(text.documents), text.sha256, size)
+        sizes = (text.documents, text.sha256, size)
         found[name] = _Existing(Split([], 0, *sizes, "as decoded"), text)
     return found
 
@@ -251,9 +261,10 @@ def _cut_validation(encoded: dict[str, _Encoded], targets: int, tokenizer: Token
     if not 0 < targets < len(whole.tokens) - 1:
         return
     scored, rest = cut(whole, targets, tokenizer)
-    encoded["val"] = _Encoded(scored, Text.of(scored.texts, scored.sha256))
+    salt = encoded["val"].text.sampling.salt
+    encoded["val"] = _Encoded(scored, Text.of(scored.texts, scored.sha256, salt))
     if "adapt" not in encoded and rest is not None:
-        encoded["adapt"] = _Encoded(rest, Text.of(rest.texts, rest.sha256))
+        encoded["adapt"] = _Encoded(rest, Text.of(rest.texts, rest.sha256, salt))
 
 
 def _write(

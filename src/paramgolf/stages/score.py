@@ -26,6 +26,7 @@ def run(job: Job) -> dict[str, Any]:
         predictor = load_on(job.run.artifact, job.run.tokenizer, job.runtime)
         text = job.text.scored_text(job.run.data, predictor.tokenizer)
         content = "".join(text.texts).encode()
+    label = job.label(job.adapted_on)
     scores: dict[str, Score] = {}
     losses: dict[str, Tensor] = {}
     xz = _XzCompression(content)
@@ -38,7 +39,7 @@ def run(job: Job) -> dict[str, Any]:
             losses[name] = predictor.losses(
                 text.tokens, mode.stride, config.score.batch_tokens, progress.update, mode.fixed
             )
-            scores[name] = predictor.score_of(losses[name], text, mode.fixed)
+            scores[name] = predictor.score_of(losses[name], text, mode.fixed, label)
     if not job.runtime.ranks.main:
         return {}
     with ledger.phase("score: write documents"):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from paramgolf.data.provenance import Provenance
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
@@ -22,14 +21,13 @@ class Validation:
         run = job.run
         self._config = job.config
         self._text = job.text.scored_text(run.data, Tokenizer.load(run.tokenizer))
-        self._known = Provenance.load(run.data / "provenance.safetensors")
+        self._label = job.label
         self._reporter = job.reporter
         self._ranks = job.runtime.ranks
         self._order = layer_order(job.config.model, recurrent=True)
 
-    def score(self, model: GPT, adapted_on: Iterable[str]) -> Score:
+    def score(self, model: GPT, adapted_on: Sequence[str]) -> Score:
         """Score a model that was trained on the split "train" and adapted on the named splits."""
-        shaped_by = self._known.of("train", *adapted_on)
         progress = self._reporter.progress("score", unit="targets")
         windows = plain_windows(len(self._text.tokens) - 1, self._config.model.seq_len)
         losses = window_losses(
@@ -41,5 +39,5 @@ class Validation:
             progress.update,
             self._ranks,
         )
-        label = shaped_by.label(self._text.texts)
+        label = self._label(adapted_on)
         return score_losses(losses, self._text.bytes, self._text.bytes_are, label)

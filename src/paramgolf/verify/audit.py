@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paramgolf.data.fingerprints import fingerprints
-from paramgolf.data.overlap import CopyFinder
+from paramgolf.data.fingerprints import RUN_LETTERS
+from paramgolf.data.overlap import MAX_BYTES, MAX_DOCUMENTS
 from paramgolf.data.prepared import PreparedText
-from paramgolf.data.provenance import Provenance
+from paramgolf.data.provenance import Label
 from paramgolf.data.shards import write_shard
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter
@@ -43,6 +43,7 @@ from paramgolf.scoring.windows import Windows
 from paramgolf.verify.books import books, training_in_words
 from paramgolf.verify.checks import AUDIT_NAME, Check, audited_files, check
 from paramgolf.verify.measured import measured
+from paramgolf.verify.overlap import measured_overlap
 from paramgolf.verify.recomputed import SELF_REPORTED, recomputed
 
 Losses = NDArray[np.float64]
@@ -439,24 +440,19 @@ class _Auditor:
         return self._compare(name, condition, np.concatenate(differences))
 
     def _provenance(self) -> Iterator[Check]:
-        """Compare the text with what shaped the artifact, and the labels with the outcome."""
-        name = "scored text is held out"
-        if not self.run.provenance.exists():
-            yield check(name, "provenance", False, "no provenance file")
-            return
-        known = Provenance.load(self.run.provenance)
-        label = known.label(self._texts)
-        copies = CopyFinder(known).find(fingerprints(self._texts))
-        max_copies = len(self._texts) // 200
-        share = "none to compare" if label.overlap_share is None else f"{label.overlap_share:.2%}"
+        """Compare the text with the texts that shaped the weights, and the labels with that."""
+        overlaps = measured_overlap(self.run)
+        label = Label.of_run(overlaps, self.config.adapt.splits)
+        found = label.overlap
         figure = (
-            f"{len(copies)} of {len(self._texts):,} documents seen (limit {max_copies}), "
-            f"shared shingles: {share} (limit 1 %)"
+            f"{found.seen_documents:,} of {found.documents:,} documents seen (limit "
+            f"{MAX_DOCUMENTS:.0%}), {found.seen_bytes:,} of {found.bytes:,} bytes (limit "
+            f"{MAX_BYTES:.0%}); runs of {RUN_LETTERS} letters in common: {found.share or 0.0:.2%}"
         )
-        good = label.name == "held-out" and len(copies) <= max_copies
-        yield check(name, "provenance", good, figure)
+        name = "scored text is held out"
+        yield check(name, "provenance", label.name == "held-out", figure)
         stages = self.results["stages"]
         expected = {mode.stage: label if mode.fixed else label.adaptive() for mode in self.modes}
         wrong = [stage for stage, right in expected.items() if stages[stage]["label"] != right.name]
         figure = f"wrong: {', '.join(wrong)}" if wrong else f"all correct: the text is {label.name}"
-        yield check("labels match the provenance", "provenance", not wrong, figure)
+        yield check("labels match the overlap", "provenance", not wrong, figure)
