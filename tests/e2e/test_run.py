@@ -88,7 +88,8 @@ def test_results_have_the_documented_keys(mini_run: FinishedRun, source: Path) -
     assert list(results["stages"]) == list(TITLES.values())
     for score in results["stages"].values():
         assert list(score) == [
-            "loss_nats", "bpb", "tokens", "bytes", "bytes_are", "label", "overlap_share"
+            "loss_nats", "bpb", "tokens", "bytes", "bytes_are", "label", "overlap_share",
+            "seen_documents", "documents", "seen_bytes",
         ]  # fmt: skip
         assert score["bytes_are"] == "original"
         assert score["tokens"] == NUM_TARGETS

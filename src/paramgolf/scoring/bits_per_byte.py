@@ -32,9 +32,10 @@ class Score:
     overlap_share: float | None
     """Share of the text's runs of letters that occur in the texts that shaped the artifact; None:
     nothing was compared."""
-    documents: int
-    """Documents compared, and below those of them that are seen in those texts."""
     seen_documents: int
+    """Documents that are seen in those texts."""
+    documents: int
+    """Documents that were compared."""
     seen_bytes: int
     """UTF-8 bytes of the seen documents."""
 
@@ -61,8 +62,8 @@ def score_losses(losses_N: Tensor, num_bytes: int, bytes_are: str, label: Label)
         bytes_are,
         label.name,
         overlap.share,
-        overlap.documents,
         overlap.seen_documents,
+        overlap.documents,
         overlap.seen_bytes,
     )
 
