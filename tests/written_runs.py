@@ -37,7 +37,11 @@ _TOKENIZER = {
 }  # fmt: skip
 _SCORE = {
     "loss_nats": 2.0, "bpb": 1.0, "tokens": 9, "bytes": 30, "label": "held-out",
-    "bytes_are": "original", "overlap_share": 0.0,
+    "bytes_are": "original", "overlap_share": 0.0, "seen_documents": 0, "documents": 1,
+    "seen_bytes": 0,
+}  # fmt: skip
+OVERLAP = {
+    "documents": 6, "seen_documents": 0, "bytes": 99, "seen_bytes": 0, "runs": 80, "seen_runs": 1,
 }  # fmt: skip
 STAGE_RESULTS: dict[str, dict[str, Any]] = {
     "prepare": {
@@ -46,6 +50,7 @@ STAGE_RESULTS: dict[str, dict[str, Any]] = {
             "splits": {"train": _SPLIT, "val": _SPLIT},
         },
         "tokenizer": _TOKENIZER,
+        "overlap": {"train": OVERLAP},
         "seconds": {},
     },
     "train": {
@@ -86,6 +91,9 @@ def write_run(
             "bytes_are": "original",
             "label": label,
             "overlap_share": 0.0,
+            "seen_documents": 0,
+            "documents": len(bytes_D),
+            "seen_bytes": 0,
         }
     packed = {stage: torch.tensor(nats_D) for stage in stages if stage != "ema"}
     write_tensors(
@@ -128,6 +136,7 @@ def write_run(
                 "documents": len(bytes_D), "bytes_are": "original",
             },
             "tokenizer": _TOKENIZER,
+            "overlap": {"train": OVERLAP},
             "corpus": {
                 "source": "stdlib", "sha256": "c0ffee", "tokenizer_sha256": "7ea",
                 "tokens": {"train": 9},

@@ -134,6 +134,7 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, An
             **{key: val[key] for key in ("bytes", "documents", "bytes_are")},
         },
         "tokenizer": by_stage["prepare"]["tokenizer"],
+        "overlap": by_stage["prepare"]["overlap"],
         "num_ranks": {name: result.get("num_ranks", 1) for name, result in by_stage.items()},
         "adapted_on": config.adapt.text,
         "parameters": by_stage["train"]["parameters"],

@@ -23,6 +23,9 @@ _SCORE: dict[str, Any] = {
     "label": _LABEL,
     "bytes_are": _BYTES_ARE,
     "overlap_share": (float, None),
+    "seen_documents": int,
+    "documents": int,
+    "seen_bytes": int,
 }
 _SCORES = {frozenset(("ema", "adapted", "quantized", "sliding", "score_first")): _SCORE}
 _EPOCHS = [{"epoch": COUNT, "train_loss_nats": POSITIVE, "bpb?": POSITIVE, "label?": _LABEL}]
@@ -51,6 +54,10 @@ _TOKENIZER = {
     "claim": frozenset(("trained", "known", "given")),
     "source": str,
 }
+_OVERLAP = {
+    key: int for key in ("documents", "seen_documents", "bytes", "seen_bytes", "runs", "seen_runs")
+}
+_OVERLAPS = {"train": _OVERLAP, "train+adapt?": _OVERLAP}
 _ANY_STAGE = {
     "num_ranks?": COUNT,
     "seconds": {_PHASES: float},
@@ -67,6 +74,7 @@ _STAGES: dict[str, dict[str, Any]] = {
             "splits": {"train": _SPLIT, "val": _SPLIT, _SPLIT_NAMES: _SPLIT},
         },
         "tokenizer": _TOKENIZER,
+        "overlap": _OVERLAPS,
     },
     "train": {
         "parameters": COUNT,
@@ -106,6 +114,7 @@ _RESULTS = {
     },
     "text": {"sha256": str, "bytes": COUNT, "documents": int, "bytes_are": _BYTES_ARE},
     "tokenizer": _TOKENIZER,
+    "overlap": _OVERLAPS,
     "num_ranks": {"train": int, str: int},
     "adapted_on": frozenset(("none", "adapt", "scored")),
     "parameters": int,

@@ -24,10 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paramgolf.data.fingerprints import RUN_LETTERS
-from paramgolf.data.overlap import MAX_BYTES, MAX_DOCUMENTS
 from paramgolf.data.prepared import PreparedText
-from paramgolf.data.provenance import Label
 from paramgolf.data.shards import write_shard
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter
@@ -43,7 +40,7 @@ from paramgolf.scoring.windows import Windows
 from paramgolf.verify.books import books, training_in_words
 from paramgolf.verify.checks import AUDIT_NAME, Check, audited_files, check
 from paramgolf.verify.measured import measured
-from paramgolf.verify.overlap import measured_overlap
+from paramgolf.verify.overlap import overlap_checks
 from paramgolf.verify.recomputed import SELF_REPORTED, recomputed
 
 Losses = NDArray[np.float64]
@@ -213,7 +210,7 @@ class _Auditor:
         yield self._normalised()
         yield from self._one_pass()
         yield self._score_before_update()
-        yield from self._provenance()
+        yield from overlap_checks(self.run, self.config, self.results)
         yield from recomputed(self.run, self.config, self.results)
         yield from books(self.run, self.config, self.results)
         yield from measured(self.run, self.config, self.results, self._runtime)
@@ -438,21 +435,3 @@ class _Auditor:
                 differences.append(recomputed - self._losses[mode.stage][targets])
                 self._progress.update("learning again", (chunk + 1) / count)
         return self._compare(name, condition, np.concatenate(differences))
-
-    def _provenance(self) -> Iterator[Check]:
-        """Compare the text with the texts that shaped the weights, and the labels with that."""
-        overlaps = measured_overlap(self.run)
-        label = Label.of_run(overlaps, self.config.adapt.splits)
-        found = label.overlap
-        figure = (
-            f"{found.seen_documents:,} of {found.documents:,} documents seen (limit "
-            f"{MAX_DOCUMENTS:.0%}), {found.seen_bytes:,} of {found.bytes:,} bytes (limit "
-            f"{MAX_BYTES:.0%}); runs of {RUN_LETTERS} letters in common: {found.share or 0.0:.2%}"
-        )
-        name = "scored text is held out"
-        yield check(name, "provenance", label.name == "held-out", figure)
-        stages = self.results["stages"]
-        expected = {mode.stage: label if mode.fixed else label.adaptive() for mode in self.modes}
-        wrong = [stage for stage, right in expected.items() if stages[stage]["label"] != right.name]
-        figure = f"wrong: {', '.join(wrong)}" if wrong else f"all correct: the text is {label.name}"
-        yield check("labels match the overlap", "provenance", not wrong, figure)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from paramgolf.config import RunConfig
 from paramgolf.data import overlap
-from paramgolf.data.overlap import Overlap
+from paramgolf.data.fingerprints import RUN_LETTERS
+from paramgolf.data.overlap import MAX_BYTES, MAX_DOCUMENTS, Overlap
 from paramgolf.data.prepared import PreparedText
+from paramgolf.data.provenance import Label
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.runtime.rundir import RunDir
+from paramgolf.scoring.modes import score_modes
+from paramgolf.verify.checks import Check, check
 
 
 def measured_overlap(
@@ -28,3 +34,41 @@ def measured_overlap(
     """
     text, tokenizer = PreparedText.of(run), Tokenizer.load(run.tokenizer)
     return overlap.measured_overlap(text, run.data, tokenizer, progress)
+
+
+def overlap_checks(
+    run: RunDir,
+    config: RunConfig,
+    results: dict[str, Any],
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Check]:
+    """Compare the scored text with the texts of the run, and every label with the outcome."""
+    overlaps = measured_overlap(run, progress)
+    label = Label.of_run(overlaps, config.adapt.splits)
+    found = label.overlap
+    figure = (
+        f"{found.seen_documents:,} of {found.documents:,} documents seen (limit "
+        f"{MAX_DOCUMENTS:.0%}), {found.seen_bytes:,} of {found.bytes:,} bytes (limit "
+        f"{MAX_BYTES:.0%}); runs of {RUN_LETTERS} letters in common: {found.share or 0.0:.2%}"
+    )
+    yield check("scored text is held out", "provenance", label.name == "held-out", figure)
+    expected = {"ema": Label.of_run(overlaps, []), "adapted": label}
+    for mode in score_modes(config.score.stride, config.score_first.learns):
+        expected[mode.stage] = label if mode.fixed else label.adaptive()
+    wrong = [
+        stage
+        for stage, score in results["stages"].items()
+        if stage not in expected or not _agrees(score, expected[stage])
+    ]
+    if results["overlap"] != {name: own._asdict() for name, own in overlaps.items()}:
+        wrong.append("overlap")
+    figure = f"wrong: {', '.join(wrong)}" if wrong else f"all correct: the text is {label.name}"
+    yield check("labels match the overlap", "provenance", not wrong, figure)
+
+
+def _agrees(score: dict[str, Any], label: Label) -> bool:
+    """Return whether a score has this label and overlap."""
+    found = label.overlap
+    right = (label.name, found.share, found.seen_documents, found.documents, found.seen_bytes)
+    keys = ("label", "overlap_share", "seen_documents", "documents", "seen_bytes")
+    return tuple(score.get(key) for key in keys) == right
