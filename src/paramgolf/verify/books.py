@@ -22,7 +22,7 @@ from paramgolf.runtime.ledger import OTHER, PHASES, account
 from paramgolf.runtime.records import read_environment, read_quantization
 from paramgolf.runtime.rundir import INCOMPLETE_EVENT, RunDir
 from paramgolf.scoring.modes import score_modes
-from paramgolf.verify.checks import Check, check
+from paramgolf.verify.checks import Check, check, guarded
 from paramgolf.verify.recomputed import leaves
 from paramgolf.verify.training_clock import Attempt, attempts_of, training_clock
 
@@ -46,11 +46,7 @@ def training_in_words(config: RunConfig, results: dict[str, Any]) -> str:
 
 def books(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
     """Yield the checks of results.json, stage files, events and checkpoints against each other."""
-    try:
-        yield from _books(run, config, results)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        figure = f"an entry is missing or damaged: {type(error).__name__} {error}"
-        yield _check("books are complete", "ledger", False, figure)
+    return guarded(_books(run, config, results))
 
 
 def _check(name: str, condition: str, good: bool, figure: str) -> Check:

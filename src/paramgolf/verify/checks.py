@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -62,6 +63,15 @@ def at_most(
     """Return a check that passes if a measured number is finite and at most `limit`."""
     passed = math.isfinite(measured) and measured <= limit
     return check(name, condition, passed, figure, kind)
+
+
+def guarded(checks: Iterator[Check]) -> Iterator[Check]:
+    """Yield checks; if a record that they read lacks an entry or has a wrong one, they fail."""
+    try:
+        yield from checks
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        figure = f"an entry is missing or damaged: {type(error).__name__} {error}"
+        yield check("records are complete", "ledger", False, figure)
 
 
 def audited_files(run: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from paramgolf.runtime.records import read_environment
 from paramgolf.runtime.rundir import RunDir, cpu_model
 from paramgolf.stages.job import Job
 from paramgolf.stages.validation import Validation
-from paramgolf.verify.checks import Check, at_most, check
+from paramgolf.verify.checks import Check, at_most, check, guarded
 
 _MAX_FASTER = 3.0
 """How much faster than the audit a run may have trained: another process may slow the audit."""
@@ -29,6 +29,12 @@ def measured(
     run: RunDir, config: RunConfig, results: dict[str, Any], runtime: Runtime
 ) -> Iterator[Check]:
     """Yield the checks of the speed of training and of the weights that were kept."""
+    return guarded(_measured(run, config, results, runtime))
+
+
+def _measured(
+    run: RunDir, config: RunConfig, results: dict[str, Any], runtime: Runtime
+) -> Iterator[Check]:
     yield _speed(run, config, results, runtime)
     yield from _kept_weights(run, config, results, runtime)
 

@@ -35,7 +35,7 @@ from paramgolf.runtime.files import sha256_of_file
 from paramgolf.runtime.records import read_environment, read_quantization
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.modes import score_modes
-from paramgolf.verify.checks import Check, Kind, check
+from paramgolf.verify.checks import Check, Kind, check, guarded
 
 _XZ_TOLERANCE = 1e-3
 """Versions of liblzma compress slightly differently."""
@@ -149,6 +149,10 @@ def key_of(path: tuple[str, ...]) -> Key | None:
 
 def recomputed(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
     """Yield the checks of all that is derived without scoring."""
+    return guarded(_recomputed_checks(run, config, results))
+
+
+def _recomputed_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
     yield _configuration(run, config, results)
     yield _keys(config, results)
     artifact = read(run.artifact)
