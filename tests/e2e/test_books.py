@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,7 +128,7 @@ def test_a_false_value_of_any_key_fails(mini_run: FinishedRun) -> None:
 
 def test_a_missing_or_damaged_key_fails(mini_run: FinishedRun) -> None:
     for name in read_results(mini_run.path):
-        for damage in ({}, {name: None}, {name: []}, {name: "x"}, {name: {"x": 1}}):
+        for damage in ({}, {name: None}, {name: {"x": 1}}):
             results = read_results(mini_run.path)
             if results[name] in damage.values():
                 continue
@@ -420,23 +419,20 @@ def test_a_checkpoint_whose_clock_was_set_back(options: list[str], tmp_path: Pat
     command.wait_until(path.exists, process)
     command.kill(process)
     assert not (run / "stages/train.json").exists()
-    cheat = Path(shutil.copytree(run, tmp_path / "cheat"))
-    tensors, notes = read_tensors(cheat / "checkpoints/training.safetensors")
-    notes["elapsed_seconds"] = 0.0
-    write_tensors(cheat / "checkpoints/training.safetensors", tensors, **notes)
-    for resumed in (run, cheat):
-        result = command.run("run", "--resume", resumed)
-        assert result.code == 0, result.stderr
-    assert failed(run) == {}
-    assert list(failed(cheat)) == ["training clock"]
-    assert "seconds: resumed at step" in failed(cheat)["training clock"]
+    tensors, notes = read_tensors(path)
+    write_tensors(path, tensors, **{**notes, "elapsed_seconds": 0.0})
+    result = command.run("run", "--resume", run)
+    assert result.code == 0, result.stderr
+    # Resumed runs whose clocks were not set back pass: tests/e2e/test_resume.py.
+    assert list(failed(run)) == ["training clock"]
+    assert "seconds: resumed at step" in failed(run)["training clock"]
     # Whoever also removes what the first attempt said has steps from nowhere.
-    lines = events(cheat)
+    lines = events(run)
     first = [e.get("event") for e in lines].index("clock_started")
     second = [e.get("event") for e in lines].index("training_resumed")
     kept = lines[: first + 1] + lines[second - 1 :]
-    (cheat / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-    assert "which no attempt reached" in failed(cheat)["training clock"]
+    (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert "which no attempt reached" in failed(run)["training clock"]
 
 
 # Measured again.
@@ -450,7 +446,7 @@ def test_a_training_that_no_machine_does_and_a_score_that_its_weights_do_not_hav
     honest = measured(directory, config, results, select_runtime("cpu"))
     assert [check.outcome for check in honest] == ["pass"] * 3
     for name in ("train_recurrence_off", "train_recurrence_on", "train"):
-        results["tokens_per_second"][name] *= 30
+        results["tokens_per_second"][name] = 1e6  # the mini run's model does some 20,000 on a core
     results["stages"]["ema"]["bpb"] -= 9e-5
     results["stages"]["adapted"]["label"] = "score-first"
     found = {c.name: c for c in measured(directory, config, results, select_runtime("cpu"))}
