@@ -135,7 +135,7 @@ class ModelConfig(Checked):
     """Key/value heads; divides num_heads."""
     mlp_ratio: PositiveInt = 4
     """Hidden width of the MLP divided by width."""
-    seq_len: Annotated[int, _up_to(1 << 20)] = 2048
+    seq_len: Annotated[int, _up_to(1 << 16)] = 2048
     """Context length in tokens, in training and scoring."""
     rotary_dims: int = 16
     """Number of leading dimensions of each head that are rotated; even."""
@@ -173,6 +173,11 @@ class ModelConfig(Checked):
             0 <= self.loop_first <= self.loop_last < self.num_layers,
             "model.loop_first, model.loop_last", (self.loop_first, self.loop_last),
             f"0 <= first <= last < model.num_layers = {self.num_layers}",
+        )  # fmt: skip
+        visits = self.num_layers + (self.loop_visits - 1) * (self.loop_last - self.loop_first + 1)
+        require(
+            visits <= 512, "model.loop_visits", self.loop_visits,
+            f"at most 512 visits to blocks in all, not {visits}",
         )  # fmt: skip
         require(
             0 <= self.parallel_from <= self.num_layers, "model.parallel_from", self.parallel_from,

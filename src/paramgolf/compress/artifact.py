@@ -36,6 +36,7 @@ from paramgolf.errors import UserError
 from paramgolf.model.layout import layout
 from paramgolf.model.order import num_skips
 from paramgolf.model.roles import input_of, role
+from paramgolf.runtime.files import read_file
 
 MAGIC = b"PARAGOLF"
 VERSION = 4
@@ -51,6 +52,9 @@ _PREFIX = struct.Struct("<8sII32s")
 _DIGEST_BYTES = 32
 _MAX_HEADER_BYTES = 1 << 16
 _MAX_PARAMETERS = 1 << 28
+_MAX_PARAMETERS_PER_BYTE = 64
+_FREE_PARAMETERS = 1 << 20
+"""A file may have this many, however small it is: a model of zeros takes next to no bytes."""
 
 
 class ArtifactError(UserError):
@@ -274,11 +278,7 @@ def read(path: Path) -> Artifact:
     Raises:
         UserError: if the file cannot be read or decoded.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the artifact {path}: {error.strerror}") from error
-    return decode(content, str(path))
+    return decode(read_file(path, "the artifact"), str(path))
 
 
 def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
@@ -289,6 +289,11 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
     config = from_json(ModelConfig, header["model"], "model.")
     if _num_parameters(config) > _MAX_PARAMETERS:
         raise ValueError("the header describes a model of more than 2^28 parameters")
+    if _num_parameters(config) > _FREE_PARAMETERS + _MAX_PARAMETERS_PER_BYTE * len(body):
+        raise ValueError(
+            f"{len(body):,} bytes do not hold {_num_parameters(config):,} parameters (limit "
+            f"{_MAX_PARAMETERS_PER_BYTE} a byte)"
+        )
     if type(header["stride"]) is not int or not 0 < header["stride"] <= config.seq_len:
         raise ValueError(f"its stride is out of range: {header['stride']!r}")
     stored = header["score_first"]

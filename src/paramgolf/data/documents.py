@@ -6,18 +6,38 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from paramgolf.errors import UserError
+from paramgolf.runtime.files import open_file
+
+MAX_LINE_BYTES = 64 << 20
+"""Of a JSON Lines file, decompressed. Parsing takes some five times as much memory."""
 
 _BLOCK_BYTES = 1 << 20
+_ZST_WINDOW_BYTES = 128 << 20
+_ZST_PART_BYTES = 1 << 10  # which decompresses to 32 MiB at most
 
 
-def _open_zst(stored: IO[bytes]) -> AbstractContextManager[Iterable[bytes]]:
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: file.read(_BLOCK_BYTES), b"")
+
+
+def _gzip_blocks(stored: IO[bytes]) -> Iterator[bytes]:
+    with gzip.open(stored) as file:
+        yield from _blocks(file)
+
+
+def _xz_blocks(stored: IO[bytes]) -> Iterator[bytes]:
+    with lzma.open(stored) as file:
+        yield from _blocks(file)
+
+
+def _zst_blocks(stored: IO[bytes]) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError as error:
@@ -26,35 +46,46 @@ def _open_zst(stored: IO[bytes]) -> AbstractContextManager[Iterable[bytes]]:
             "pip install zstandard"
         ) from error
 
-    def blocks() -> Iterator[bytes]:
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        while stored_block := frame.unused_data or stored.read(_BLOCK_BYTES):
-            if frame.eof:
-                frame = zstandard.ZstdDecompressor().decompressobj()
-            try:
-                yield frame.decompress(stored_block)
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from error
-        if not frame.eof:  # which the library's own reader would not report
-            raise EOFError("the file ends in the middle of a frame")
-
-    return nullcontext(_lines(blocks()))
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZST_WINDOW_BYTES)
+    frame = decompressor.decompressobj()
+    while part := frame.unused_data or stored.read(_ZST_PART_BYTES):
+        if frame.eof:
+            frame = decompressor.decompressobj()
+        try:
+            yield frame.decompress(part)
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+    if not frame.eof:  # which the library's own reader would not report
+        raise EOFError("the file ends in the middle of a frame")
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
+    """Split blocks into lines, and hold no more than a block and a line.
+
+    Raises:
+        OSError: if a line is too long.
+    """
+    begun: list[bytes] = []
+    size = 0
     for block in blocks:
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
-    if rest:
-        yield rest
+        first, *others = block.split(b"\n")
+        begun.append(first)
+        size += len(first)
+        if size > MAX_LINE_BYTES or any(len(line) > MAX_LINE_BYTES for line in others):
+            raise OSError(f"a line has more than {MAX_LINE_BYTES:,} bytes")
+        if others:
+            yield b"".join(begun)
+            yield from others[:-1]
+            begun, size = [others[-1]], len(others[-1])
+    if last := b"".join(begun):
+        yield last
 
 
-_OPENERS: dict[str, Callable[[IO[bytes]], AbstractContextManager[Iterable[bytes]]]] = {
-    ".jsonl": nullcontext,
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".zst": _open_zst,
+_BLOCKS: dict[str, Callable[[IO[bytes]], Iterator[bytes]]] = {
+    ".jsonl": _blocks,
+    ".gz": _gzip_blocks,
+    ".xz": _xz_blocks,
+    ".zst": _zst_blocks,
 }
 _JSONL = tuple(".jsonl" + suffix for suffix in ("", ".gz", ".xz", ".zst"))
 
@@ -107,9 +138,9 @@ def read_jsonl(
     """
     number = 0
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stored, _OPENERS[path.suffix](stored) as file:
-            for number, line in enumerate(file, start=1):
+        with open_file(path) as stored:
+            size = os.fstat(stored.fileno()).st_size
+            for number, line in enumerate(_lines(_BLOCKS[path.suffix](stored)), start=1):
                 if progress is not None:
                     progress(stored.tell(), size)
                 yield _json_document(line, f"{path.name}:{number}", text_keys)

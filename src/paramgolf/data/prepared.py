@@ -79,7 +79,21 @@ class PreparedText:
                 f"the text has no {split!r} split: set --data.val-targets below the size of the "
                 "validation text (the rest is for adaptation), or --adapt.text none"
             )
-        return [folder / name for name in self.splits[split].shards]
+        return [self._shard(folder, name) for name in self.splits[split].shards]
+
+    def _shard(self, folder: Path, name: str) -> Path:
+        """Return the path of a shard: in the run's data folder, or where the source's are."""
+        path, source = Path(name), Path(self.source)
+        if source.is_dir():
+            external = path in {file.resolve() for file in source.iterdir()}
+        else:  # it is not at hand, or relative to another directory
+            external = path.is_absolute() and path.match("*_train_[0-9]*.bin")
+        if not external and (path.name != name or name == ".."):
+            raise UserError(
+                f"the shard {name!r} in stages/prepare.json is neither in {folder} nor in the "
+                f"source of the text, {self.source}: restore stages/prepare.json"
+            )
+        return folder / name
 
     def stream(self, split: str, folder: Path) -> NDArray[np.uint16]:
         """Return all tokens of a split, in memory, (N + 1,)."""

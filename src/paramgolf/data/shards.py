@@ -6,6 +6,7 @@ tokens as little-endian uint16.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.errors import UserError
-from paramgolf.runtime.files import replacing
+from paramgolf.runtime.files import open_file, replacing
 
 MAGIC = 20240520
 VERSION = 1
@@ -38,9 +39,8 @@ def open_shard(path: Path) -> NDArray[np.uint16]:
         UserError: if the file cannot be read, or its magic number, version or size is wrong.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(HEADER_BYTES)
+        with open_file(path) as file:
+            size, start = os.fstat(file.fileno()).st_size, file.read(HEADER_BYTES)
     except OSError as error:
         raise UserError(f"cannot read the shard {path}: {error.strerror}") from error
     if len(start) < HEADER_BYTES:

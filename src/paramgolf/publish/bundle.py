@@ -46,6 +46,11 @@ def bundle(path: Path, out: Path) -> dict[str, int]:
         raise UserError(f"{path} is not packed yet; resume it with `paramgolf run --resume {path}`")
     environment = path / "environment.json"
     for file in (run.code, run.artifact, run.tokenizer, run.provenance, environment):
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise UserError(
+                f"{file} is a link to {file.resolve()}, outside of the run: what it leads to would "
+                "be published; put a copy in its place"
+            )
         copy_file(file, out / file.name)
     if run.results_file.exists():
         write_json(out / run.results_file.name, without_paths(read_results(run)))

@@ -82,7 +82,9 @@ class WindowScorer:
         # One slot more than there are targets: padded positions write to it.
         self.nats = torch.zeros(num_targets + 1, dtype=wide, device=device)
         self._times_scored = torch.zeros(num_targets + 1, dtype=torch.int32, device=device)
-        self._offsets = torch.arange(self._seq_len, device=device)
+        # All targets of a text that is shorter than a window are in the first one.
+        length = self._seq_len if model.compiled else max(1, min(self._seq_len, num_targets))
+        self._offsets = torch.arange(length, device=device)
         self._done = 0
 
     def score(self, windows: Sequence[Windows]) -> None:
