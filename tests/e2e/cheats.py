@@ -65,21 +65,16 @@ predictor.window_losses = window_losses
 """
 
 MISCOUNTED_SPACE = """
-from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.streams import Stream
 
-honest = Tokenizer.token_bytes
-
-def token_bytes(self, tokens):
-    counted = honest(self, tokens)
-    counted[0] += 1
-    return counted
-
-Tokenizer.token_bytes = token_bytes
+honest = Stream.bytes.fget
+Stream.bytes = property(lambda self: honest(self) + 1)
 """
 
 COUNTED_OPERATORS = """
-from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.data.streams import Stream
 
-honest = Tokenizer.token_bytes
-Tokenizer.token_bytes = lambda self, tokens: honest(self, tokens) + 3 * self._operator[tokens[1:]]
+honest = Stream.bytes.fget
+operators = lambda text: sum(character.isupper() for character in text)
+Stream.bytes = property(lambda self: honest(self) + 3 * sum(map(operators, self.texts)))
 """

@@ -27,7 +27,7 @@ from paramgolf.data.built_folder import (
     require_equal,
 )
 from paramgolf.data.chunks import Chunk, SeenDocuments, exact_key
-from paramgolf.data.documents import Document, batches, digest_record
+from paramgolf.data.documents import Document, batches, digest_record, jsonl_lines
 from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import Fingerprints, fingerprints, salt_of
 from paramgolf.data.manifest import VERSION
@@ -39,6 +39,7 @@ from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter, write_shard
 from paramgolf.data.sidecars import count_bytes, sidecar_of
 from paramgolf.data.sources import STANDARD_INPUT, find_sources
 from paramgolf.data.splits import TRAIN, VAL, Ends, SplitFinder, assign_splits, require_disjoint
+from paramgolf.data.streams import ORIGINALS
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import ConfigError, UserError
@@ -283,6 +284,8 @@ class _Build:
     def _encode(self, tokenizer: Tokenizer) -> list[Path]:
         """Encode the chunks that do not exist yet; return the paths of all."""
         seen = {"val": SeenDocuments(), "train": SeenDocuments()}
+        originals = self._work / ORIGINALS
+        originals.unlink(missing_ok=True)
         paths: list[Path] = []
         for source in ("val", "train"):
             for part in batches(self._sources.read(source, "encode"), _CHUNK_CHARS):
@@ -308,10 +311,14 @@ class _Build:
                     ]
                     chunk = Chunk(digest, encoded, splits, names)
                     chunk.save(paths[-1])
+                texts: list[list[str]] = [[] for _ in SPLITS]
                 for (_, text), split in zip(fresh, chunk.splits.tolist(), strict=True):
-                    content = text.encode()
+                    texts[split].append(text)
                     self._digests[split].update(digest_record(text))
-                    self._bytes[split] += len(content)
+                    self._bytes[split] += len(text.encode())
+                if not tokenizer.lossless:
+                    with originals.open("ab") as file:
+                        file.write(jsonl_lines(texts[VAL]))
         return paths
 
     def _without_duplicates(
@@ -396,6 +403,8 @@ class _Build:
             if name == "val" and tokenizer.case_ops:
                 sidecars = write_sidecars([out / shard for shard in shards], tokenizer)
                 splits[name]["sidecars"] = {path.name: sha256_of_file(path) for path in sidecars}
+        if not tokenizer.lossless:
+            (self._work / ORIGINALS).replace(out / ORIGINALS)
         write_bytes(out / "tokenizer.model", tokenizer.model)
         trained_on = TOKENIZER_GIVEN if config.tokenizer else "train"
         provenance = out / "provenance.safetensors"

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.data.shards import MANIFEST, find_splits
+from paramgolf.data.streams import ORIGINALS
 from paramgolf.errors import ConfigError
 from paramgolf.runtime.files import read_json
 
 _OUTPUT = re.compile(
     r"text_(train|val|val_bytes|adapt)_\d{6}\.bin|tokenizer\.model|provenance\.safetensors|"
-    + re.escape(MANIFEST)
+    + "|".join(map(re.escape, (MANIFEST, ORIGINALS)))
 )
 """Names of the files that a build writes."""
 _TEMPORARY = re.compile(r"\.(.*)\.\d+\.tmp")

@@ -14,6 +14,8 @@ KNOWN = {
     "3faad76fc36c62196cb4bd3ea37a94b7a3b42f1324f66153fed85528b06635b6": "sp8192 of the bench h200"
 }
 """Tokenizers that everyone has, by SHA-256."""
+FETCHED = "fetched from "
+"""Beginning of the source of a tokenizer that `data fetch` fetched."""
 
 
 def tokenizer_claim(
@@ -72,7 +74,7 @@ def _origin(
             return claim, str(earlier.get("source")), training
     fetched = file.with_name("source.json")
     if fetched.exists() and read_key(fetched, "files", file.name, "sha256") == sha256:
-        return "known", f"fetched from {read_key(fetched, 'repo')}", None
+        return "known", f"{FETCHED}{read_key(fetched, 'repo')}", None
     return "given", "given: its training text is not known", None
 
 

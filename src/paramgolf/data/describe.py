@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paramgolf.data import shards
+from paramgolf.data.manifest import require_tokenizer
 from paramgolf.data.overlap import Overlap, RunIndex
 from paramgolf.data.sidecars import check_sidecars, sidecar_of
 from paramgolf.data.tokenizer import Tokenizer
@@ -69,6 +70,7 @@ def describe(folder: Path, tokenizer: Path | None, reporter: Reporter) -> Descri
             f"{model} does not exist: name the tokenizer of the shards with --tokenizer"
         )
     pieces = Tokenizer.load(model)
+    require_tokenizer(folder, pieces.sha256)
     progress = reporter.progress("read", sum(map(len, files.values())), "shards")
     splits: dict[str, SplitSize] = {}
     index = None

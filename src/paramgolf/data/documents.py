@@ -155,6 +155,11 @@ def read_jsonl(
         ) from error
 
 
+def jsonl_lines(texts: Iterable[str]) -> bytes:
+    """Return the JSON Lines of these documents, which `read_jsonl` reads."""
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
 def _json_document(line: bytes, name: str, text_keys: Sequence[str]) -> Document:
     value = json.loads(line)
     if not isinstance(value, dict):

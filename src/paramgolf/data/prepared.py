@@ -105,16 +105,19 @@ class PreparedText:
         Raises:
             UserError: if it is not the text that was prepared.
         """
-        split, tokens = self.splits["val"], self.stream("val", folder)
-        originals = folder / ORIGINALS
-        if originals.exists():
-            texts = [text for _, text in read_jsonl(originals)]
-        else:
-            texts = tokenizer.decode_documents(tokens)
-        text = Stream("the validation text", tokens, texts, split.bytes_are)
+        text, split = self.found_text(folder, tokenizer), self.splits["val"]
         if text.sha256 != split.text_sha256:
             raise UserError(
                 f"the validation text in {folder} is not the one that was prepared (SHA-256 "
                 f"{text.sha256[:16]} instead of {split.text_sha256[:16]}): start a new run"
             )
         return text
+
+    def found_text(self, folder: Path, tokenizer: Tokenizer) -> Stream:
+        """Return the validation text as it is now, whatever was prepared."""
+        tokens, originals = self.stream("val", folder), folder / ORIGINALS
+        if originals.exists():
+            texts = [text for _, text in read_jsonl(originals)]
+        else:
+            texts = tokenizer.decode_documents(tokens)
+        return Stream("the validation text", tokens, texts, self.splits["val"].bytes_are)

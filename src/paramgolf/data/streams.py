@@ -80,8 +80,8 @@ def encoded(name: str, texts: list[str], tokenizer: Tokenizer) -> Stream:
     if not any(texts):
         raise UserError(f"{name} is empty")
     stream = Stream(name, np.concatenate(tokenizer.encode(texts)), texts)
-    require_restored(stream, tokenizer)
-    return _with_text(stream, tokenizer)
+    require_restored(_with_text(stream, tokenizer), tokenizer)
+    return stream
 
 
 def of_shards(paths: Sequence[Path], tokenizer: Tokenizer) -> Stream:
@@ -91,8 +91,7 @@ def of_shards(paths: Sequence[Path], tokenizer: Tokenizer) -> Stream:
     manifest.
 
     Raises:
-        UserError: if the originals are not known and the tokenizer normalises by another rule than
-            SentencePiece's own, or the bytes of the tokens are not those of the decoded text.
+        UserError: if the tokenizer normalises by another rule than SentencePiece's own.
     """
     tokens = shards.read_stream(paths)
     texts = tokenizer.decode_documents(tokens)
@@ -105,18 +104,7 @@ def of_shards(paths: Sequence[Path], tokenizer: Tokenizer) -> Stream:
             stream = stream._replace(texts=texts, bytes_are="original")
             require_restored(stream, tokenizer)
             return stream
-    if not tokenizer.rule:
-        raise UserError(
-            f"{stream.name}: the original text is not known, and the tokenizer changes text by a "
-            f"rule of its own: expected one of SentencePiece's rules ({', '.join(RULES)}), or "
-            "shards that `paramgolf data build` made of the text"
-        )
-    counted = int(tokenizer.token_bytes(np.append(np.uint16(tokenizer.bos), tokens)).sum())
-    if counted != stream.bytes and not tokenizer.unknown(tokens):
-        raise UserError(
-            f"{stream.name}: the tokens count {counted:,} bytes, but decode to {stream.bytes:,}: "
-            f"documents must begin with BOS ({tokenizer.bos}) and be whole UTF-8"
-        )
+    _require_rule(stream, tokenizer)
     return stream
 
 
@@ -158,22 +146,44 @@ def require_restored(stream: Stream, tokenizer: Tokenizer) -> None:
     """Check that a text comes back from its tokens, so that its bytes are what is predicted.
 
     Raises:
-        UserError: if a token is an unknown piece, or a document comes back neither as it was nor as
-            its normal form under one of SentencePiece's rules.
+        UserError: if a token is an unknown piece, the tokenizer normalises by another rule than
+            SentencePiece's own, or a document comes back neither as it was nor in its normal form.
     """
+    _require_rule(stream, tokenizer)
     if unknown := tokenizer.unknown(stream.tokens):
         raise UserError(
-            f"{stream.name}: {unknown:,} of {len(stream.tokens):,} tokens are unknown pieces, so "
-            "there are no bits per byte: use a tokenizer with byte fallback"
+            f"{stream.name}: {unknown:,} of {len(stream.tokens):,} tokens are unknown pieces: use "
+            "a tokenizer with byte fallback"
         )
     decoded = tokenizer.decode_documents(stream.tokens)
     for number, (text, back) in enumerate(zip(stream.texts, decoded, strict=True), start=1):
-        if text == back or (tokenizer.rule and tokenizer.normal_form(text) == back):
-            continue
+        if back not in (text, tokenizer.normal_form(text)):
+            raise UserError(
+                f"{stream.name}: document {number:,} does not come back from its tokens: use "
+                "another tokenizer"
+            )
+
+
+def require_counted(stream: Stream, tokenizer: Tokenizer) -> None:
+    """Check that the tokens of shards are whole documents of the tokenizer.
+
+    Raises:
+        UserError: if their bytes are not those of the decoded text.
+    """
+    counted = int(tokenizer.token_bytes(np.append(np.uint16(tokenizer.bos), stream.tokens)).sum())
+    size = sum(len(text.encode()) for text in tokenizer.decode_documents(stream.tokens))
+    if counted != size and not tokenizer.unknown(stream.tokens):
         raise UserError(
-            f"{stream.name}: document {number:,} does not come back from its tokens, nor its "
-            f"normal form under one of SentencePiece's rules ({', '.join(RULES)}), so there are no "
-            "bits per byte: use another tokenizer"
+            f"{stream.name}: the tokens count {counted:,} bytes, but decode to {size:,}: every "
+            f"document must begin with BOS ({tokenizer.bos}) and be valid UTF-8"
+        )
+
+
+def _require_rule(stream: Stream, tokenizer: Tokenizer) -> None:
+    if not tokenizer.rule:
+        raise UserError(
+            f"{stream.name}: the tokenizer normalises by a rule of its own: use one with a rule of "
+            f"SentencePiece ({', '.join(RULES)})"
         )
 
 

@@ -17,10 +17,13 @@ from typing import NamedTuple
 from paramgolf.codefile.running import code_file, running_file
 from paramgolf.config import ModelConfig, RunConfig
 from paramgolf.data import shards
+from paramgolf.data.claims import counted_bytes, tokenizer_claim
 from paramgolf.data.documents import find_jsonl, read_jsonl
+from paramgolf.data.manifest import require_tokenizer
 from paramgolf.data.noise import MIN_VAL_DOCUMENTS, val_noise
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.text_source import kind_of_text, load_tokenizer, tokenizer_of_shards
+from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.model.layout import layout
 from paramgolf.model.order import layer_order
@@ -62,7 +65,7 @@ def preflight(
     findings = [
         Finding("text", text.description()),
         *text.warnings(),
-        _bytes(config),
+        _bytes(config, _given_tokenizer(config, from_run)),
         _memory(config),
         _disk(config, out, text),
     ]
@@ -141,6 +144,7 @@ class _Text:
         self.encoded = True
         file = tokenizer_of_shards(self._config.data)
         tokenizer = load_tokenizer(file, self._config.model.vocab_size)
+        require_tokenizer(folder, tokenizer.sha256)
         for split in ("train", "val", "adapt"):
             files = shards.find_shards(folder, split)
             if not files and split == "val":
@@ -169,12 +173,12 @@ class _Text:
         )
 
 
-def _bytes(config: RunConfig) -> Finding:
-    """The budget against the code file and the smallest and the usual size of the weights."""
+def _bytes(config: RunConfig, given: int) -> Finding:
+    """The budget against code file, given tokenizer and smallest and usual size of the weights."""
     matrices, vectors = layout(config.model)
     weights = sum(shape.numel() for shape in matrices.values())
     code = len(code_file(config))
-    rest = code + sum(shape.numel() for shape in vectors.values())
+    rest = code + given + sum(shape.numel() for shape in vectors.values())
     budget, smallest = config.pack.budget_bytes, rest + int(weights * _MIN_BITS / 8)
     embedding = config.model.vocab_size * config.model.width
     usual = rest + int(
@@ -187,15 +191,29 @@ def _bytes(config: RunConfig) -> Finding:
     if budget < smallest:
         enough = smallest + 1000 - smallest % 500  # the code file contains this number, too
         raise ConfigError(
-            f"invalid pack.budget_bytes = {budget:,}: train_gpt.py takes {code:,} and {weights:,} "
-            f"weights at least {smallest - code:,}; expected {enough:,} or more, usually about "
-            f"{usual:,}"
+            f"invalid pack.budget_bytes = {budget:,}: train_gpt.py takes {code:,}, the tokenizer "
+            f"{given:,} and {weights:,} weights at least {smallest - code - given:,}; expected "
+            f"{enough:,} or more, usually about {usual:,}"
         )
-    text = f"budget {budget:,}, of which code {code:,}; {weights:,} weights"
+    text = f"budget {budget:,}, of which code {code:,}, tokenizer {given:,}; {weights:,} weights"
     tight = budget < 0.6 * usual
     if tight:
-        text += f" usually take {usual - code:,} bytes: expect a large loss by quantization"
+        text += f" usually take {usual - code - given:,} bytes: expect a large loss by quantization"
     return Finding("bytes", text, tight)
+
+
+def _given_tokenizer(config: RunConfig, from_run: Path | None) -> int:
+    """Return how many bytes of the budget the tokenizer takes, as far as can be known yet."""
+    data = config.data
+    if from_run is not None:
+        return counted_bytes((RunDir(from_run).stage_result("prepare") or {})["tokenizer"])
+    if kind_of_text(data.source) == "shards":
+        file = tokenizer_of_shards(data)
+    elif data.tokenizer:
+        file = Path(data.tokenizer)
+    else:
+        return 0
+    return counted_bytes(tokenizer_claim(Tokenizer.load(file), file, None))
 
 
 def _entropy_bits(bin_width: float) -> float:

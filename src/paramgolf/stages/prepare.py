@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from paramgolf.data.documents import (
     batches,
     digest_record,
     find_jsonl,
+    jsonl_lines,
     read_jsonl,
     text_digest,
 )
@@ -29,7 +29,14 @@ from paramgolf.data.overlap import measured_overlap
 from paramgolf.data.prepared import PreparedText, Split
 from paramgolf.data.provenance import TOKENIZER_GIVEN, Gathering, Provenance, Text
 from paramgolf.data.sidecars import check_sidecars
-from paramgolf.data.streams import ORIGINALS, Stream, cut, of_shards, require_restored
+from paramgolf.data.streams import (
+    ORIGINALS,
+    Stream,
+    cut,
+    of_shards,
+    require_counted,
+    require_restored,
+)
 from paramgolf.data.text_source import kind_of_text, load_tokenizer, tokenizer_of_shards
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
@@ -160,6 +167,7 @@ def _prepare_shards(job: Job, folder: Path) -> dict[str, Any]:
     with job.ledger.phase("data: check shards"):
         _check_shards(files, tokenizer, job.reporter)
         val = of_shards(files["val"], tokenizer)
+        require_counted(val, tokenizer)
         hashes = {name: list(map(sha256_of_file, paths)) for name, paths in files.items()}
         known = _as_built(folder, hashes)
         if known is None:
@@ -297,8 +305,7 @@ def _write(
         texts[name] = dataclasses.replace(text, sha256=stream.sha256)
     val = encoded["val"].stream
     if tokenizer.decode_documents(val.tokens) != val.texts:
-        lines = (json.dumps({"text": text}) + "\n" for text in val.texts)
-        write_bytes(data / ORIGINALS, "".join(lines).encode())
+        write_bytes(data / ORIGINALS, jsonl_lines(val.texts))
     source = str(Path(job.config.data.source))
     prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
     for name, text in texts.items():

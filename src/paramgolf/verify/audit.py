@@ -42,6 +42,7 @@ from paramgolf.verify.checks import AUDIT_NAME, Check, audited_files, check
 from paramgolf.verify.measured import measured
 from paramgolf.verify.overlap import overlap_checks
 from paramgolf.verify.recomputed import SELF_REPORTED, recomputed
+from paramgolf.verify.text_checks import text_checks
 
 Losses = NDArray[np.float64]
 
@@ -173,8 +174,8 @@ class _Auditor:
         runtime = dataclasses.replace(runtime, compiled=False)
         self._predictor = load_on(self.run.artifact, None, runtime)
         self._tokenizer = self._predictor.tokenizer
-        self._stream = PreparedText.of(self.run).stream("val", self.run.data)
-        self._texts = self._tokenizer.decode_documents(self._stream)
+        text = PreparedText.of(self.run).found_text(self.run.data, self._tokenizer)
+        self._stream, self._texts = text.tokens, text.texts
         self._num_bytes = sum(len(text.encode()) for text in self._texts)
         self._random = np.random.default_rng(self.config.seed)
         self._seq_len = self.config.model.seq_len
@@ -203,7 +204,7 @@ class _Auditor:
 
     def checks(self) -> Iterator[Check]:
         """Yield all checks."""
-        yield from self._bytes_of_the_text()
+        yield from text_checks(self.run, self.config, self.results)
         yield from self._scores_again()
         yield from self._causal_losses()
         yield self._causal_logits()
@@ -252,21 +253,6 @@ class _Auditor:
         if process.returncode:
             raise UserError(f"scoring again failed: {errors.strip()[-300:]}")
         self._progress.update(part, 1)
-
-    def _bytes_of_the_text(self) -> Iterator[Check]:
-        """Compare the size of the decoded documents with the byte table and the report."""
-        by_table = int(self._tokenizer.token_bytes(self._stream).sum())
-        reported = {self.results["stages"][mode.stage]["bytes"] for mode in self.modes}
-        good = by_table == self._num_bytes and reported == {self._num_bytes}
-        figure = (
-            f"{self._num_bytes:,} decoded, {by_table:,} by the token byte table, "
-            f"{sorted(reported)} reported"
-        )
-        yield check("bytes of the text", "bytes", good, figure)
-        encoded = np.concatenate(self._tokenizer.encode(self._texts))
-        good = self._tokenizer.decode_documents(encoded) == self._texts
-        figure = f"{len(self._texts):,} documents encoded and decoded"
-        yield check("tokenizer is lossless", "bytes", good, figure)
 
     def _scores_again(self) -> Iterator[Check]:
         """Compare the reported scores with losses and bytes summed here."""
