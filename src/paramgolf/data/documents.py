@@ -23,7 +23,7 @@ _ZST_WINDOW_BYTES = 128 << 20
 _ZST_PART_BYTES = 1 << 10  # which decompresses to 32 MiB at most
 
 
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+def _blocks(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
     return iter(lambda: file.read(_BLOCK_BYTES), b"")
 
 

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
@@ -119,7 +119,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     write_bytes(path, content.getvalue())
 
 
-def open_file(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> io.BufferedReader:
     """Open a regular file for reading; a pipe, which could block for ever, is an error.
 
     Raises:
