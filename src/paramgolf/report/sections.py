@@ -168,6 +168,8 @@ def sizes(results: dict[str, Any]) -> dict[str, Any]:
     """Return the counted bytes by part."""
     size = results["bytes"]
     parts = {"code": size["code"], **size["by_part"]}
+    if results["tokenizer"]["claim"] == "given":
+        parts["tokenizer"] = size["tokenizer"]
     rows = []
     for name, value in parts.items():
         kind = "integers" if name in _INTEGERS else "code" if name == "code" else "rest"
