@@ -1,4 +1,24 @@
-"""Scorers that cheat, as `sitecustomize` modules, which patch every process that imports them."""
+"""Scorers that cheat: code that patches the package, or is planted into a code file."""
+
+from __future__ import annotations
+
+import ast
+import bz2
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from paramgolf.codefile.build import _LOADER, ENTRY, _quoted, build
+from paramgolf.config import RunConfig
+from paramgolf.data.prepared import PreparedText
+from paramgolf.data.tokenizer import Tokenizer
+from paramgolf.runtime.files import read_json, read_tensors, write_json, write_tensors
+from paramgolf.runtime.rundir import RunDir
+from paramgolf.scoring.bits_per_byte import document_nats
+from paramgolf.scoring.modes import score_modes
+from paramgolf.verify.scored_again import CodeFile
 
 FUTURE_EMBEDDING = """
 import torch.nn.functional as F
@@ -78,3 +98,79 @@ honest = Stream.bytes.fget
 operators = lambda text: sum(character.isupper() for character in text)
 Stream.bytes = property(lambda self: honest(self) + 3 * sum(map(operators, self.texts)))
 """
+
+ABOVE_A_THRESHOLD = """
+import torch
+from paramgolf.model.gpt import GPT
+
+honest = GPT.target_nats
+
+def target_nats(self, hidden, targets):
+    nats = honest(self, hidden, targets)
+    return torch.where(nats > {threshold}, {threshold}, nats)
+
+GPT.target_nats = target_nats
+"""
+
+UNLESS_AUDITED = """
+import sys
+from paramgolf.model.gpt import GPT
+
+honest = GPT.target_nats
+audited = "audit" in sys.argv or "--losses" in sys.argv
+GPT.target_nats = lambda self, hidden, targets: honest(self, hidden, targets) - (not audited) * 0.01
+"""
+
+
+def code_file(config: RunConfig, cheat: str) -> bytes:
+    """Return a code file that differs from the honest one in a cheat, which it imports at last."""
+    honest = build(config).decode("latin-1")
+    packed = ast.literal_eval(honest[honest.index("'''") : honest.rindex("'''") + 3])
+    values, sources = json.loads(bz2.decompress(packed.encode("latin-1")))
+    sources["paramgolf.cheat"] = cheat
+    sources[ENTRY] += "\nimport paramgolf.cheat\n"
+    content = bz2.compress(json.dumps([values, sources]).encode())
+    return _LOADER.format(content=_quoted(content), entry=ENTRY).encode("latin-1")
+
+
+def recognised(code: Path) -> str:
+    """Return a patch of the auditing process: its package builds just this code file."""
+    return f"""
+from pathlib import Path
+from paramgolf.verify import audit
+audit.build = lambda config: Path({str(code)!r}).read_bytes()
+"""
+
+
+def report_its_size(run: Path) -> None:
+    """Report how large the code file of a run is."""
+    code, model = ((run / name).stat().st_size for name in ("train_gpt.py", "model.bin"))
+    for path in (run / "results.json", run / "stages" / "pack.json"):
+        values = read_json(path)
+        sizes = {"code": code, "total": code + model}
+        values["bytes"].update({key: sizes[key] for key in sizes if key in values["bytes"]})
+        write_json(path, values)
+
+
+def report_its_scores(run: Path, extra_bytes: int = 0) -> None:
+    """Let the code file of a run score the text, and report what it computes."""
+    report_its_size(run)
+    opened, _, config = RunDir.open(run)
+    stream = PreparedText.of(opened).stream("val", opened.data)
+    tensors, notes = read_tensors(opened.documents)
+    tokenizer = Tokenizer.load(opened.tokenizer)
+    results = read_json(opened.results_file)
+    with CodeFile(opened, "cpu", 1) as scorer:
+        for mode in score_modes(config.score.stride, config.score_first.learns):
+            losses = torch.from_numpy(scorer.losses(stream, mode.stride, mode.fixed, 100))
+            total, score = float(losses.sum()), results["stages"][mode.stage]
+            score["bytes"] += extra_bytes
+            score["loss_nats"] = total / len(losses)
+            score["bpb"] = total / math.log(2) / score["bytes"]
+            nats = document_nats(losses, stream, tokenizer.bos)
+            tensors[mode.stage] = torch.from_numpy(nats)
+    write_json(opened.results_file, results)
+    stage = read_json(opened.stage_file("score"))
+    stage["scores"] |= {name: results["stages"][name] for name in stage["scores"]}
+    write_json(opened.stage_file("score"), stage)
+    write_tensors(opened.documents, tensors, **notes)

@@ -54,6 +54,17 @@ def mini_run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Fi
     return FinishedRun(path, result.stdout)
 
 
+@pytest.fixture(scope="session")
+def legal(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished mini run that learns while it scores; do not write to its folder."""
+    path = tmp_path_factory.mktemp("legal") / "run"
+    result = command.run(
+        "run", "legal", *options, "--score-first.chunk-tokens", "512", "--out", path
+    )
+    assert result.code == 0, result.stderr
+    return path
+
+
 @pytest.fixture
 def run_copy(mini_run: FinishedRun, tmp_path: Path) -> Path:
     """A copy of the mini run, tmp_path/run, that a test may change."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +11,15 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
+import torch
 
+from paramgolf.compress.artifact import decode, encode
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import select_runtime
+from paramgolf.runtime.files import read_json, read_tensors, write_tensors
 from paramgolf.verify.audit import audit
-from tests.e2e import cheats, command
-from tests.e2e.command import Result
+from tests.e2e import command
+from tests.e2e.command import Cli, Result
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import mini_options
 
@@ -28,25 +31,23 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(values))
 
 
+FAST = "from paramgolf.verify import measured; measured._SECONDS = 0\n"
+"""A patch: the speed of training is measured in three steps."""
+
+
 def failed(run: Path) -> list[str]:
     """Return the violated conditions according to audit.json."""
     return json.loads((run / "audit.json").read_text())["failed"]
 
 
+def checks_of(run: Path) -> list[dict[str, Any]]:
+    """Return the checks of audit.json."""
+    return json.loads((run / "audit.json").read_text())["checks"]
+
+
 def audited(run: Path, **environment: str) -> Result:
     """Audit a run in a fresh process."""
     return command.run("audit", run, "--device", "cpu", "--positions", "2", env=environment)
-
-
-@pytest.fixture(scope="module")
-def legal(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that learns while it scores; do not write to its folder."""
-    path = tmp_path_factory.mktemp("legal") / "run"
-    result = command.run(
-        "run", "legal", *options, "--score-first.chunk-tokens", "512", "--out", path
-    )
-    assert result.code == 0, result.stderr
-    return path
 
 
 def test_an_honest_run_passes(legal: Path) -> None:
@@ -56,12 +57,14 @@ def test_an_honest_run_passes(legal: Path) -> None:
     assert "compliant as score-first adaptive predictor" in words
     assert "FAIL" not in words
     assert "self-reported: 6 steps of 512 tokens" in words
+    assert "verdict score verified: score_first" in words
     assert "1 causal, 2 normalised, 3 score before update, 4 one pass: see docs/rules.md" in words
     assert max(map(len, result.stdout.splitlines())) <= 80
     rules = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
     for check in json.loads((legal / "audit.json").read_text())["checks"]:
         assert check["name"].split(":")[0] in rules
         assert f"| {check['condition']} |" in rules
+        assert f" {check['kind']} {check['name']} " in words
     stages = json.loads((legal / "results.json").read_text())["stages"]
     assert stages["score_first"]["label"] == "score-first"
     assert stages["score_first"]["bpb"] < stages["sliding"]["bpb"]
@@ -83,47 +86,17 @@ def test_its_progress_covers_all_of_its_parts(
     run = Path(shutil.copytree(mini_run.path, tmp_path / "run"))
     reporter, progress = Reporter(), Progress()
     monkeypatch.setattr(reporter, "progress", lambda *_: progress)
-    assert audit(run, 2, select_runtime("cpu"), reporter).passed
+    assert audit(run, 2, 1, select_runtime("cpu"), reporter).passed
     percents = [percent for percent, _ in progress.updates]
     assert percents == sorted(percents)
     assert (percents[0], percents[-1]) == pytest.approx((0, 100), abs=0.1)
     assert len(percents) > 10
     assert list(dict.fromkeys(details for _, details in progress.updates)) == [
-        "scoring again quantized (1 of 5)", "scoring again sliding (2 of 5)",
-        "other tokens quantized (3 of 5)", "other tokens sliding (4 of 5)", "vocabulary (5 of 5)",
+        "scoring again quantized (1 of 7)", "scoring again sliding (2 of 7)",
+        "every loss quantized (3 of 7)", "every loss sliding (4 of 7)",
+        "other tokens quantized (5 of 7)", "other tokens sliding (6 of 7)", "vocabulary (7 of 7)",
     ]  # fmt: skip
-    assert not (run / "report.html").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("cheat", "condition"),
-    [
-        ("FUTURE_EMBEDDING", "1 causal"),
-        ("BOOSTED_LOGIT", "2 normalised"),
-        ("SUM_OVER_ONE", "2 normalised"),
-        ("LEARNED_FIRST", "3 score before update"),
-        ("BETTER_OF_TWO", "4 one pass"),
-        ("MISCOUNTED_SPACE", "bytes"),
-    ],
-)
-def test_a_scorer_that_cheats_is_caught(
-    cheat: str, condition: str, legal: Path, tmp_path: Path
-) -> None:
-    """It scores the honest artifact again and reports its scores, which are then audited."""
-    run, patches = tmp_path / "run", tmp_path / "patches"
-    shutil.copytree(legal, run)
-    patches.mkdir()
-    (patches / "sitecustomize.py").write_text(getattr(cheats, cheat))
-    for name in ("stages/score.json", "results.json"):
-        (run / name).unlink()
-    path = os.pathsep.join([str(patches), os.environ.get("PYTHONPATH", "")])
-    result = command.run("run", "--resume", run, env={"PYTHONPATH": path})
-    assert result.code == 0, result.stderr
-    result = audited(run, PYTHONPATH=path)
-    assert result.code == 1, result.stdout
-    assert condition in failed(run), result.stdout
-    assert "NOT compliant" in result.stdout
+    assert not (run / "audit.json").exists()  # the command writes it, after the verdict
 
 
 @pytest.mark.slow
@@ -162,4 +135,80 @@ def test_one_scored_document_in_a_hundred_was_trained_on(tmp_path: Path) -> None
 def test_its_score_is_proven_by_decoding(legal: Path) -> None:
     result = command.run("prove", legal, "--mode", "score-first", "--bytes", "2500")
     assert result.code == 0, result.stdout + result.stderr
-    assert "(score-first), score-first windows" in result.stdout
+    assert "proven: score_first" in result.stdout
+
+
+def test_its_positions_are_random_and_can_be_repeated(cli: Cli, run_copy: Path) -> None:
+    def figures(*options: str) -> list[str]:
+        said = cli("audit", run_copy, "--positions", "1", *options, patch=FAST).stdout
+        assert f"\nseed           {read_json(run_copy / 'audit.json')['seed']}\n" in said
+        names = ("causal losses: sliding", "one window per target: sliding")
+        return [check["figure"] for check in checks_of(run_copy) if check["name"] in names]
+
+    first = figures()
+    seed = read_json(run_copy / "audit.json")["seed"]
+    other = figures()
+    assert read_json(run_copy / "audit.json")["seed"] != seed
+    assert first[0] != other[0]
+    assert figures("--seed", str(seed)) == first
+    assert "--seed = -2" in cli.error("audit", run_copy, "--seed", "-2", code=2)
+
+
+def test_a_verdict_needs_no_writable_folder(cli: Cli, run_copy: Path) -> None:
+    (run_copy / "audit.json").mkdir()  # root may write anything else
+    result = cli("audit", run_copy, "--positions", "1", patch=FAST)
+    assert (result.code, result.stderr) == (0, "")
+    verdict, last = result.stdout.split("verdict  ")[1], result.stdout.splitlines()[-1]
+    assert "score verified" in verdict
+    assert last.startswith(f"not recorded: cannot write {run_copy / 'audit.json'}: ")
+
+
+@pytest.mark.parametrize("share", [1e-9, 9e-5])
+def test_a_score_is_compared_to_the_last_digit(share: float, cli: Cli, run_copy: Path) -> None:
+    def lower(values: dict[str, Any]) -> None:
+        values["stages"]["sliding"]["bpb"] -= share
+
+    edit(run_copy / "results.json", lower)
+    assert cli("audit", run_copy, "--positions", "1", patch=FAST).code == 1
+    assert "4 one pass" in failed(run_copy)
+    outcomes = {check["name"]: check["outcome"] for check in checks_of(run_copy)}
+    assert outcomes["score recomputed: quantized"] == "pass"
+    assert outcomes["score recomputed: sliding"] == "FAIL"
+
+
+@pytest.mark.parametrize(("difference", "outcome"), [(0.0, "pass"), (1e-7, "pass"), (3e-5, "FAIL")])
+def test_the_noise_of_another_machine_is_small(
+    difference: float, outcome: str, cli: Cli, run_copy: Path
+) -> None:
+    def lower(values: dict[str, Any]) -> None:
+        values["stages"]["sliding"]["bpb"] -= difference
+
+    edit(run_copy / "environment.json", lambda values: values.update(cpu="another"))
+    edit(run_copy / "results.json", lower)
+    cli("audit", run_copy, "--positions", "1", patch=FAST)
+    found = {check["name"]: check for check in checks_of(run_copy)}["score recomputed: sliding"]
+    assert found["outcome"] == outcome
+    limit = re.search(r"limit (\S+): the run names another cpu", found["figure"])
+    assert limit is not None
+    assert 1e-7 < float(limit[1]) <= 2e-5
+
+
+def test_losses_of_documents_are_compared(cli: Cli, run_copy: Path) -> None:
+    """Losses moved from one document to another leave the total as it is."""
+    tensors, notes = read_tensors(run_copy / "documents.safetensors")
+    tensors["sliding"][:2] += torch.tensor([1e-6, -1e-6], dtype=torch.float64)
+    write_tensors(run_copy / "documents.safetensors", tensors, **notes)
+    assert cli("audit", run_copy, "--positions", "1", patch=FAST).code == 1
+    wrong = [check["name"] for check in checks_of(run_copy) if check["outcome"] == "FAIL"]
+    assert wrong == ["documents recomputed: sliding"]
+
+
+def test_losses_that_are_not_finite(cli: Cli, run_copy: Path) -> None:
+    artifact = decode((run_copy / "model.bin").read_bytes())
+    for vector in artifact.vectors.values():
+        vector.fill_(3e38)
+    (run_copy / "model.bin").write_bytes(encode(artifact)[0])
+    (run_copy / "text.txt").write_text("a text")
+    for arguments in (["score", run_copy, run_copy / "text.txt"], ["audit", run_copy],
+                      ["prove", run_copy, "--text", run_copy / "text.txt"]):  # fmt: skip
+        assert "the model's losses are not finite" in cli.error(*arguments)

@@ -33,6 +33,8 @@ def main(values: dict[str, Any], file: str) -> None:
     score = commands.add_parser("score", help="score texts with the model.bin beside this file")
     score.add_argument("--text", nargs="+", type=Path, required=True, help=".txt, .jsonl or .bin")
     score.add_argument("--stride", type=int, help="of sliding windows; 0: consecutive windows")
+    score.add_argument("--fixed", action="store_true", help="do not learn")
+    score.add_argument("--losses", type=Path, help="write losses of .bin files as .npy instead")
     run = commands.add_parser("run", help="train, pack and score again; several GPUs: by torchrun")
     run.add_argument("--out", default=time.strftime("runs/%Y%m%d-%H%M%S"), help="a new directory")
     run.add_argument("--resume", help="directory of an interrupted run")
@@ -72,12 +74,19 @@ def main(values: dict[str, Any], file: str) -> None:
 
 
 def _score(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
+    from paramgolf.data.shards import read_stream
     from paramgolf.data.streams import read_streams
+    from paramgolf.runtime.files import write_array
     from paramgolf.scoring.predictor import load
 
     predictor = load(file.with_name("model.bin"), device=chosen.device)
+    how = (chosen.stride, config.score.batch_tokens, None, chosen.fixed)
+    if chosen.losses:
+        losses = predictor.losses(read_stream(chosen.text), *how)
+        write_array(chosen.losses, losses.double().cpu().numpy())
+        return
     for stream in read_streams(chosen.text, predictor.tokenizer):
-        score = predictor.score_stream(stream, chosen.stride, config.score.batch_tokens)
+        score = predictor.score_stream(stream, *how)
         print(stream.name)
         for key, value in dataclasses.asdict(score).items():
             print(f"  {key:<15} {value}")

@@ -34,6 +34,8 @@ class AuditArguments:
     """Directory of a finished run."""
     positions: int = 4
     """Positions at which every token of the vocabulary is scored: one window per token each."""
+    seed: int = -1
+    """Of the sampled positions, to repeat an audit; -1: a random one, which is printed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to score: the same kind of device as the run's."""
 
@@ -81,20 +83,29 @@ def audit(arguments: list[str]) -> None:
     from paramgolf.report.page import refresh
     from paramgolf.runtime.device import select_runtime
     from paramgolf.verify.audit import audit
+    from paramgolf.verify.audited_run import fresh_seed
 
     if parsed.positions < 1:
         raise ConfigError(f"invalid --positions = {parsed.positions}: expected 1 or more")
+    if parsed.seed < -1:
+        raise ConfigError(f"invalid --seed = {parsed.seed}: expected 0 or more")
     runtime = select_runtime(parsed.device)
-    result = audit(parsed.run, parsed.positions, runtime, standard_error())
+    seed = fresh_seed() if parsed.seed < 0 else parsed.seed
+    result = audit(parsed.run, parsed.positions, seed, runtime, standard_error())
     reporter = standard_output()
     for check in result.checks:
         outcome = "n/a" if check.outcome == "not applicable" else check.outcome
-        reporter.line(f"{outcome:<5} {check.name}")
+        reporter.line(f"{outcome:<5} {check.kind:<13}  {check.name}")
         _print_wrapped(f"      {check.figure}", reporter)
     reporter.line("")
     for line in result.summary():
         _print_wrapped(line, reporter)
-    refresh(parsed.run, reporter)
+    try:
+        result.save(parsed.run)
+    except UserError as error:
+        reporter.line(f"not recorded: {error}")
+    else:
+        refresh(parsed.run, reporter)
     if not result.passed:
         raise UserError(f"the audit of {parsed.run} fails: {', '.join(result.failed)}")
 

@@ -29,6 +29,7 @@ from paramgolf.runtime.rundir import RunDir
 from paramgolf.study.runs import SeedRun, flat_config
 from paramgolf.study.scores import RunScore
 from paramgolf.verify.audit import audit
+from paramgolf.verify.audited_run import fresh_seed
 from paramgolf.verify.checks import audited_files
 
 _AUDITED_POSITIONS = 4
@@ -61,7 +62,8 @@ def write_submission(
     for run in read_runs(paths, incomplete).seeds.finished:
         reporter.line(f"audit of seed {run.seed}")
         config = RunDir.open(run.path)[2]
-        audit(run.path, _AUDITED_POSITIONS, select_runtime(config.device), reporter)
+        runtime = select_runtime(config.device)
+        audit(run.path, _AUDITED_POSITIONS, fresh_seed(), runtime, reporter).save(run.path)
         refresh(run.path, reporter)
     return write_folder(read_runs(paths, incomplete), out, author, name)
 

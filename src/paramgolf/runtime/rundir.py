@@ -109,7 +109,7 @@ class RunDir:
                         f"{path}`, or name another directory with --out"
                     )
                 run.takeover_file.unlink(missing_ok=True)
-                environment = _environment()
+                environment = this_environment()
                 if requested_seeds:
                     environment["requested_seeds"] = list(requested_seeds)
                 write_json(path / "environment.json", environment)
@@ -229,7 +229,8 @@ class RunDir:
         write_json(self.stage_file(stage), result)
 
 
-def _environment() -> dict[str, Any]:
+def this_environment() -> dict[str, Any]:
+    """Return what environment.json says: versions, machine, threads."""
     return {
         "paramgolf": __version__,
         "python": platform.python_version(),
@@ -237,6 +238,7 @@ def _environment() -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in _PACKAGES},
         "cuda": torch.version.cuda,
         "cpu": cpu_model(),
+        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu_threads": torch.get_num_threads(),
     }

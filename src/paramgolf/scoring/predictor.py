@@ -138,14 +138,22 @@ class Predictor:
         progress: Callable[[int, int], None] | None = None,
         fixed: bool = False,
     ) -> Tensor:
-        """Return the loss of every target in nats, (N,); arguments as in `score_stream`."""
+        """Return the loss of every target in nats, (N,); arguments as in `score_stream`.
+
+        Raises:
+            UserError: if a loss is not finite.
+        """
         model, order, learning = self.model, self.order, self.learning(fixed)
         batch_tokens = batch_tokens or _BATCH_TOKENS[model.embedding.device.type]
         windows = self.windows(len(stream) - 1, stride)
         how = (stream, windows, batch_tokens, progress, self._ranks)
         if learning is None:
-            return window_losses(model, order, *how)
-        return score_first_losses(model, order, learning, *how)
+            losses = window_losses(model, order, *how)
+        else:
+            losses = score_first_losses(model, order, learning, *how)
+        if not bool(losses.isfinite().all()):
+            raise UserError("the model's losses are not finite")
+        return losses
 
     def learning(self, fixed: bool = False) -> ScoreFirstConfig | None:
         """Return how the model learns while it scores; None: it does not, or must not."""

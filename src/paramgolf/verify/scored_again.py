@@ -1,0 +1,161 @@
+"""Scoring by the code that counts: `train_gpt.py score`, alone with model.bin and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramgolf.data.shards import write_shard
+from paramgolf.runtime.rundir import RunDir
+from paramgolf.verify import isolated
+
+Losses = NDArray[np.float64]
+
+_MAX_ERROR_CHARS = 300
+
+
+class CodeFileError(Exception):
+    """The code file did not score a text; the message is one line."""
+
+
+class CodeFile:
+    """The code file of a run as a scorer; use it as a context manager.
+
+    Every text is scored by a process of its own, in a new folder that contains train_gpt.py,
+    model.bin, tokenizer.model and the text, and nothing else. The process cannot import the
+    installed package, and its environment names no directory of modules.
+    """
+
+    def __init__(self, run: RunDir, device: str, threads: int | None) -> None:
+        """Score with the files of `run`; `threads`: of the CPU, by default PyTorch's choice."""
+        self._files = (run.code, run.artifact, run.tokenizer)
+        self._device = device
+        self._environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
+        }
+        if threads is not None:
+            self._environment["OMP_NUM_THREADS"] = str(threads)
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> CodeFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def losses(
+        self,
+        tokens: NDArray[np.uint16],
+        stride: int,
+        fixed: bool,
+        max_seconds: float,
+        waiting: Callable[[float], None] = lambda seconds: None,
+    ) -> Losses:
+        """Return the loss of every target in nats, (N,), all finite.
+
+        Args:
+            tokens: (N + 1,) the stream.
+            stride: of sliding windows; 0: consecutive windows.
+            fixed: do not learn, even if the recipe does.
+            max_seconds: after which the process is stopped.
+            waiting: called at once, and then once a second, with the seconds so far.
+
+        Raises:
+            CodeFileError: if it fails, takes too long or writes anything else.
+        """
+        with tempfile.TemporaryDirectory(prefix="paramgolf-") as name:
+            folder = Path(name)
+            for file in self._files:
+                if not file.is_file():
+                    raise CodeFileError(f"{file} does not exist")
+                shutil.copyfile(file, folder / file.name)
+            write_shard(folder / "text.bin", tokens)
+            arguments = [self._files[0].name, "score", "--text", "text.bin", "--device"]
+            arguments += [self._device, "--stride", str(stride), "--losses", "losses.npy"]
+            arguments += ["--fixed"] if fixed else []
+            status = self._run([name, *arguments], max_seconds, waiting)
+            if status:
+                raise CodeFileError(_last_line(folder / "errors") or f"it ended with {status}")
+            return _read_losses(folder / "losses.npy", len(tokens) - 1)
+
+    def _run(self, job: list[str], max_seconds: float, waiting: Callable[[float], None]) -> int:
+        """Run a job of `isolated`; return its exit status."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        began = time.monotonic()
+        waiting(0.0)
+        try:
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            while not select.select([process.stdout], [], [], 1)[0]:
+                seconds = time.monotonic() - began
+                if seconds > max_seconds:
+                    raise CodeFileError(f"it did not end within {max_seconds:.0f} s")
+                waiting(seconds)
+            answer = process.stdout.readline().strip()
+            if not answer.lstrip("-").isdigit():
+                raise CodeFileError("its process ended")
+            return int(answer)
+        except OSError as error:
+            self._stop()
+            raise CodeFileError("its process ended") from error
+        except BaseException:
+            self._stop()
+            raise
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", isolated.__file__],
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # so that its children end with it
+        )
+        return self._process
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def _last_line(path: Path) -> str:
+    """Return the last line of what a process said, without control characters."""
+    try:
+        lines = path.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    said = lines[-1] if lines else ""
+    return "".join(c if c.isprintable() else " " for c in said)[:_MAX_ERROR_CHARS]
+
+
+def _read_losses(path: Path, count: int) -> Losses:
+    """Read what the code file wrote: `count` finite numbers in float64."""
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        if stored.shape != (count,) or stored.dtype != np.float64:
+            raise CodeFileError(f"it wrote other losses than {count:,} numbers")
+        losses = np.array(stored)
+    except (OSError, ValueError, EOFError) as error:
+        raise CodeFileError("it wrote no losses") from error
+    if not np.isfinite(losses).all():
+        raise CodeFileError("the model's losses are not finite")
+    return losses
