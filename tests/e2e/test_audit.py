@@ -57,7 +57,7 @@ def test_an_honest_run_passes(legal: Path) -> None:
     assert "compliant as score-first adaptive predictor" in words
     assert "FAIL" not in words
     assert "self-reported: 6 steps of 512 tokens" in words
-    assert "verdict score verified: score_first" in words
+    assert "score verified: score_first" in words
     assert "1 causal, 2 normalised, 3 score before update, 4 one pass: see docs/rules.md" in words
     assert max(map(len, result.stdout.splitlines())) <= 80
     rules = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
@@ -210,5 +210,6 @@ def test_losses_that_are_not_finite(cli: Cli, run_copy: Path) -> None:
     (run_copy / "model.bin").write_bytes(encode(artifact)[0])
     (run_copy / "text.txt").write_text("a text")
     for arguments in (["score", run_copy, run_copy / "text.txt"], ["audit", run_copy],
-                      ["prove", run_copy, "--text", run_copy / "text.txt"]):  # fmt: skip
+                      ["prove", run_copy, "--text", run_copy / "text.txt"],
+                      ["compress", run_copy, run_copy / "text.txt", "--out", "small"]):  # fmt: skip
         assert "the model's losses are not finite" in cli.error(*arguments)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from paramgolf.compress.entropy import Coder, Integers, known_at
 from paramgolf.config import ScoreFirstConfig
+from paramgolf.errors import UserError
 from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
@@ -135,6 +136,8 @@ class _Coding:
                 break
             logits_BV = self._model.logits(hidden)
             shares_BV = logits_BV.double().softmax(-1).cpu().numpy()
+            if not np.isfinite(shares_BV).all():
+                raise UserError("the model's losses are not finite")
             for position, shares in zip(targets.tolist(), shares_BV, strict=True):
                 if position <= self._num_targets and not self._found[position]:
                     at = np.array([position])

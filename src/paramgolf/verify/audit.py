@@ -88,13 +88,12 @@ class Audit:
         reported = f"self-reported: {self.training}, hardware and provenance"
         if self.passed:
             kind = "score-first adaptive" if self.adaptive else "fixed"
-            lines = [
-                f"verdict        score verified: {stage} {score['bpb']:.4f} BPB, {score['label']} "
-                f"as far as the given training text shows; {reported}",
-                f"{_INDENT}compliant as {kind} predictor with the conditions {_CONDITIONS}: "
-                "see docs/rules.md",
+            return [
+                f"verdict        compliant as {kind} predictor",
+                f"{_INDENT}score verified: {stage} {score['bpb']:.4f} BPB, {score['label']} as far "
+                f"as the given training text shows; {reported}",
+                f"{_INDENT}with the conditions {_CONDITIONS}: see docs/rules.md",
             ]
-            return lines
         if self.failed == ["code"]:
             lines = [
                 "verdict        compliance not verified: the code file was not recognised; read "
@@ -265,7 +264,7 @@ class _Auditor:
             self.run, mode.stride, batch, lambda share: self.run.progress.update(part, share)
         )
         if not np.isfinite(losses).all():
-            raise UserError("the model's losses are not finite: its weights are damaged")
+            raise UserError("the model's losses are not finite")
         return losses
 
     def _tolerance(self, mode: ScoreMode) -> Tolerance:
