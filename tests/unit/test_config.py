@@ -92,7 +92,7 @@ INVALID: list[tuple[str, Any, str]] = [
     ("model.num_heads", 0, "greater than 0"),
     ("model.num_kv_heads", 0, "greater than 0"),
     ("model.mlp_ratio", 0, "greater than 0"),
-    ("model.seq_len", 0, "between 1 and 1,048,576"),
+    ("model.seq_len", 0, "between 1 and 65,536"),
     ("model.rotary_base", 0.0, "greater than 0"),
     ("model.rotary_base", math.nan, "greater than 0"),
     ("model.logit_softcap", -30.0, "greater than 0"),
