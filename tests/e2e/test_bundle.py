@@ -41,7 +41,7 @@ def bundled(cli: Cli, mini_run: FinishedRun, tmp_path_factory: pytest.TempPathFa
     result = cli("bundle", mini_run.path, "--out", folder)
     assert (result.code, result.stderr) == (0, "")
     total = read_results(mini_run.path)["bytes"]["total"]
-    assert f"{total:,}  bytes count" in result.stdout
+    assert f"{total:,}  bytes of train_gpt.py and model.bin count" in result.stdout
     return folder
 
 
@@ -49,6 +49,7 @@ def test_the_folder_counts_what_the_results_say(bundled: Path, mini_run: Finishe
     sizes = {path.name: path.stat().st_size for path in bundled.iterdir()}
     assert sizes.keys() == {
         "model.bin", "train_gpt.py", "tokenizer.model", "provenance.safetensors",
+        "environment.json",
         "requirements.txt", "results.json",
     }  # fmt: skip
     size = read_results(mini_run.path)["bytes"]
