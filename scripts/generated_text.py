@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, required=True)
     arguments = parser.parse_args()
     rng = random.Random(1337)
-    # Phrases of real words in a random order; two gigabytes repeat some of their shingles.
+    # Phrases of real words in a random order; two gigabytes repeat some of their runs of letters.
     words = " ".join(topics.values()).split()
     phrases = [" ".join(rng.choices(words, k=_WORDS)) for _ in range(20_000)]
     written = 0
