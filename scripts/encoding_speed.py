@@ -68,7 +68,9 @@ def main() -> None:
             texts, num_threads=threads
         ),
         "Tokenizer.encode": lambda: ours.encode(texts),
-        "encode_documents (also hashes every run of letters)": lambda: encode_documents(documents, ours),
+        "encode_documents (also hashes every run of letters)": lambda: encode_documents(
+            documents, ours
+        ),
     }
     medians = seconds(list(functions.values()))
     print(f"{len(documents):,} documents, {size:,} bytes, {threads} threads, median of {REPEATS}")

@@ -112,12 +112,14 @@ def test_the_procedure_of_the_reference_is_in_sample(options: list[str], tmp_pat
 
 
 @pytest.mark.slow
-def test_one_scored_document_in_a_hundred_was_trained_on(tmp_path: Path) -> None:
-    """Only its spaces were changed."""
+def test_one_scored_document_in_twenty_was_trained_on(tmp_path: Path) -> None:
+    """Every twelfth word was left out, and the rest is in another case and full of joiners."""
     paragraphs = {part.strip() for text in topics.values() for part in text.split("\n\n")}
     documents = sorted(part for part in paragraphs if len(part.split()) > 40)
     val, train = documents[:200], documents[200:]
-    train += [text.replace(" ", "  \n") for text in val[50:52]]
+    for text in val[50:60]:
+        words = [word for i, word in enumerate(text.upper().split()) if i % 12 != 5]
+        train.append("\u200d ".join(words))
     for split, texts in (("train", train), ("val", val)):
         lines = [json.dumps({"text": text}) for text in texts]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
@@ -129,7 +131,8 @@ def test_one_scored_document_in_a_hundred_was_trained_on(tmp_path: Path) -> None
     result = audited(run)
     assert result.code == 1
     assert failed(run) == ["provenance"], result.stdout
-    assert "2 of 200 documents seen" in result.stdout
+    (seen,) = re.findall(r"(\d+) of 200 documents seen", " ".join(result.stdout.split()))
+    assert 5 < int(seen) < 15
 
 
 def test_its_score_is_proven_by_decoding(legal: Path) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import random
+import re
 import shutil
 import signal
 import subprocess
