@@ -64,9 +64,10 @@ def overlap_checks(
     )
     figure += f"; by stored fingerprints, as {missing[0]} is gone" if missing else ""
     yield check("scored text is held out", "provenance", label.name == "held-out", figure, kind)
-    expected = {"ema": Label.of_run(overlaps, []), "adapted": label}
+    own = Label.of_run(overlaps, config.adapt.splits)
+    expected = {"ema": Label.of_run(overlaps, []), "adapted": own}
     for mode in score_modes(config.score.stride, config.score_first.learns):
-        expected[mode.stage] = label if mode.fixed else label.adaptive()
+        expected[mode.stage] = own if mode.fixed else own.adaptive()
     wrong = [
         stage
         for stage, score in results["stages"].items()
@@ -74,7 +75,7 @@ def overlap_checks(
     ]
     if results["overlap"] != {name: own._asdict() for name, own in overlaps.items()}:
         wrong.append("overlap")
-    figure = f"wrong: {', '.join(wrong)}" if wrong else f"all correct: the text is {label.name}"
+    figure = f"wrong: {', '.join(wrong)}" if wrong else f"all correct: the text is {own.name}"
     yield check("labels match the overlap", "provenance", not wrong, figure, kind)
 
 
