@@ -8,6 +8,7 @@ import json
 import shutil
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -272,9 +273,9 @@ def test_a_submission_audits_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """An audit.json that names all files by hash may have been written by hand."""
     folder, audits = audited(tmp_path / "seeds"), []
 
-    def audit(path: Path, *_: Any) -> None:
+    def audit(path: Path, *_: Any) -> SimpleNamespace:
         audits.append(path.name)
-        write_audit(path, ("1 causal",))
+        return SimpleNamespace(save=lambda path: write_audit(path, ("1 causal",)))
 
     monkeypatch.setattr("paramgolf.publish.submission.audit", audit)
     monkeypatch.setattr("paramgolf.publish.submission.refresh", lambda *_: None)
