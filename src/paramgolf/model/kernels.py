@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportIndexIssue=false
 """Triton kernels of a block, for models that compute in bfloat16 on a GPU.
 
 Each replaces several passes over the activations, which are limited by memory, by one: the squared
@@ -63,10 +64,8 @@ def _product_kernel(
     n = within // height * N_BLOCK + tl.arange(0, N_BLOCK)
     k = tl.arange(0, K_BLOCK)
     a = A + (m if WHOLE else m % rows)[:, None] * K + k[None, :]
-    if BACKWARD:  # B is (K, N)
-        b = B + k[:, None] * N + n[None, :]
-    else:  # B is (N, K)
-        b = B + n[None, :] * K + k[:, None]
+    # B is (K, N) in the backward pass, and (N, K) in the forward pass.
+    b = B + (k[:, None] * N + n[None, :] if BACKWARD else n[None, :] * K + k[:, None])
     total = tl.zeros((M_BLOCK, N_BLOCK), tl.float32)
     for _ in range(0, K // K_BLOCK):
         total = tl.dot(tl.load(a), tl.load(b), total)

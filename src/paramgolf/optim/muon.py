@@ -69,9 +69,7 @@ class MuonEqR:
         self.momentum_MRC = [torch.zeros_like(torch.stack(group)) for group in self._groups]
 
     @torch.no_grad()
-    def step(
-        self, lr: float | Tensor, momentum: float | Tensor, weight_decay: float
-    ) -> None:
+    def step(self, lr: float | Tensor, momentum: float | Tensor, weight_decay: float) -> None:
         """Update every matrix from its gradient; tensors are scalars on the device.
 
         Nesterov momentum; rows normalised; orthogonalised; times sqrt(max(1, R / C)); decoupled
@@ -90,7 +88,9 @@ class MuonEqR:
             torch._foreach_mul_(matrices, 1 - lr * weight_decay)
             torch._foreach_add_(matrices, list(update.unbind()))
 
-    def _share(self, matrices: list[Tensor], momentum_MRC: Tensor, momentum: float | Tensor) -> Tensor:
+    def _share(
+        self, matrices: list[Tensor], momentum_MRC: Tensor, momentum: float | Tensor
+    ) -> Tensor:
         """Return this rank's orthogonalised updates, padded to the size of the largest share."""
         grads_MRC = torch.stack([_gradient(matrix) for matrix in matrices])
         momentum_MRC.lerp_(grads_MRC, 1 - momentum)

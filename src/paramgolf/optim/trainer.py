@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from paramgolf.optim import schedule
 from paramgolf.optim.ema import WeightAverage
 from paramgolf.optim.exchange import GradientExchange, buckets_of
 from paramgolf.optim.groups import Optimizers
-from paramgolf.runtime.graphs import Recorded, on_recording_stream
 from paramgolf.runtime.device import Runtime, named_generator
+from paramgolf.runtime.graphs import Recorded, on_recording_stream
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Trainer:
         """
         recorded = self._recorded.get(plan.recurrent)
         if recorded is None:
-            loss = self._step(sequences, plan.recurrent, plan.lr_factor, plan.momentum)
+            loss = self._step(plan.recurrent, sequences, plan.lr_factor, plan.momentum)
         else:
             factors = (torch.tensor(f).pin_memory() for f in (plan.lr_factor, plan.momentum))
             loss = recorded(sequences, *factors)
@@ -84,8 +85,8 @@ class Trainer:
 
     def _step(
         self,
-        sequences: Tensor,
         recurrent: bool,
+        sequences: Tensor,
         lr_factor: float | Tensor,
         momentum: float | Tensor,
     ) -> Tensor:
@@ -171,14 +172,12 @@ class Trainer:
         self.runtime.synchronize()
 
     def _record(self) -> None:
+        """Record a step of either layer order; its result is undone like that of other steps."""
         tokens = self._synthetic(len(self.share_of_batch))
-        factors = torch.tensor([0.1, 0.9], device=self.runtime.device)
+        factors = torch.tensor([0.1, 0.9], device=self.runtime.device).unbind()
         for recurrent in (True, False):
-
-            def step(sequences: Tensor, lr_factor: Tensor, momentum: Tensor, on: bool = recurrent) -> Tensor:
-                return self._step(sequences, on, lr_factor, momentum)
-
-            self._recorded[recurrent] = Recorded(step, tokens, factors[0], factors[1])
+            step = partial(self._step, recurrent)
+            self._recorded[recurrent] = Recorded(step, tokens, *factors)
 
     def _synthetic(self, rows: int) -> Tensor:
         model = self.config.model

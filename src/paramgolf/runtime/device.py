@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch.utils import deterministic
 
 from paramgolf.errors import UserError
 from paramgolf.runtime.ranks import Ranks
@@ -87,14 +86,14 @@ def reproducible() -> Iterator[None]:
     On a GPU, cuDNN's attention and the gradient of an embedding need this. Scoring without learning
     does not: its results have been equal to the last digit.
     """
-    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    deterministic.fill_uninitialized_memory = False  # costs as much as a pass over the weights
+    # By default it also fills all new memory, once more than needed.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        deterministic.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(before)
 
 
 def named_seed(seed: int, name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,12 @@ from torch import Tensor
 def recording_stream() -> torch.cuda.Stream:
     """Return the stream of all recordings."""
     return torch.cuda.Stream()
+
+
+@functools.cache
+def _memory_pool() -> Any:
+    """Return the memory that all recordings share: no two run at the same time."""
+    return torch.cuda.graph_pool_handle()
 
 
 @contextmanager
@@ -56,13 +63,12 @@ class Recorded:
         """
         self._arguments = [example.clone() for example in examples]
         self._graph = torch.cuda.CUDAGraph()
-        stream = recording_stream()
         kept = [tensor.clone() for tensor in state]
         with on_recording_stream():
             function(*self._arguments)
         for tensor, value in zip(state, kept, strict=True):
             tensor.copy_(value)
-        with torch.cuda.graph(self._graph, stream=stream):
+        with torch.cuda.graph(self._graph, pool=_memory_pool(), stream=recording_stream()):
             self._result = function(*self._arguments)
 
     def __call__(self, *arguments: Tensor) -> Tensor:
