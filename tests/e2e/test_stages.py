@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from paramgolf.model.gpt import GPT
 from paramgolf.optim.trainer import Trainer
 from paramgolf.runtime.device import select_runtime
 from paramgolf.runtime.files import read_tensors, write_tensors
@@ -21,21 +19,14 @@ from paramgolf.stages.job import Job
 CPU = select_runtime("cpu")
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_tokens_per_second_of_adaptation_counts_the_epochs_of_its_seconds(
-    run_copy: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
-) -> None:
-    """A first epoch that compiles has its own phase, and counts in neither."""
-    monkeypatch.setattr(GPT, "compile_parts", lambda self: None)
+def test_tokens_per_second_of_adaptation_count_all_epochs(run_copy: Path) -> None:
     run, _, config = RunDir.open(run_copy)
-    job = Job(config, run, replace(CPU, compiled=compiled))
+    job = Job(config, run, CPU)
     rate = adapt.run(job)["tokens_per_second"]["adapt_steps"]
     seq_len = config.model.seq_len
     epoch_tokens = (len(job.text.stream("adapt", run.data)) - 1) // seq_len * seq_len
     seconds = job.ledger.seconds()
-    epochs = config.adapt.epochs - compiled
-    assert ("adapt: first epoch (compiles)" in seconds) == compiled
-    assert rate == pytest.approx(epochs * epoch_tokens / seconds["adapt: steps"])
+    assert rate == pytest.approx(config.adapt.epochs * epoch_tokens / seconds["adapt: steps"])
 
 
 def test_a_resumed_training_reads_its_files_in_a_phase(

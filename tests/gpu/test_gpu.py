@@ -117,9 +117,10 @@ def test_warm_up_is_undone() -> None:
     random_state = torch.cuda.get_rng_state()
     trainer.warm_up()
     after = trainer.state_tensors()
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        assert torch.equal(tensor, after[name]), name
+    for name, tensor in after.items():
+        # AdamW creates its state at the first step.
+        assert torch.equal(tensor, before.get(name, torch.zeros_like(tensor))), name
+    assert before.keys() <= after.keys()
     assert torch.equal(random_state, torch.cuda.get_rng_state())
     assert trainer.step == 0
 

@@ -73,6 +73,9 @@ class Block(nn.Module):
         self.register_buffer("depth_scale", scale, persistent=False)
         self.parallel = layer >= config.parallel_from
         self.head_dim = config.head_dim
+        self.num_kv_heads = config.num_kv_heads
+        self.fused = False
+        """Whether the kernels of `model.kernels` are used (compiled, in bfloat16 on a GPU)."""
 
     def forward(
         self,
@@ -96,8 +99,8 @@ class Block(nn.Module):
         else:
             x = x + attended
             up_in = _norm(x) * scale
-        down_in = F.leaky_relu(F.linear(up_in, self.up.to(dtype)), _LEAKY_SLOPE).square()
-        x = x + self.mlp_scale.to(dtype) * F.linear(down_in, self.down.to(dtype))
+        mlp_out, down_in = self._mlp(up_in)
+        x = x + self.mlp_scale.to(dtype) * mlp_out
         if self.parallel:
             x = x + attended
         if with_inputs:
@@ -108,16 +111,32 @@ class Block(nn.Module):
         self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: Past | None
     ) -> tuple[Tensor, Tensor]:
         B, T, _ = x_BTD.shape
-        dtype = x_BTD.dtype
-        q, k, v = (
-            F.linear(x_BTD, weight.to(dtype)).view(B, T, -1, self.head_dim)
-            for weight in (self.query, self.key, self.value)
-        )
+        dtype, K = x_BTD.dtype, self.num_kv_heads
+        weight = torch.cat([self.query, self.key, self.value]).to(dtype)
+        heads = F.linear(x_BTD, weight).view(B, T, -1, self.head_dim)
+        if self.fused:
+            from paramgolf.model.kernels import Heads, Xsa
+
+            q, k, v = Heads.apply(heads, cos, sin, self.query_gain, K, _NORM_EPS)  # pyright: ignore[reportGeneralTypeIssues]
+            y_BTHd = causal_attention(q, k, v).contiguous()
+            y_BTD = Xsa.apply(y_BTHd, v).reshape(B, T, -1)  # pyright: ignore[reportOptionalMemberAccess]
+            return F.linear(y_BTD, self.output.to(dtype)), y_BTD
+        q, k, v = heads.split([heads.size(2) - 2 * K, K, K], dim=2)
         q = rotate(_norm(q), cos, sin) * self.query_gain.to(dtype)[:, None]
         k = rotate(_norm(k), cos, sin)
         keys, values = (k, v) if past is None else past.extended(k, v)
         y_BTD = exclude_self_value(causal_attention(q, keys, values), v).reshape(B, T, -1)
         return F.linear(y_BTD, self.output.to(dtype)), y_BTD
+
+    def _mlp(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the MLP's output (B, T, D), and what its second matrix multiplied."""
+        up, down = self.up.to(x_BTD.dtype), self.down.to(x_BTD.dtype)
+        if self.fused:
+            from paramgolf.model.kernels import SquaredMlp
+
+            return SquaredMlp.apply(x_BTD, up, down, _LEAKY_SLOPE)  # pyright: ignore[reportReturnType]
+        squared = F.leaky_relu(F.linear(x_BTD, up), _LEAKY_SLOPE).square()
+        return F.linear(squared, down), squared
 
 
 def embed(tokens_BT: Tensor, embedding_VD: Tensor) -> Tensor:
@@ -175,7 +194,13 @@ class GPT(nn.Module):
         # Static shapes and several stages, each with its own gradient mode, compile more variants
         # of the one block than PyTorch allows by default (8).
         torch._dynamo.config.recompile_limit = 64
-        for block in self.blocks:
+        fused = False
+        if self.dtype is torch.bfloat16 and self.embedding.is_cuda:
+            from paramgolf.model.kernels import support
+
+            fused = support(self.config)
+        for block in self.block_list():
+            block.fused = fused
             block.compile(fullgraph=True, dynamic=False)
         self._call = lambda function, *args: _compiled(function)(*args)
         self.compiled = True

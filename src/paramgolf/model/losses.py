@@ -26,7 +26,8 @@ class SoftcappedCrossEntropy(torch.autograd.Function):
         """Return the loss of every target in nats, (N,), float32 (float64 in float64)."""
         products_NV = hidden_ND @ weight_VD.T
         logits_NV = softcapped(products_NV, softcap)
-        normaliser_N = logits_NV.logsumexp(dim=-1)
+        # Logits are at most the softcap, so that no pass over them for the largest is needed.
+        normaliser_N = (logits_NV - softcap).exp().sum(dim=-1).log() + softcap
         nats_N = normaliser_N - logits_NV.gather(1, targets_N[:, None]).squeeze(1)
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, products_NV, normaliser_N)
         ctx.softcap = softcap  # pyright: ignore[reportAttributeAccessIssue]

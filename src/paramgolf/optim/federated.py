@@ -24,10 +24,21 @@ class FederatedAdamW:
         self._parameters = list(parameters)
         self._grad_clip = grad_clip
         self._adamw = torch.optim.AdamW(
-            self._parameters, lr=0.0, betas=(0.9, 0.999), weight_decay=0.0, fused=True
+            self._parameters,
+            lr=0.0,
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            fused=True,
+            capturable=self._parameters[0].is_cuda,
         )
 
-    def step(self, lr: float) -> None:
+    def reset(self) -> None:
+        """Return to the initial state, in the same memory."""
+        for values in self._adamw.state.values():
+            for tensor in values.values():
+                tensor.zero_()
+
+    def step(self, lr: float | Tensor) -> None:
         """Clip the gradients, update, drop the gradients."""
         torch.nn.utils.clip_grad_norm_(self._parameters, self._grad_clip, foreach=True)
         for group in self._adamw.param_groups:

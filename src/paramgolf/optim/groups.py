@@ -54,6 +54,7 @@ class Optimizers:
         """Create both optimizers with empty state."""
         groups = partition(model)
         self._config = config
+        on_gpu = model.embedding.is_cuda
         self._parameters = [parameter for group in groups for parameter in group]
         self.muon = MuonEqR(groups.matrices, newton_schulz_dtype, ranks)
         self.adamw = torch.optim.AdamW(
@@ -73,10 +74,14 @@ class Optimizers:
             betas=(0.9, 0.95),
             eps=1e-8,
             fused=True,
+            capturable=on_gpu,
         )
 
-    def step(self, lr_factor: float, momentum: float) -> None:
-        """Clip the gradients, update all parameters, and drop the gradients."""
+    def step(self, lr_factor: float | Tensor, momentum: float | Tensor) -> None:
+        """Clip the gradients, update all parameters, and drop the gradients.
+
+        Tensors are scalars on the device: a recorded step reads them at every repetition.
+        """
         torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip, foreach=True)
         for group in self.adamw.param_groups:
             group["lr"] = group["base_lr"] * lr_factor
@@ -100,6 +105,11 @@ class Optimizers:
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore the state from `state_tensors`."""
+        here = self.state_tensors()
+        if here.keys() == tensors.keys():  # after a warm-up: a recorded step knows this memory
+            for name, tensor in tensors.items():
+                here[name].copy_(tensor)
+            return
         adamw_state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, index, *key = name.split(".")
@@ -111,7 +121,6 @@ class Optimizers:
         self.adamw.load_state_dict({**state_dict, "state": adamw_state})
 
     def reset(self) -> None:
-        """Return to the initial, empty state."""
-        for momentum in self.muon.momentum_MRC:
-            momentum.zero_()
-        self.adamw.state.clear()
+        """Return to the initial state, in the same memory."""
+        for tensor in self.state_tensors().values():
+            tensor.zero_()

@@ -69,8 +69,8 @@ class MuonEqR:
         self.momentum_MRC = [torch.zeros_like(torch.stack(group)) for group in self._groups]
 
     @torch.no_grad()
-    def step(self, lr: float, momentum: float, weight_decay: float) -> None:
-        """Update every matrix from its gradient.
+    def step(self, lr: float | Tensor, momentum: float | Tensor, weight_decay: float) -> None:
+        """Update every matrix from its gradient; tensors are scalars on the device.
 
         Nesterov momentum; rows normalised; orthogonalised; times sqrt(max(1, R / C)); decoupled
         weight decay. Ranks exchange the updates of one shape while they compute the next.
@@ -84,11 +84,13 @@ class MuonEqR:
             # Matrix i is number i // ranks of rank i % ranks; the rest is padding.
             update = gathered.transpose(0, 1).flatten(0, 1)[: len(matrices)].to(matrices[0].dtype)
             rows, columns = update.shape[-2:]
-            step_size = lr * max(1.0, rows / columns) ** 0.5
+            update = update * (-lr * max(1.0, rows / columns) ** 0.5)
             torch._foreach_mul_(matrices, 1 - lr * weight_decay)
-            torch._foreach_add_(matrices, list(update.unbind()), alpha=-step_size)
+            torch._foreach_add_(matrices, list(update.unbind()))
 
-    def _share(self, matrices: list[Tensor], momentum_MRC: Tensor, momentum: float) -> Tensor:
+    def _share(
+        self, matrices: list[Tensor], momentum_MRC: Tensor, momentum: float | Tensor
+    ) -> Tensor:
         """Return this rank's orthogonalised updates, padded to the size of the largest share."""
         grads_MRC = torch.stack([_gradient(matrix) for matrix in matrices])
         momentum_MRC.lerp_(grads_MRC, 1 - momentum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from paramgolf.optim.ema import WeightAverage
 from paramgolf.optim.exchange import GradientExchange, buckets_of
 from paramgolf.optim.groups import Optimizers
 from paramgolf.runtime.device import Runtime, named_generator
+from paramgolf.runtime.graphs import Recorded, on_recording_stream
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Trainer:
         self.batch_sequences = config.train.batch_tokens // config.model.seq_len
         self.share_of_batch = runtime.ranks.span(self.batch_sequences)
         self._orders = {on: layer_order(config.model, on) for on in (False, True)}
+        self.recorded: dict[bool, Recorded] = {}
+        """The whole step by layer order, from warm-up on; empty with several ranks or no GPU."""
 
     def plan(self, share: float) -> StepPlan:
         """Return the plan of the next step when `share` of the budget has elapsed."""
@@ -70,21 +74,37 @@ class Trainer:
             The mean loss of the whole batch in nats, a scalar on the device (reading it waits for
             the step to end).
         """
+        recorded = self.recorded.get(plan.recurrent)
+        if recorded is None:
+            loss = self._step(plan.recurrent, sequences, plan.lr_factor, plan.momentum)
+        else:
+            factors = (torch.tensor(f).pin_memory() for f in (plan.lr_factor, plan.momentum))
+            loss = recorded(sequences, *factors)
+        self.step += 1
+        return loss
+
+    def _step(
+        self,
+        recurrent: bool,
+        sequences: Tensor,
+        lr_factor: float | Tensor,
+        momentum: float | Tensor,
+    ) -> Tensor:
         rows = self.micro_batch_tokens // self.config.model.seq_len
         loss = torch.zeros((), dtype=torch.float32, device=self.runtime.device)
         micro_batches = sequences.split(rows)
         for number, micro_batch in enumerate(micro_batches, start=1):
             weight = len(micro_batch) / self.batch_sequences
-            part = self.model.mean_nats(micro_batch, self._orders[plan.recurrent]) * weight
+            with torch.enable_grad():
+                part = self.model.mean_nats(micro_batch, self._orders[recurrent]) * weight
             if number == len(micro_batches):
                 self._exchange.arm()
             part.backward()
             loss += part.detach()
         self._exchange.finish()
         self.runtime.ranks.sum_(loss)
-        self.optimizers.step(plan.lr_factor, plan.momentum)
+        self.optimizers.step(lr_factor, momentum)
         self.average.update()
-        self.step += 1
         return loss
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -98,7 +118,7 @@ class Trainer:
         Raises:
             torch.OutOfMemoryError: if not even one sequence fits.
         """
-        before = {name: tensor.clone() for name, tensor in self._weights().items()}
+        before = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
         average = {name: tensor.clone() for name, tensor in self.average.average.items()}
         devices = [self.runtime.device] if self.runtime.on_gpu else []
         with torch.random.fork_rng(devices=devices):
@@ -128,9 +148,10 @@ class Trainer:
         try:
             if self.runtime.ranks.size > 1:  # for the exchange of gradients and updates
                 reserved = [torch.empty_like(p) for p in self.model.parameters()]
-            for _ in range(2):
-                # The layer order that takes more memory.
-                self.model.mean_nats(self._synthetic(rows), self._orders[True]).backward()
+            with on_recording_stream():
+                for _ in range(2):
+                    # The layer order that takes more memory.
+                    self.model.mean_nats(self._synthetic(rows), self._orders[True]).backward()
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -140,6 +161,8 @@ class Trainer:
 
     def _synthetic_steps(self, progress: Callable[[int, int], None] | None) -> None:
         steps = self.config.train.warmup_steps
+        if self.runtime.on_gpu and self.runtime.ranks.size == 1:
+            self._record()
         for number in range(steps):
             for recurrent in (True, False):
                 tokens = self._synthetic(len(self.share_of_batch))
@@ -147,6 +170,14 @@ class Trainer:
                 if progress is not None:
                     progress(2 * number + 2 - recurrent, 2 * steps)
         self.runtime.synchronize()
+
+    def _record(self) -> None:
+        """Record a step of either layer order; its result is undone like that of other steps."""
+        tokens = self._synthetic(len(self.share_of_batch))
+        factors = torch.tensor([0.1, 0.9], device=self.runtime.device).unbind()
+        for recurrent in (True, False):
+            step = partial(self._step, recurrent)
+            self.recorded[recurrent] = Recorded(step, tokens, *factors)
 
     def _synthetic(self, rows: int) -> Tensor:
         model = self.config.model

@@ -88,6 +88,8 @@ def reproducible() -> Iterator[None]:
     """
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
+    # By default it also fills all new memory, once more than needed.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

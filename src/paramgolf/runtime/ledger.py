@@ -43,7 +43,7 @@ PHASES: dict[str, Account | str] = {
     "train: write": _TRAINING,
     "train: score": _FOR_THE_REPORT,
     "adapt: build model": _ADAPTATION,
-    "adapt: first epoch (compiles)": _ADAPTATION,
+    "adapt: compile, warm up": _SETUP,
     "adapt: steps": _ADAPTATION,
     "adapt: write": _ADAPTATION,
     "adapt: score": _FOR_THE_REPORT,

@@ -19,6 +19,7 @@ from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
 from paramgolf.optim.schedule import cosine
 from paramgolf.runtime.device import reproducible
+from paramgolf.runtime.graphs import Recorded
 from paramgolf.runtime.ranks import Ranks
 from paramgolf.scoring.windowed import WindowScorer
 from paramgolf.scoring.windows import Windows, in_chunks
@@ -131,6 +132,7 @@ class Learner:
             parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
             for parameter in self._parameters
         ]
+        self._recorded: Recorded | None = None
         self._optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
             self._optimizer = torch.optim.SGD(
@@ -138,7 +140,12 @@ class Learner:
             )
         else:
             self._optimizer = torch.optim.AdamW(
-                self._masters, lr=0.0, betas=(0.9, 0.999), weight_decay=0.0, fused=True
+                self._masters,
+                lr=0.0,
+                betas=(0.9, 0.999),
+                weight_decay=0.0,
+                fused=True,
+                capturable=model.embedding.is_cuda,
             )
 
     def learn(self, chunk: int, tokens: NDArray[np.integer]) -> None:
@@ -156,13 +163,30 @@ class Learner:
         part = torch.from_numpy(tokens[first : first + config.chunk_tokens + 1].astype(np.int32))
         rows = part.to(self._model.embedding.device).unfold(0, seq_len + 1, seq_len)
         lr = cosine(chunk / self._num_chunks, config.lr, 0.0)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
         with reproducible():
             for _ in range(config.epochs):
-                self._step(rows, chunk)
+                norm = self._step(rows, lr)
+                if not bool(norm.isfinite()):
+                    raise UserError(
+                        f"score-first learning diverged in chunk {chunk}: the gradient is not "
+                        "finite; lower --score-first.lr"
+                    )
 
-    def _step(self, rows: Tensor, chunk: int) -> None:
+    def _step(self, rows: Tensor, lr: float) -> Tensor:
+        """Take one step; return the norm of the gradient before clipping."""
+        if not (self._model.compiled and rows.is_cuda and self._ranks.size == 1):
+            return self._plain_step(rows, lr)
+        rate = torch.tensor(lr)
+        if self._recorded is None:
+            state = [*self._model.parameters(), *self._masters]
+            device = self._model.embedding.device
+            self._recorded = Recorded(self._plain_step, rows, rate.to(device), state=state)
+            for values in self._optimizer.state.values():
+                for tensor in values.values():
+                    tensor.zero_()
+        return self._recorded(rows, rate)
+
+    def _plain_step(self, rows: Tensor, lr: float | Tensor) -> Tensor:
         rows_per_pass = max(1, PASS_TOKENS[rows.device.type] // self._model.config.seq_len)
         mine = self._ranks.mine(rows)
         with torch.enable_grad():
@@ -176,13 +200,11 @@ class Learner:
             parameter.grad = None
             self._ranks.sum_(master.grad)
         norm = torch.nn.utils.clip_grad_norm_(self._masters, self._config.grad_clip, foreach=True)
-        if not bool(norm.isfinite()):
-            raise UserError(
-                f"score-first learning diverged in chunk {chunk}: the gradient is not finite; "
-                "lower --score-first.lr"
-            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
         self._optimizer.step()
         with torch.no_grad():
             for parameter, master in zip(self._parameters, self._masters, strict=True):
                 if parameter.data_ptr() != master.data_ptr():
                     parameter.copy_(master)
+        return norm

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
+from paramgolf.runtime.graphs import Recorded
 from paramgolf.runtime.ranks import Ranks
 from paramgolf.scoring.windows import Windows
+
+_MIN_RECORDED = 4  # batches
 
 
 def window_losses(
@@ -86,6 +89,8 @@ class WindowScorer:
         length = self._seq_len if model.compiled else max(1, min(self._seq_len, num_targets))
         self._offsets = torch.arange(length, device=device)
         self._done = 0
+        self._recorded: dict[int, Recorded] = {}
+        """By the number of scored targets; they follow changes of the weights."""
 
     def score(self, windows: Sequence[Windows]) -> None:
         """Score the targets of these windows with the model's current weights.
@@ -100,16 +105,17 @@ class WindowScorer:
         starts, scored = group
         model, num_targets, last = self._model, self._num_targets, len(self._stream) - 1
         rows = self._batch if model.compiled else max(1, min(self._batch, len(starts)))
-        for first in self._ranks.mine(range(0, len(starts), rows)):
+        batches = self._ranks.mine(range(0, len(starts), rows))
+        score = self._scoring(scored, rows, len(batches))
+        for first in batches:
             chosen = starts[first : first + rows]
             padded = np.full(rows, num_targets)  # padding: windows that score no target
             padded[: len(chosen)] = chosen
             begin = torch.from_numpy(padded).to(self._stream.device)[:, None]
             positions = begin + self._offsets
-            hidden = model(self._stream[positions.clamp(max=last)], self._order)
             targets = positions[:, self._seq_len - scored :]
             next_tokens = self._stream[(targets + 1).clamp(max=last)]
-            nats = model.target_nats(hidden[:, self._seq_len - scored :], next_tokens)
+            nats = score(self._stream[positions.clamp(max=last)], next_tokens)
             slots = targets.clamp(max=num_targets)
             self.nats[slots] = nats
             ones = torch.ones_like(slots).flatten().int()
@@ -117,6 +123,28 @@ class WindowScorer:
             self._done += len(chosen) * scored * self._ranks.size
             if self._progress is not None:
                 self._progress(min(self._done, num_targets), num_targets)
+
+    def _scoring(self, scored: int, rows: int, batches: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return what computes the losses of the last `scored` targets of a batch of windows.
+
+        Args:
+            scored: targets of each window.
+            rows: windows of a batch.
+            batches: how many batches come now; a few are not worth recording.
+        """
+
+        def score(tokens: Tensor, next_tokens: Tensor) -> Tensor:
+            hidden = self._model(tokens, self._order)
+            return self._model.target_nats(hidden[:, self._seq_len - scored :], next_tokens)
+
+        worth_it = self._model.compiled and batches >= _MIN_RECORDED and self._stream.is_cuda
+        if scored not in self._recorded and worth_it:
+            examples = (
+                torch.zeros(rows, size, dtype=torch.int32, device=self._stream.device)
+                for size in (self._seq_len, scored)
+            )
+            self._recorded[scored] = Recorded(score, *examples)
+        return self._recorded.get(scored, score)
 
     def losses(self) -> Tensor:
         """Return the losses of all ranks, (N,).

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from paramgolf.errors import UserError
@@ -18,6 +19,7 @@ from paramgolf.optim.schedule import cosine
 from paramgolf.runtime.console import Progress
 from paramgolf.runtime.device import named_generator
 from paramgolf.runtime.files import read_tensors, sha256_of_file, write_tensors
+from paramgolf.runtime.graphs import Recorded
 from paramgolf.scoring.bits_per_byte import Score
 from paramgolf.stages.job import Job
 from paramgolf.stages.validation import Validation
@@ -35,9 +37,12 @@ def run(job: Job) -> dict[str, Any]:
     score: Score | None = None
     steps = config.adapt.epochs * adaptation.num_steps
     progress = job.reporter.progress("adapt", steps, "chunks")
+    if runtime.on_gpu:
+        with ledger.phase("adapt: compile, warm up"):
+            adaptation.record()
+            runtime.synchronize()
     for epoch in range(config.adapt.epochs):
-        phase = "first epoch (compiles)" if epoch == 0 and runtime.compiled else "steps"
-        with ledger.phase(f"adapt: {phase}"):
+        with ledger.phase("adapt: steps"):
             loss = adaptation.epoch(epoch, progress)
             runtime.synchronize()
         last = epoch == config.adapt.epochs - 1
@@ -56,13 +61,12 @@ def run(job: Job) -> dict[str, Any]:
             write_tensors(job.run.adapted, dict(adaptation.model.named_parameters()))
             digest = sha256_of_file(job.run.adapted)
     seconds = ledger.seconds().get("adapt: steps", 0.0)
-    # The phase leaves out a first epoch that compiles, and so does the number of tokens.
-    tokens = (config.adapt.epochs - runtime.compiled) * adaptation.num_tokens
+    tokens = config.adapt.epochs * adaptation.num_tokens
     return {
         "scores": {"adapted": dataclasses.asdict(score)},
         "epochs": epochs,
         "weights_sha256": digest,
-        "tokens_per_second": {"adapt_steps": tokens / seconds if seconds and tokens else None},
+        "tokens_per_second": {"adapt_steps": tokens / seconds if seconds else None},
     }
 
 
@@ -98,7 +102,8 @@ class _Adaptation:
             )
         tokens = torch.from_numpy(stream.astype("int32")).to(runtime.device)
         sequences = tokens[: num_sequences * seq_len + 1].unfold(0, seq_len + 1, seq_len)
-        chunks = sequences.split(config.adapt.chunk_tokens // seq_len)
+        self._rows = min(config.adapt.chunk_tokens // seq_len, num_sequences)
+        chunks = sequences.split(self._rows)
         if len(chunks) < self._ranks.size:
             raise UserError(
                 f"the adaptation text has {len(chunks)} chunks of adapt.chunk_tokens = "
@@ -109,6 +114,36 @@ class _Adaptation:
         self.num_steps = len(self._chunks)
         self.num_tokens = num_sequences * seq_len
         """Of all ranks, per epoch."""
+        self._recorded: Recorded | None = None
+
+    def record(self) -> None:
+        """Compile and record the step on synthetic tokens; weights and moments stay the same."""
+        device = self.model.embedding.device
+        shape = self._rows, self._config.model.seq_len + 1
+        tokens = torch.randint(self._config.model.vocab_size, shape, dtype=torch.int32)
+        factors = torch.full((self._rows,), 1 / self._rows), torch.tensor(0.0)
+        examples = [tensor.to(device) for tensor in (tokens, *factors)]
+        self._recorded = Recorded(self._plain_step, *examples, state=list(self.model.parameters()))
+        self._optimizer.reset()
+
+    def _step(self, sequences: Tensor, lr: float) -> Tensor:
+        """Take one step; return the mean loss of the sequences, on the device."""
+        rows = len(sequences)
+        if self._recorded is None:
+            return self._plain_step(sequences, torch.full((rows,), 1 / rows), lr)
+        # A last, shorter chunk is padded, with sequences of no weight.
+        weights = (torch.arange(self._rows) < rows) / rows
+        padded = F.pad(sequences, (0, 0, 0, self._rows - rows))
+        return self._recorded(padded, weights.pin_memory(), torch.tensor(lr).pin_memory())
+
+    def _plain_step(self, sequences: Tensor, weights: Tensor, lr: float | Tensor) -> Tensor:
+        with torch.enable_grad():
+            hidden = self.model(sequences[:, :-1], self._order)
+            nats = self.model.target_nats(hidden, sequences[:, 1:])
+            loss = (nats.mean(1) * weights.to(nats)).sum()
+        loss.backward()
+        self._optimizer.step(lr)
+        return loss.detach()
 
     def epoch(self, epoch: int, progress: Progress) -> float:
         """Pass over this rank's chunks in random order, then average the weights over the ranks.
@@ -126,10 +161,7 @@ class _Adaptation:
         ).tolist()
         rates = self._learning_rates(epoch)
         for number, (index, lr) in enumerate(zip(order, rates, strict=True), start=1):
-            loss = self.model.mean_nats(self._chunks[index], self._order)
-            loss.backward()
-            self._optimizer.step(lr)
-            total += loss.detach()
+            total += self._step(self._chunks[index], lr)
             progress.update(epoch * self.num_steps + number)
         self._optimizer.average_over_ranks()
         sums, counts = self._ranks.agree(float(total), self.num_steps)

@@ -220,7 +220,8 @@ class _Loop:
         Raises:
             Stopped: if a rank was asked to stop, after writing a checkpoint.
         """
-        self._run.event("clock_started", elapsed_seconds=self.start_elapsed)
+        recorded = bool(self.trainer.recorded)
+        self._run.event("clock_started", elapsed_seconds=self.start_elapsed, recorded=recorded)
         self.clock.start(self.start_elapsed)
         pending: _PendingStep | None = None
         sequences = self._next_sequences()

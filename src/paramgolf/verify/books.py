@@ -210,10 +210,9 @@ def _rates(run: RunDir, config: RunConfig, stages: dict[str, dict[str, Any]]) ->
         split = "adapt" if config.adapt.text == "adapt" else "val"
         length = config.model.seq_len
         tokens = (len(PreparedText.of(run).stream(split, run.data)) - 1) // length * length
-        compiled = "adapt: first epoch (compiles)" in adapt["seconds"]
-        tokens *= config.adapt.epochs - compiled
+        tokens *= config.adapt.epochs
         seconds = adapt["seconds"].get("adapt: steps", 0.0)
-        expected["adapt_steps"] = tokens / seconds if seconds and tokens else None
+        expected["adapt_steps"] = tokens / seconds if seconds else None
     found = {**score["tokens_per_second"], **adapt.get("tokens_per_second", {})}
     wrong = sorted(
         name for name in expected | found if not _close(expected.get(name), found.get(name))
