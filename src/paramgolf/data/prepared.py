@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,9 @@ from paramgolf.data.shards import read_stream
 from paramgolf.data.streams import ORIGINALS, Stream
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
-from paramgolf.runtime.rundir import RunDir
+
+if TYPE_CHECKING:
+    from paramgolf.runtime.rundir import RunDir  # it imports PyTorch, and `data build` needs none
 
 
 @dataclass(frozen=True)

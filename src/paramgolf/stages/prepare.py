@@ -22,7 +22,6 @@ from paramgolf.data.documents import (
     read_jsonl,
     text_digest,
 )
-from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import Sampling, fingerprints, salt_of
 from paramgolf.data.manifest import built_by_us, require_tokenizer
 from paramgolf.data.overlap import measured_overlap
@@ -45,13 +44,6 @@ from paramgolf.runtime.files import sha256_of_file, write_bytes
 from paramgolf.stages.job import Job
 
 _BATCH_CHARS = 1 << 24
-
-
-class _Encoded(NamedTuple):
-    """A split to be written."""
-
-    stream: Stream
-    text: Text
 
 
 class _Existing(NamedTuple):
@@ -93,13 +85,13 @@ def _prepare_documents(job: Job) -> dict[str, Any]:
     tokenizer = _tokenizer(job, file, splits["train"])
     with job.ledger.phase("data: encode"):
         encoded = {
-            name: _encode(documents, tokenizer, name, salt_of(digest), job.reporter)
+            name: _encode(documents, tokenizer, name, job.reporter)
             for name, documents in splits.items()
             if documents or name != "adapt"
         }
-        require_restored(encoded["val"].stream, tokenizer)
+        require_restored(encoded["val"], tokenizer)
         _cut_validation(encoded, config.data.val_targets, tokenizer)
-        claim = tokenizer_claim(tokenizer, file, encoded["train"].text.sha256)
+        claim = tokenizer_claim(tokenizer, file, encoded["train"].sha256)
         return _write(job, digest, tokenizer, claim, encoded)
 
 
@@ -133,23 +125,19 @@ def _read_jsonl(job: Job) -> tuple[dict[str, list[Document]], str]:
 
 
 def _encode(
-    documents: list[Document], tokenizer: Tokenizer, name: str, salt: int, reporter: Reporter
-) -> _Encoded:
+    documents: list[Document], tokenizer: Tokenizer, name: str, reporter: Reporter
+) -> Stream:
     if not documents:
         raise UserError(f"the {name!r} split has no documents; provide more text")
     progress = reporter.progress(f"encode {name}", sum(len(text) for _, text in documents), "chars")
     parts: list[NDArray[np.uint16]] = []
-    gathering = Gathering(salt)
     done = 0
     for batch in batches(documents, _BATCH_CHARS):
-        encoded = encode_documents(batch, tokenizer, salt)
-        parts.append(encoded.tokens)
-        gathering.add(encoded.prints)
+        parts += tokenizer.encode([text for _, text in batch])
         done += sum(len(text) for _, text in batch)
         progress.update(done)
     texts = [text for _, text in documents]
-    stream = Stream(f"the {name!r} split", np.concatenate(parts), texts)
-    return _Encoded(stream, gathering.text(stream.sha256))
+    return Stream(f"the {name!r} split", np.concatenate(parts), texts)
 
 
 # Token shards.
@@ -171,14 +159,13 @@ def _prepare_shards(job: Job, folder: Path) -> dict[str, Any]:
         hashes = {name: list(map(sha256_of_file, paths)) for name, paths in files.items()}
         known = _as_built(folder, hashes)
         if known is None:
-            salt = salt_of(*(digest for digests in hashes.values() for digest in digests))
-            known = _as_decoded(files, tokenizer, salt, job.reporter)
-        encoded = {"val": _Encoded(val, known["val"].text)}
+            known = _as_decoded(files, tokenizer, _salt(hashes), job.reporter)
+        encoded = {"val": val}
         if "adapt" in files:
             tokens = shards.read_stream(files["adapt"])
             texts = tokenizer.decode_documents(tokens)
-            adapt = Stream("the 'adapt' split", tokens, texts, known["adapt"].split.bytes_are)
-            encoded["adapt"] = _Encoded(adapt, known["adapt"].text)
+            bytes_are = known["adapt"].split.bytes_are
+            encoded["adapt"] = Stream("the 'adapt' split", tokens, texts, bytes_are)
         _cut_validation(encoded, data.val_targets, tokenizer)
         digest = hashlib.sha256("".join(hashes["train"] + hashes["val"]).encode()).hexdigest()
         names = [str(path.resolve()) for path in files["train"]]
@@ -260,19 +247,25 @@ def _tokenizer(job: Job, file: Path | None, documents: Sequence[Document] = ()) 
     return tokenizer
 
 
-def _cut_validation(encoded: dict[str, _Encoded], targets: int, tokenizer: Tokenizer) -> None:
+def _salt(hashes: dict[str, list[str]]) -> int:
+    """Return the salt of the sampled runs: it follows from all shards, so nobody can plan for it.
+
+    A run on the shards that another run has written has the same.
+    """
+    return salt_of(*(digest for name in shards.SPLITS for digest in hashes.get(name, ())))
+
+
+def _cut_validation(encoded: dict[str, Stream], targets: int, tokenizer: Tokenizer) -> None:
     """Keep the first `targets` targets for scoring.
 
     The whole documents after them become the adaptation split if the source has none.
     """
-    whole = encoded["val"].stream
+    whole = encoded["val"]
     if not 0 < targets < len(whole.tokens) - 1:
         return
-    scored, rest = cut(whole, targets, tokenizer)
-    salt = encoded["val"].text.sampling.salt
-    encoded["val"] = _Encoded(scored, Text.of(scored.texts, scored.sha256, salt))
+    encoded["val"], rest = cut(whole, targets, tokenizer)
     if "adapt" not in encoded and rest is not None:
-        encoded["adapt"] = _Encoded(rest, Text.of(rest.texts, rest.sha256, salt))
+        encoded["adapt"] = rest
 
 
 def _write(
@@ -280,7 +273,7 @@ def _write(
     corpus_sha256: str,
     tokenizer: Tokenizer,
     claim: dict[str, Any],
-    encoded: dict[str, _Encoded],
+    encoded: dict[str, Stream],
     existing: dict[str, _Existing] | None = None,
 ) -> dict[str, Any]:
     """Write the shards of the encoded splits and the provenance; return the stage result."""
@@ -288,7 +281,7 @@ def _write(
     data, shard_tokens = job.run.data, job.config.data.shard_tokens
     splits = {name: split for name, (split, _) in existing.items()}
     texts = {name: text for name, (_, text) in existing.items()}
-    for name, (stream, text) in encoded.items():
+    for name, stream in encoded.items():
         tokens = stream.tokens
         if len(tokens) < 2:
             raise UserError(f"the {name!r} split has no text to predict; provide more documents")
@@ -302,15 +295,16 @@ def _write(
             stream.bytes,
             stream.bytes_are,
         )
-        texts[name] = dataclasses.replace(text, sha256=stream.sha256)
-    val = encoded["val"].stream
+    val = encoded["val"]
     if tokenizer.decode_documents(val.tokens) != val.texts:
         write_bytes(data / ORIGINALS, jsonl_lines(val.texts))
     source = str(Path(job.config.data.source))
     prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
-    for name, text in texts.items():
-        hashes = tuple(sha256_of_file(path) for path in prepared.shards(name, data))
-        texts[name] = dataclasses.replace(text, shards=hashes)
+    hashes = {name: [sha256_of_file(p) for p in prepared.shards(name, data)] for name in splits}
+    salt = texts["train"].sampling.salt if texts else _salt(hashes)
+    for name, stream in encoded.items():
+        texts[name] = Text.of(stream.texts, stream.sha256, salt)
+    texts = {n: dataclasses.replace(text, shards=tuple(hashes[n])) for n, text in texts.items()}
     trained_on = "train" if claim["claim"] == "trained" else TOKENIZER_GIVEN
     uses = {"training": "train", "calibration": "train", "tokenizer": trained_on}
     Provenance(texts, uses).save(data / "provenance.safetensors")
