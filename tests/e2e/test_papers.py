@@ -208,7 +208,7 @@ def test_a_bundle_is_verified_from_its_own_configuration(
     assert result.code == 0, result.stdout + result.stderr
     (bundle / "train_gpt.py").write_bytes(b"")
     said = cli.error("verify", bundle, "--source", source, "--out", rerun)
-    assert "cannot read the configuration in" in said
+    assert "is no code file of paramgolf" in said
 
 
 def test_the_verdict_is_printed_though_it_cannot_be_written(

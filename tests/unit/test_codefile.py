@@ -22,7 +22,7 @@ import paramgolf
 from paramgolf.codefile import stripping
 from paramgolf.codefile.build import INSTALLED_ONLY, _quoted, build, stripped_sources
 from paramgolf.codefile.stripping import stripped
-from paramgolf.config import DataConfig, to_json
+from paramgolf.config import DataConfig, RunConfig, from_json, to_json
 from paramgolf.recipes import RECIPES
 
 MAX_BYTES = 63_000  # of which the preflight takes 2,200
@@ -270,3 +270,11 @@ def test_other_python_versions_strip_to_the_same_bytes_and_compile_them(version:
 def test_equal_configurations_give_equal_files() -> None:
     hashes = {hashlib.sha256(build(RECIPES["tiny"][1])).hexdigest() for _ in range(2)}
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_stored_configuration_builds_the_same_file(recipe: str) -> None:
+    """Numbers that a recipe writes without a point come back with one."""
+    config = RECIPES[recipe][1]
+    stored = from_json(RunConfig, json.loads(json.dumps(to_json(config))))
+    assert build(stored) == build(config)

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from paramgolf.codefile.build import build, configuration
+from paramgolf.codefile.build import build
+from paramgolf.codefile.reading import configuration_in
+from paramgolf.config import RunConfig, from_json
 from paramgolf.errors import UserError
 from paramgolf.recipes import RECIPES
 from paramgolf.verify.rerun import Claims, Fact, compare_claims
@@ -21,7 +23,7 @@ from tests.written_runs import TINY, write_run
 def test_the_configuration_is_read_from_the_code_file(recipe: str, tmp_path: Path) -> None:
     config = dataclasses.replace(RECIPES[recipe][1], seed=77)
     (tmp_path / "train_gpt.py").write_bytes(build(config))
-    found = configuration(tmp_path / "train_gpt.py")
+    found = from_json(RunConfig, configuration_in(tmp_path / "train_gpt.py"))
     data = dataclasses.replace(config.data, source=found.data.source, tokenizer="")
     assert found == dataclasses.replace(config, data=data, device="auto")
 
@@ -38,8 +40,8 @@ def packed(content: object) -> bytes:
 )  # fmt: skip
 def test_other_code_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "train_gpt.py").write_bytes(content)
-    with pytest.raises(UserError, match="cannot read the configuration in"):
-        configuration(tmp_path / "train_gpt.py")
+    with pytest.raises(UserError, match="train_gpt.py (is|contains) "):
+        configuration_in(tmp_path / "train_gpt.py")
 
 
 def claims(tmp_path: Path, **changed: Any) -> Claims:

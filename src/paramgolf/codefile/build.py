@@ -21,7 +21,6 @@ from typing import Any
 
 from paramgolf.codefile.stripping import stripped
 from paramgolf.config import DataConfig, RunConfig, from_json, to_json
-from paramgolf.errors import ConfigError, UserError
 
 ENTRY = "paramgolf.cli.standalone"
 INSTALLED_ONLY = {
@@ -39,7 +38,6 @@ INSTALLED_ONLY = {
 itself as the code file, runs all stages, reads only what it wrote itself, and generates no text."""
 
 _ROOT = Path(__file__).parents[1]
-_MAX_FILE_BYTES, _MAX_UNPACKED_BYTES = 1 << 21, 1 << 23  # of a code file that is read
 
 _LOADER = """#coding:latin-1
 import bz2,json,sys,time
@@ -57,7 +55,6 @@ if __name__=='__main__':
  from {entry} import main
  main(CONFIG,__file__)
 """
-_CONTENT = re.compile(r"json\.loads\(bz2\.decompress\(('{3}.*?'{3})\.encode", re.DOTALL)
 # Tracebacks, and whatever compiles a function from its source, find it by `get_source` and by the
 # `__file__` of its module, which is a path inside of the file.
 
@@ -75,26 +72,9 @@ def portable(config: RunConfig) -> dict[str, Any]:
     The paths of text and tokenizer and the device are left out.
     """
     data = replace(config.data, source=DataConfig().source, tokenizer="")
-    return to_json(replace(config, device="auto", data=data))
-
-
-def configuration(path: Path) -> RunConfig:
-    """Return the configuration in a code file, which is parsed and not executed.
-
-    Raises:
-        UserError: if the file cannot be read or was not written by `build`.
-    """
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ValueError("it is too large")
-        code = _CONTENT.search(path.read_bytes().decode("latin-1"))
-        if code is None:
-            raise ValueError("it contains no configuration")
-        packed = ast.literal_eval(code[1]).encode("latin-1")
-        unpacked = bz2.BZ2Decompressor().decompress(packed, _MAX_UNPACKED_BYTES)
-        return from_json(RunConfig, json.loads(unpacked)[0])
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError, ConfigError) as error:
-        raise UserError(f"cannot read the configuration in {path}: {error}") from error
+    values = to_json(replace(config, device="auto", data=data))
+    # Read once, as from config.json: a number that a recipe writes as 0 becomes 0.0.
+    return to_json(from_json(RunConfig, values))
 
 
 @cache

@@ -22,7 +22,8 @@ def configuration_in(path: Path) -> dict[str, Any]:
         UserError: if the file cannot be read, or is not what `build` writes.
     """
     try:
-        found = _CONTENT.search(path.read_bytes())
+        with path.open("rb") as file:
+            found = _CONTENT.search(file.read(_MAX_BYTES))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if found is None:

@@ -1,9 +1,10 @@
 """Runs a code file in processes that can import no other `paramgolf`; see `scored_again`.
 
-Started as a script, by `python -I`. It imports the libraries once, which takes seconds, and then
-forks a child for every line of standard input: a JSON list of the folder to work in and of the
-arguments, whose first one is the code file. The child's exit status is the line that it answers
-with; the child's standard error goes to the file `errors` of its folder.
+Started as a script, by `python -I`. It imports the libraries once, which takes seconds, from the
+folders that the first line of standard input lists. Then it forks a child for every further line: a
+JSON list of the folder to work in and of the arguments, whose first one is the code file. The
+child's exit status is the line that it answers with; the child's standard error goes to the file
+`errors` of its folder.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class _Guard(MetaPathFinder):
 def serve() -> None:
     """Run the jobs of standard input, one after the other."""
     sys.meta_path.insert(0, _Guard())
+    sys.path += json.loads(sys.stdin.readline())
     for name in LIBRARIES:
         __import__(name)
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         folder, *arguments = json.loads(line)
         child = os.fork()
         if not child:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from paramgolf.codefile.build import configuration
-from paramgolf.config import RunConfig
+from paramgolf.codefile.reading import configuration_in
+from paramgolf.config import RunConfig, from_json
 from paramgolf.data.claims import KNOWN
 from paramgolf.data.provenance import Provenance
 from paramgolf.data.text_source import kind_of_text
@@ -83,7 +83,10 @@ class Claims:
             if run.config_file.is_file():
                 _, recipe, config = RunDir.open(folder)
             else:
-                recipe, config = results["recipe"], configuration(folder / CODE_NAME)
+                recipe, config = (
+                    results["recipe"],
+                    from_json(RunConfig, configuration_in(folder / CODE_NAME)),
+                )
                 source = results["corpus"]["source"]
                 config = dataclasses.replace(
                     config, data=dataclasses.replace(config.data, source=source)

@@ -127,6 +127,8 @@ class CodeFile:
             text=True,
             start_new_session=True,  # so that its children end with it
         )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([name for name in sys.path if name]) + "\n")
         return self._process
 
     def _stop(self) -> None:
