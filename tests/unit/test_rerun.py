@@ -40,7 +40,7 @@ def packed(content: object) -> bytes:
 )  # fmt: skip
 def test_other_code_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "train_gpt.py").write_bytes(content)
-    with pytest.raises(UserError, match="train_gpt.py (is|contains) "):
+    with pytest.raises(UserError, match=r"train_gpt.py (is|contains) "):
         configuration_in(tmp_path / "train_gpt.py")
 
 
@@ -70,7 +70,7 @@ def test_equal_runs_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("training", "agrees"), [(11.8, "NO"), (33.0, "NO"), (34.0, "yes"), (49.0, "yes"), (999, "yes")]
+    ("training", "agrees"), [(11.8, "NO"), (16.6, "NO"), (16.7, "yes"), (49.0, "yes"), (999, "yes")]
 )
 def test_seconds_may_not_be_much_less_than_those_of_the_rerun(
     tmp_path: Path, training: float, agrees: str
@@ -87,7 +87,7 @@ def test_seconds_may_not_be_much_less_than_those_of_the_rerun(
 
 def test_steps_by_the_clock_need_not_be_equal(tmp_path: Path) -> None:
     by_clock = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, max_steps=0))
-    for steps, by_steps, by_time in ((600, "yes", "yes"), (700, "NO", "yes"), (1000, "NO", "NO")):
+    for steps, by_steps, by_time in ((600, "yes", "yes"), (700, "NO", "yes"), (1900, "NO", "NO")):
         for config, expected in ((TINY, by_steps), (by_clock, by_time)):
             ours = claims(tmp_path, config=config)
             ours.results["steps"] = steps

@@ -287,7 +287,8 @@ def _pace(claims: Claims, again: Claims) -> list[Fact]:
         facts = [_not_above("steps", ours["steps"], theirs["steps"], comparable)]
     for name in theirs["tokens_per_second"]:
         one, other = (results["tokens_per_second"][name] for results in (ours, theirs))
-        facts.append(_not_above(f"tokens/s, {name}", one, other, comparable))
+        # That they follow from tokens and seconds is the audit's matter; a short phase is noise.
+        facts.append(Fact(f"tokens/s, {name}", _rate(one), _rate(other), "shown"))
     for budget in ("training", "evaluation"):
         one, other = (results["budgets"][budget] for results in (ours, theirs))
         agrees: Agreement = "shown"
@@ -295,6 +296,10 @@ def _pace(claims: Claims, again: Claims) -> list[Fact]:
             agrees = "yes" if one >= min(other / MAX_RATIO, other - _MIN_SECONDS) else "NO"
         facts.append(Fact(f"seconds, {budget}", f"{one:,.1f}", f"{other:,.1f}", agrees))
     return facts
+
+
+def _rate(value: float | None) -> str:
+    return "none" if value is None else f"{value:,.0f}"
 
 
 def _not_above(name: str, claimed: float, found: float, comparable: bool) -> Fact:
