@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -44,7 +45,7 @@ class Scorer:
         self.stream = PreparedText.of(self.run).stream("val", self.run.data)
 
     def losses(self, content: bytes, max_seconds: float = 100) -> Losses:
-        self.run.code.write_bytes(content)
+        self.code._files[self.run.code.name] = content
         return self.code.losses(self.stream, 0, fixed=True, max_seconds=max_seconds)
 
 
@@ -192,3 +193,26 @@ json.dump([sorted(os.listdir()), sys.path, dict(os.environ)], open({str(told)!r}
 def test_a_code_file_that_hangs_is_stopped(scorer: Scorer) -> None:
     with pytest.raises(CodeFileError, match="did not end within 2 s"):
         scorer.losses(b"import time\ntime.sleep(1000)", max_seconds=2)
+
+
+def test_a_code_file_that_replaces_itself(cli: Cli, run_copy: Path) -> None:
+    """What the audit judges is what was there before it ran anything."""
+    code = RunDir.open(run_copy)[0].code
+    honest = run_copy.parent / "honest.py"
+    shutil.copyfile(code, honest)
+    program = (
+        f"import shutil; shutil.copyfile({str(honest)!r}, {str(code)!r})\nraise SystemExit(1)\n"
+    )
+    code.write_text(program)
+    assert audited(cli, run_copy).code == 1
+    assert code.read_bytes() == honest.read_bytes()
+    outcomes = {check["name"]: check["outcome"] for check in checks_of(run_copy)}
+    assert outcomes["code file recognised"] == "FAIL"
+    assert outcomes["files stay as they are"] == "FAIL"
+
+
+def test_a_code_file_that_is_a_pipe(cli: Cli, run_copy: Path) -> None:
+    code = RunDir.open(run_copy)[0].code
+    code.unlink()
+    os.mkfifo(code)
+    assert audited(cli, run_copy).code == 1

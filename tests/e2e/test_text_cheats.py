@@ -17,6 +17,7 @@ import torch
 
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.shards import read_stream, write_shard
+from paramgolf.data.streams import Stream, require_counted
 from paramgolf.data.tokenizer import RULES, Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import UserError
@@ -268,3 +269,26 @@ def test_a_source_that_is_gone_is_self_reported(run_copy: Path) -> None:
         "not applicable",
         "self-reported",
     )
+
+
+def test_pieces_that_count_nothing(mini_run: FinishedRun) -> None:
+    """SentencePiece decodes an unused piece as its text, though it counts no bytes."""
+    model = (mini_run.path / "tokenizer.model").read_bytes()
+    plain = Tokenizer(model)
+    tokens = plain.encode(["the text of the theory"])[0]
+    piece = plain._processor.id_to_piece(int(tokens[-1])).encode()
+    begin = model.index(b"\n%c%b\x15" % (len(piece), piece)) - 2
+    size = model[begin + 1]
+    unused = model[: begin + 1] + bytes([size + 2]) + model[begin + 2 : begin + 2 + size]
+    tokenizer = Tokenizer(unused + b"\x18\x05" + model[begin + 2 + size :])
+    stream = Stream("the text", tokens, tokenizer.decode_documents(tokens))
+    require_counted(Stream("the text", tokens, plain.decode_documents(tokens)), plain)
+    with pytest.raises(UserError, match="control or unused pieces"):
+        require_counted(stream, tokenizer)
+
+
+def test_a_text_whose_first_token_is_not_predicted(mini_run: FinishedRun) -> None:
+    tokenizer = Tokenizer.load(mini_run.path / "tokenizer.model")
+    tokens = tokenizer.encode(["the text"])[0][1:]
+    with pytest.raises(UserError, match="does not begin with BOS"):
+        require_counted(Stream("the text", tokens, ["the text"]), tokenizer)

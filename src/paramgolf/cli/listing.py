@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
+from rich.markup import escape
 from rich.table import Table
 
 from paramgolf.cli.live import standard_output
@@ -78,5 +79,7 @@ def as_table(runs: Sequence[ListedRun]) -> Table:
         else:
             figures = (f"{run.bpb:.4f}", run.label, f"{run.bytes:,}", run.audit)
         number = "" if run.bpb is None else str(texts[run.text_sha256])
-        table.add_row(date, str(run.path), run.recipe, *[number] * several, *figures)
+        table.add_row(
+            date, escape(str(run.path)), escape(run.recipe), *[number] * several, *figures
+        )
     return table

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import UserError
+from paramgolf.runtime.files import read_file
 
 _CONTENT = re.compile(rb"bz2\.decompress\('''(.*?)'''\.encode", re.DOTALL)
 _MAX_BYTES = 1 << 26
@@ -21,11 +22,7 @@ def configuration_in(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if the file cannot be read, or is not what `build` writes.
     """
-    try:
-        with path.open("rb") as file:
-            found = _CONTENT.search(file.read(_MAX_BYTES))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    found = _CONTENT.search(read_file(path, max_bytes=_MAX_BYTES))
     if found is None:
         raise UserError(f"{path} is no code file of paramgolf")
     try:

@@ -59,7 +59,9 @@ def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream
         for path in texts:
             shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
         check_sidecars(texts, tokenizer)
-        yield _with_text(of_shards(texts, tokenizer), tokenizer)
+        stream = of_shards(texts, tokenizer)
+        require_counted(stream, tokenizer)
+        yield _with_text(stream, tokenizer)
     for path in files:
         if path in bins:
             continue
@@ -165,17 +167,34 @@ def require_restored(stream: Stream, tokenizer: Tokenizer) -> None:
 
 
 def require_counted(stream: Stream, tokenizer: Tokenizer) -> None:
-    """Check that the tokens of shards are whole documents of the tokenizer.
+    """Check that tokens are whole documents of the tokenizer, each worth the bytes of its text.
 
     Raises:
-        UserError: if their bytes are not those of the decoded text.
+        UserError: if they do not begin with BOS, are control or unused pieces, or if a document
+            counts other bytes than its decoded text has.
     """
-    counted = int(tokenizer.token_bytes(np.append(np.uint16(tokenizer.bos), stream.tokens)).sum())
-    size = sum(len(text.encode()) for text in tokenizer.decode_documents(stream.tokens))
-    if counted != size and not tokenizer.unknown(stream.tokens):
+    if stream.tokens[:1] != tokenizer.bos:
         raise UserError(
-            f"{stream.name}: the tokens count {counted:,} bytes, but decode to {size:,}: every "
-            f"document must begin with BOS ({tokenizer.bos}) and be valid UTF-8"
+            f"{stream.name} does not begin with BOS ({tokenizer.bos}), as every document must: its "
+            "first token would not be predicted"
+        )
+    if silent := tokenizer.silent(stream.tokens):
+        raise UserError(
+            f"{stream.name}: {silent:,} of {len(stream.tokens):,} tokens are control or unused "
+            "pieces, which no text is made of: build the shards again"
+        )
+    starts = shards.document_starts(stream.tokens, tokenizer.bos)
+    of_tokens = np.append(0, tokenizer.token_bytes(stream.tokens))
+    counted = np.add.reduceat(of_tokens, starts)
+    decoded = tokenizer.decode_documents(stream.tokens)
+    sizes = np.array([len(text.encode()) for text in decoded])
+    wrong = np.flatnonzero(counted != sizes)
+    if len(wrong) and not tokenizer.unknown(stream.tokens):
+        first = int(wrong[0])
+        raise UserError(
+            f"{stream.name}: the tokens of document {first + 1:,} count {counted[first]:,} bytes, "
+            f"but decode to {sizes[first]:,}: every document must begin with BOS "
+            f"({tokenizer.bos}) and be valid UTF-8"
         )
 
 

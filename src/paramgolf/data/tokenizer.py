@@ -221,6 +221,14 @@ class Tokenizer:
         """Return how many of the tokens are unknown pieces."""
         return int((tokens == self._processor.unk_id()).sum())
 
+    def silent(self, tokens: NDArray[np.uint16]) -> int:
+        """Return how many of the tokens are control pieces other than BOS, or unused pieces.
+
+        They count no bytes, although SentencePiece decodes an unused piece as its text.
+        """
+        counts_nothing = self._boundary[tokens] & (tokens != self.bos)
+        return int(counts_nothing.sum()) - self.unknown(tokens)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of one document's tokens, with U+FFFD for invalid UTF-8."""
         text = self._processor.decode(list(tokens))

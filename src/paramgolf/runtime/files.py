@@ -213,7 +213,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         open_file(path).close()
         with safetensors.safe_open(path, framework="pt") as file:
-            notes = json.loads((file.metadata() or {}).get("notes", "{}"))
+            text = (file.metadata() or {}).get("notes", "{}")
+            notes = parse_json(text.encode(), f"the notes in {path}")
+            if not isinstance(notes, dict):
+                raise UserError(f"the notes in {path} are no JSON object")
             return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the checkpoint {path}: {error}") from error

@@ -28,7 +28,7 @@ from paramgolf.scoring.bits_per_byte import document_nats
 from paramgolf.scoring.modes import ScoreMode
 from paramgolf.verify.audited_run import AuditedRun, is_bfloat16, load_run, on_gpu
 from paramgolf.verify.books import books, training_in_words
-from paramgolf.verify.checks import AUDIT_NAME, Check, at_most, audited_files, check
+from paramgolf.verify.checks import AUDIT_NAME, Check, at_most, audited_files, check, guarded
 from paramgolf.verify.measured import measured
 from paramgolf.verify.model_checks import (
     Losses,
@@ -162,7 +162,7 @@ def audit(path: Path, positions: int, seed: int, runtime: Runtime, reporter: Rep
     if on_gpu(run, environment) or not 0 < environment["cpu_threads"] <= _cores():
         threads = None
     with threads_of(threads), CodeFile(run.run, runtime.device.type, threads) as code:
-        checks = list(_Auditor(run, code, environment, runtime).checks())
+        checks = list(_Auditor(run, code, environment, runtime, files).checks())
     return Audit(
         checks,
         scores,
@@ -186,6 +186,8 @@ class _Auditor:
     code: CodeFile
     environment: dict[str, Any]
     runtime: Runtime
+    files: dict[str, str]
+    """SHA-256 of everything that the verdict is about, before anything ran."""
     failure: str = ""
     """Why the code file did not score a text."""
     scored: dict[ScoreMode, Losses] = field(default_factory=dict)
@@ -202,7 +204,7 @@ class _Auditor:
                 self.scored[mode] = losses
         for mode in run.modes:
             self.recomputed[mode] = self._recomputed(mode)
-        yield from text_checks(run.run, run.config, run.results)
+        yield from guarded(text_checks(run.run, run.config, run.results))
         for mode in run.modes:
             yield from self._score(mode)
             yield from self._losses(mode)
@@ -214,10 +216,13 @@ class _Auditor:
             yield Check(_LEARNED, "3 score before update", "not applicable", figure)
         yield self._code_scores()
         yield self._code_recognised()
-        yield from overlap_checks(run.run, run.config, run.results)
+        yield from guarded(overlap_checks(run.run, run.config, run.results))
         yield from recomputed(run.run, run.config, run.results)
         yield from books(run.run, run.config, run.results)
         yield from measured(run.run, run.config, run.results, self.runtime)
+        same = audited_files(run.run.path) == self.files
+        figure = "as they were when the audit began" if same else "they changed meanwhile"
+        yield check("files stay as they are", "code", same, figure)
 
     # The code file.
 
@@ -244,8 +249,7 @@ class _Auditor:
         return check("code file scores the model", "bytes", not self.failure, figure)
 
     def _code_recognised(self) -> Check:
-        file = self.run.run.code
-        same = file.is_file() and file.read_bytes() == build(self.run.config)
+        same = self.code.content == build(self.run.config)
         figure = (
             "byte for byte what this version of paramgolf builds from config.json"
             if same

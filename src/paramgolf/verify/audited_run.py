@@ -141,7 +141,7 @@ def _expected_seconds(
     parts = {f"scoring again {mode.stage}": _START_SECONDS + scoring[mode] for mode in modes}
     parts |= {f"every loss {mode.stage}": scoring[mode] for mode in modes}
     parts |= {f"other tokens {mode.stage}": _START_SECONDS + scoring[mode] for mode in modes}
-    rate = rates.get("score_quantized", 10_000)
+    rate = rates.get("score_quantized") or 10_000
     parts["vocabulary"] = _START_SECONDS + vocabulary_tokens / max(rate, 1)
     return {name: max(1.0, float(seconds)) for name, seconds in parts.items()}
 

@@ -49,7 +49,9 @@ def check(name: str, condition: str, passed: bool, figure: str, kind: Kind = "re
 
     A measured number belongs into `at_most`, which no NaN passes.
     """
-    return Check(name, condition, "pass" if passed else "FAIL", figure, kind)
+    # A figure may quote a hostile file.
+    shown = "".join(c if c.isprintable() else " " for c in figure)
+    return Check(name, condition, "pass" if passed else "FAIL", shown, kind)
 
 
 def at_most(

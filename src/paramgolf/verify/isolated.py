@@ -9,14 +9,19 @@ child's exit status is the line that it answers with; the child's standard error
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # of prctl.h
 
 LIBRARIES = ("constriction", "numpy", "safetensors.torch", "sentencepiece", "torch")
 
@@ -35,6 +40,7 @@ class _Guard(MetaPathFinder):
 
 def serve() -> None:
     """Run the jobs of standard input, one after the other."""
+    _end_with_parent()
     sys.meta_path.insert(0, _Guard())
     sys.path += json.loads(sys.stdin.readline())
     for name in LIBRARIES:
@@ -48,10 +54,17 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent is killed (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _become(folder: str, arguments: Sequence[str]) -> None:
     """Turn this process into one that runs the code file, and end."""
     status = 1
     try:
+        _end_with_parent()
         os.chdir(folder)
         nothing = os.open(os.devnull, os.O_RDWR)
         errors = os.open("errors", os.O_WRONLY | os.O_CREAT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.data.shards import write_shard
+from paramgolf.errors import UserError
+from paramgolf.runtime.files import read_file
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.verify import isolated
 
@@ -41,7 +42,12 @@ class CodeFile:
 
     def __init__(self, run: RunDir, device: str, threads: int | None) -> None:
         """Score with the files of `run`; `threads`: of the CPU, by default PyTorch's choice."""
-        self._files = (run.code, run.artifact, run.tokenizer)
+        self._files: dict[str, bytes] = {}
+        """Read before any of it runs: the code file could replace itself."""
+        for file in (run.code, run.artifact, run.tokenizer):
+            with suppress(UserError):
+                self._files[file.name] = read_file(file)
+        self._names = [run.code.name, run.artifact.name, run.tokenizer.name]
         self._device = device
         self._environment = {
             name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
@@ -49,6 +55,11 @@ class CodeFile:
         if threads is not None:
             self._environment["OMP_NUM_THREADS"] = str(threads)
         self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def content(self) -> bytes | None:
+        """What is in the code file; None if it cannot be read."""
+        return self._files.get(self._names[0])
 
     def __enter__(self) -> CodeFile:
         return self
@@ -78,12 +89,12 @@ class CodeFile:
         """
         with tempfile.TemporaryDirectory(prefix="paramgolf-") as name:
             folder = Path(name)
-            for file in self._files:
-                if not file.is_file():
-                    raise CodeFileError(f"{file} does not exist")
-                shutil.copyfile(file, folder / file.name)
+            for file in self._names:
+                if file not in self._files:
+                    raise CodeFileError(f"{file} cannot be read")
+                (folder / file).write_bytes(self._files[file])
             write_shard(folder / "text.bin", tokens)
-            arguments = [self._files[0].name, "score", "--text", "text.bin", "--device"]
+            arguments = [self._names[0], "score", "--text", "text.bin", "--device"]
             arguments += [self._device, "--stride", str(stride), "--losses", "losses.npy"]
             arguments += ["--fixed"] if fixed else []
             status = self._run([name, *arguments], max_seconds, waiting)
