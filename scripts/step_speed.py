@@ -1,4 +1,4 @@
-"""Time the training steps of the recipe h200 on synthetic tokens: both batch sizes and layer orders.
+"""Time training steps of the recipe h200 on synthetic tokens: two batch sizes, both layer orders.
 
 Cost: a minute on one H200. Needs a CUDA GPU, no text. Expected: the "after" columns of
 docs/experiments/gpu-steps.md.
