@@ -63,7 +63,7 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
         reporter.table(_seconds_by_phase(results))
     reporter.line(f"xz -9     {xz['bpb']:.4f} bits per byte for comparison: {xz['bytes']:,} bytes")
     reporter.line(f"corpus    {Path(corpus['source']).name}, sha256 {corpus['sha256'][:16]}")
-    reporter.line("labels    self-reported: only rerunning the job can verify them;")
+    reporter.line("labels    by the texts that this run names, which only a rerun verifies;")
     reporter.line(f"          `paramgolf audit {path}` checks the rest")
     stage, score = list(stages.items())[-1]
     reporter.line("")
