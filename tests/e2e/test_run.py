@@ -215,7 +215,8 @@ def test_every_matrix_is_reported(mini_run: FinishedRun) -> None:
     reports = json.loads((mini_run.path / "quantization.json").read_text())
     assert len(reports) == 1 + 6 * MINI["model"]["num_layers"]
     for report in reports.values():
-        assert 0 < report["gptq_error"] < report["nearest_error"] < 0.1
+        # The code takes three quarters of the budget of this run, which leaves wide bins.
+        assert 0 < report["gptq_error"] < report["nearest_error"] < 0.15
         assert 0 < report["entropy_bits"] < 8
         assert 0 <= report["clipped_share"] < 0.05
         assert 0.02 <= report["bin_width"] <= 2
