@@ -111,9 +111,9 @@ def small(**train: int) -> RunConfig:
     config = RECIPES["tiny"][1]
     model = dataclasses.replace(config.model, width=256, num_heads=4, num_kv_heads=2, mlp_ratio=4)
     sizes = {"batch_tokens": 8192, "micro_batch_tokens": 4096, "warmup_steps": 1} | train
-    return dataclasses.replace(
-        config, device="cuda", model=model, train=dataclasses.replace(config.train, **sizes)
-    )
+    pack = dataclasses.replace(config.pack, budget_bytes=4_000_000)  # the model has 4.9 M weights
+    train = dataclasses.replace(config.train, **sizes)
+    return dataclasses.replace(config, device="cuda", model=model, pack=pack, train=train)
 
 
 def test_recorded_steps_equal_plain_ones() -> None:
