@@ -38,7 +38,7 @@ def median_seconds(step: Callable[[], object], count: int = 9) -> float:
 def main() -> None:
     config = RECIPES["h200"][1]
     print(torch.cuda.get_device_name(), torch.__version__)
-    print("| tokens a step | recurrence | ms | M tokens/s |\n|---:|---|---:|---:|")
+    print("| tokens per step | recurrence | ms | M tokens/s |\n|---:|---|---:|---:|")
     for batch in BATCHES:
         sizes = {"batch_tokens": batch, "micro_batch_tokens": min(batch, MICRO_BATCH)}
         train = dataclasses.replace(config.train, **sizes)

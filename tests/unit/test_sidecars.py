@@ -10,10 +10,9 @@ import pytest
 import sentencepiece
 
 from paramgolf.data import sidecars
-from paramgolf.data.build import write_sidecars
 from paramgolf.data.caseops import ESCAPE, OPERATORS, TITLE
 from paramgolf.data.shards import ShardWriter, find_shards, open_shard, write_shard
-from paramgolf.data.sidecars import check_sidecars, is_sidecar, sidecar_of
+from paramgolf.data.sidecars import check_sidecars, is_sidecar, sidecar_of, write_sidecars
 from paramgolf.data.streams import read_streams
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer

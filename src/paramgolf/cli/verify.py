@@ -34,8 +34,8 @@ class AuditArguments:
     """Directory of a finished run."""
     positions: int = 4
     """Positions at which every token of the vocabulary is scored: one window per token each."""
-    seed: int = -1
-    """Of the sampled positions, to repeat an audit; -1: a random one, which is printed."""
+    seed: int | None = None
+    """Of the sampled positions, to repeat an audit; by default a random one, which is printed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to score: the same kind of device as the run's."""
 
@@ -87,10 +87,10 @@ def audit(arguments: list[str]) -> None:
 
     if parsed.positions < 1:
         raise ConfigError(f"invalid --positions = {parsed.positions}: expected 1 or more")
-    if parsed.seed < -1:
+    if parsed.seed is not None and parsed.seed < 0:
         raise ConfigError(f"invalid --seed = {parsed.seed}: expected 0 or more")
     runtime = select_runtime(parsed.device)
-    seed = fresh_seed() if parsed.seed < 0 else parsed.seed
+    seed = fresh_seed() if parsed.seed is None else parsed.seed
     result = audit(parsed.run, parsed.positions, seed, runtime, standard_error())
     reporter = standard_output()
     for check in result.checks:

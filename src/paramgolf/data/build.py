@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paramgolf.data.build_config import BuildConfig
 from paramgolf.data.built_folder import (
@@ -35,8 +34,8 @@ from paramgolf.data.overlap import Overlap, judge
 from paramgolf.data.provenance import TOKENIZER_GIVEN, Gathering, Provenance, Text
 from paramgolf.data.sample import Sample
 from paramgolf.data.scan import Sources
-from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter, write_shard
-from paramgolf.data.sidecars import count_bytes, sidecar_of
+from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter
+from paramgolf.data.sidecars import write_sidecars
 from paramgolf.data.sources import STANDARD_INPUT, find_sources
 from paramgolf.data.splits import TRAIN, VAL, Ends, SplitFinder, assign_splits, require_disjoint
 from paramgolf.data.streams import ORIGINALS
@@ -436,16 +435,6 @@ class _Build:
                 writer.add(chunk.tokens_of(name))
             progress.update(number)
         return writers
-
-
-def write_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> list[Path]:
-    """Write the sidecars of all shards of a split; return their paths."""
-    parts: dict[Path, list[NDArray[np.uint16]]] = {}
-    for shard, _, counts in count_bytes(shards, tokenizer):
-        parts.setdefault(sidecar_of(shard), []).append(counts)
-    for path, counts in parts.items():
-        write_shard(path, np.concatenate(counts))
-    return list(parts)
 
 
 def _validation(chunks: list[Path]) -> Iterator[tuple[list[str], Fingerprints]]:

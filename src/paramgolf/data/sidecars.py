@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paramgolf.data.shards import open_shard
+from paramgolf.data.shards import open_shard, write_shard
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 
@@ -95,3 +95,13 @@ def count_bytes(
             counts = tokenizer.token_bytes(block)[len(before) - 1 :]
             yield shard, begin, counts.astype(np.uint16)
             before = block[np.flatnonzero(block != tokenizer.escape)[-1] :]
+
+
+def write_sidecars(shards: Sequence[Path], tokenizer: Tokenizer) -> list[Path]:
+    """Write the sidecars of all shards of a split; return their paths."""
+    parts: dict[Path, list[NDArray[np.uint16]]] = {}
+    for shard, _, counts in count_bytes(shards, tokenizer):
+        parts.setdefault(sidecar_of(shard), []).append(counts)
+    for path, counts in parts.items():
+        write_shard(path, np.concatenate(counts))
+    return list(parts)

@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 
@@ -87,9 +86,12 @@ class Tokenizer:
             UserError: if it cannot be read or used.
         """
         model = read_file(path, "the tokenizer", MAX_BYTES)
-        with suppress(ModuleNotFoundError):  # the package checks what it gives to the code file
+        try:
             from paramgolf.data.tokenizer_check import check_tokenizer
-
+        except ModuleNotFoundError as error:  # the package checks what it gives to the code file
+            if error.name != "paramgolf.data.tokenizer_check":
+                raise
+        else:
             check_tokenizer(model, str(path))
         return cls(model, str(path))
 

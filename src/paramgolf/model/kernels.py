@@ -311,7 +311,7 @@ class Heads(torch.autograd.Function):
 
 @triton.jit
 def _xsa_kernel(Y, VALUE, OUT, rows, GROUP: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # (token, key/value head)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # (token, key and value head)
     inside = (row < rows)[:, None]
     i = tl.arange(0, D)[None, :]
     value = tl.load(VALUE + row[:, None] * D + i, inside, 0.0).to(tl.float32)

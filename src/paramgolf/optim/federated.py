@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from paramgolf.runtime.graphs import zero_state
 from paramgolf.runtime.ranks import Ranks
 
 
@@ -34,9 +35,7 @@ class FederatedAdamW:
 
     def reset(self) -> None:
         """Return to the initial state, in the same memory."""
-        for values in self._adamw.state.values():
-            for tensor in values.values():
-                tensor.zero_()
+        zero_state(self._adamw)
 
     def step(self, lr: float | Tensor) -> None:
         """Clip the gradients, update, drop the gradients."""

@@ -77,3 +77,10 @@ class Recorded:
             kept.copy_(given, non_blocking=True)
         self._graph.replay()
         return self._result.clone()
+
+
+def zero_state(optimizer: torch.optim.Optimizer) -> None:
+    """Return an optimizer to its state before the first step, in the memory that it has now."""
+    for values in optimizer.state.values():
+        for tensor in values.values():
+            tensor.zero_()

@@ -140,9 +140,12 @@ class RunDir:
             config = from_json(RunConfig, values)
         except ConfigError as error:
             raise ConfigError(f"{run.config_file}: {error}") from error
-        with suppress(ModuleNotFoundError):  # the code file reads only what it wrote itself
+        try:
             from paramgolf.runtime.records import require_records
-
+        except ModuleNotFoundError as error:  # the code file reads only what it wrote itself
+            if error.name != "paramgolf.runtime.records":
+                raise
+        else:
             require_records(run)
         return run, recipe, config
 

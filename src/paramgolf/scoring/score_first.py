@@ -19,7 +19,7 @@ from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
 from paramgolf.optim.schedule import cosine
 from paramgolf.runtime.device import reproducible
-from paramgolf.runtime.graphs import Recorded
+from paramgolf.runtime.graphs import Recorded, zero_state
 from paramgolf.runtime.ranks import Ranks
 from paramgolf.scoring.windowed import WindowScorer
 from paramgolf.scoring.windows import Windows, in_chunks
@@ -181,9 +181,7 @@ class Learner:
             state = [*self._model.parameters(), *self._masters]
             device = self._model.embedding.device
             self._recorded = Recorded(self._plain_step, rows, rate.to(device), state=state)
-            for values in self._optimizer.state.values():
-                for tensor in values.values():
-                    tensor.zero_()
+            zero_state(self._optimizer)
         return self._recorded(rows, rate)
 
     def _plain_step(self, rows: Tensor, lr: float | Tensor) -> Tensor:

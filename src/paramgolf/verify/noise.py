@@ -34,12 +34,18 @@ class Limits(NamedTuple):
     """Of the total probability of the vocabulary from 1."""
     bpb: float
     """Of a score that another machine computed: at most this, however large the noise is."""
-    least_bpb: float
+    min_bpb: float
     """Allowed to another machine, however small the noise is: its kernels round differently."""
 
 
-FLOAT32 = Limits(1e-4, 1e-5, 1e-5, 1e-5, 1e-4, 2e-5, 1e-6)
-BFLOAT16 = Limits(1.0, 3e-4, 2e-2, 1e-5, 1e-4, 1e-4, 1e-5)
+FLOAT32 = Limits(
+    loss=1e-4, mean_loss=1e-5, causal_loss=1e-5, logit=1e-5,
+    probability_sum=1e-4, bpb=2e-5, min_bpb=1e-6,
+)  # fmt: skip
+BFLOAT16 = Limits(
+    loss=1.0, mean_loss=3e-4, causal_loss=2e-2, logit=1e-5,
+    probability_sum=1e-4, bpb=1e-4, min_bpb=1e-5,
+)  # fmt: skip
 
 
 def limits_of(dtype: torch.dtype) -> Limits:
@@ -91,7 +97,7 @@ def tolerance(
         return Tolerance(0.0, 0.0, "to the last digit: same processor, threads and libraries")
     nats = float(difference_N.std()) if len(difference_N) else 0.0
     noise = _STANDARD_ERRORS * nats * math.sqrt(len(difference_N)) / math.log(2) / num_bytes
-    bpb = limits.bpb if learns else min(limits.bpb, max(limits.least_bpb, noise))
+    bpb = limits.bpb if learns else min(limits.bpb, max(limits.min_bpb, noise))
     return Tolerance(bpb, nats, f"limit {bpb:.1e}: {why}")
 
 

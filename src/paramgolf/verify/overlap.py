@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from paramgolf.config import RunConfig
-from paramgolf.data import overlap
 from paramgolf.data.fingerprints import RUN_LETTERS
-from paramgolf.data.overlap import MAX_BYTES, MAX_DOCUMENTS, Overlap
+from paramgolf.data.overlap import (
+    FEW_DOCUMENTS,
+    MAX_BYTES,
+    MAX_DOCUMENTS,
+    Overlap,
+    measured_overlap,
+)
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.provenance import Label, Provenance
 from paramgolf.data.tokenizer import Tokenizer
@@ -17,50 +22,27 @@ from paramgolf.scoring.modes import score_modes
 from paramgolf.verify.checks import Check, check
 
 
-def measured_overlap(
-    run: RunDir, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Overlap]:
-    """Compare a run's scored text with its training and adaptation text, decoded from the shards.
-
-    Args:
-        run: a run whose shards are at hand.
-        progress: called with the number of tokens compared and the total.
-
-    Returns:
-        By text: "train", and "train+adapt" if there is an adaptation split.
-
-    Raises:
-        UserError: if a shard or the tokenizer is missing or damaged.
-    """
-    text, tokenizer = PreparedText.of(run), Tokenizer.load(run.tokenizer)
-    return overlap.measured_overlap(text, run.data, tokenizer, progress)
-
-
-def overlap_checks(
-    run: RunDir,
-    config: RunConfig,
-    results: dict[str, Any],
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Check]:
+def overlap_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
     """Compare the scored text with the texts of the run, and every label with the outcome.
 
     Where a shard is gone, only the fingerprints are left, which the run wrote itself.
     """
-    text, kind = PreparedText.of(run), "recomputed"
+    text, tokenizer, kind = PreparedText.of(run), Tokenizer.load(run.tokenizer), "recomputed"
     missing = [p for name in text.splits for p in text.shards(name, run.data) if not p.exists()]
     if missing:
         kind = "self-reported"
         overlaps = {name: Overlap(**values) for name, values in results["overlap"].items()}
         known = Provenance.load(run.provenance)
-        label = known.label(text.scored_text(run.data, Tokenizer.load(run.tokenizer)).texts)
+        label = known.label(text.scored_text(run.data, tokenizer).texts)
     else:
-        overlaps = measured_overlap(run, progress)
+        overlaps = measured_overlap(text, run.data, tokenizer)
         label = Label.of_run(overlaps, config.adapt.splits)
     found = label.overlap
     figure = (
-        f"{found.seen_documents:,} of {found.documents:,} documents seen (limit "
-        f"{MAX_DOCUMENTS:.0%}), {found.seen_bytes:,} of {found.bytes:,} bytes (limit "
-        f"{MAX_BYTES:.0%}); runs of {RUN_LETTERS} letters in common: {found.share or 0.0:.2%}"
+        f"{found.seen_documents:,} of {found.documents:,} documents seen (limit: "
+        f"{MAX_DOCUMENTS:.0%}, or {FEW_DOCUMENTS} if that is more), {found.seen_bytes:,} of "
+        f"{found.bytes:,} bytes (limit {MAX_BYTES:.0%}); runs of {RUN_LETTERS} letters in common: "
+        f"{found.share or 0.0:.2%}"
     )
     figure += f"; by stored fingerprints, as {missing[0]} is gone" if missing else ""
     yield check("scored text is held out", "provenance", label.name == "held-out", figure, kind)
