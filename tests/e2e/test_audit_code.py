@@ -215,4 +215,6 @@ def test_a_code_file_that_is_a_pipe(cli: Cli, run_copy: Path) -> None:
     code = RunDir.open(run_copy)[0].code
     code.unlink()
     os.mkfifo(code)
-    assert audited(cli, run_copy).code == 1
+    result = audited(cli, run_copy)
+    assert result.code == 1
+    assert "train_gpt.py cannot be read" in " ".join(result.stdout.split())

@@ -272,6 +272,14 @@ def decode(content: bytes, name: str = "artifact") -> Artifact:
     return artifact
 
 
+def bytes_by_part(content: bytes) -> dict[str, int]:
+    """Return the bytes of the parts of a file that `decode` accepts, as `encode` does."""
+    header_bytes = _PREFIX.unpack_from(content)[2]
+    begin = _PREFIX.size + _DIGEST_BYTES
+    sections: dict[str, int] = json.loads(content[begin : begin + header_bytes])["sections"]
+    return {"header": len(content) - sum(sections.values()), **sections}
+
+
 def read(path: Path) -> Artifact:
     """Read the artifact at `path`.
 

@@ -220,8 +220,12 @@ class _Loop:
         Raises:
             Stopped: if a rank was asked to stop, after writing a checkpoint.
         """
-        recorded = bool(self.trainer.recorded)
-        self._run.event("clock_started", elapsed_seconds=self.start_elapsed, recorded=recorded)
+        self._run.event(
+            "clock_started",
+            elapsed_seconds=self.start_elapsed,
+            recorded=bool(self.trainer.recorded),
+            fused=self.trainer.model.block_list()[0].fused,
+        )
         self.clock.start(self.start_elapsed)
         pending: _PendingStep | None = None
         sequences = self._next_sequences()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.study.runs import SeedRun, label_of
+from paramgolf.verify.checks import other_sums
 
 Array = NDArray[np.float64]
 
@@ -60,7 +60,7 @@ def read_score(run: SeedRun, stage: str) -> RunScore:
     nats_D = tensors[stage].numpy().astype(np.float64) if stage in tensors else None
     if nats_D is not None:
         total = score["loss_nats"] * score["tokens"]
-        if not math.isclose(nats_D.sum(), total, rel_tol=1e-6):
+        if other_sums(score, float(nats_D.sum())):
             raise UserError(
                 f"{path} sums to {nats_D.sum():.3f} nats but results.json to {total:.3f}: they "
                 "belong to different scores; remove stages/score.json, then "

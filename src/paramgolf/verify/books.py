@@ -22,7 +22,7 @@ from paramgolf.runtime.ledger import OTHER, PHASES, account
 from paramgolf.runtime.records import read_environment, read_quantization
 from paramgolf.runtime.rundir import INCOMPLETE_EVENT, RunDir
 from paramgolf.scoring.modes import score_modes
-from paramgolf.verify.checks import Check, check, guarded
+from paramgolf.verify.checks import Check, check, guarded, other_sums
 from paramgolf.verify.recomputed import leaves
 from paramgolf.verify.training_clock import Attempt, attempts_of, training_clock
 
@@ -109,8 +109,7 @@ def _sums(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
     if int(documents["bytes"].sum()) != results["text"]["bytes"]:
         wrong.append("bytes of the documents")
     for mode in score_modes(config.score.stride, config.score_first.learns):
-        score = results["stages"][mode.stage]
-        if not _close(float(documents[mode.stage].sum()), score["loss_nats"] * score["tokens"]):
+        if other_sums(results["stages"][mode.stage], float(documents[mode.stage].sum())):
             wrong.append(f"losses of the documents, {mode.stage}")
     figure = f"{len(results['stages'])} scores, {len(documents['bytes']):,} documents"
     return _listed("scores add up", "ledger", wrong, figure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_json, sha256_of_file
@@ -17,6 +17,7 @@ Kind = Literal["recomputed", "self-reported"]
 """Recomputed from artifact, code, tokenizer and text; or compared only with other claims of the
 run, which whoever made the run wrote."""
 
+_MAX_SUM_ERROR = 1e-9  # relative, of the same sum of float64 in another order
 _AUDITED = (
     "model.bin",
     "train_gpt.py",
@@ -74,6 +75,20 @@ def guarded(checks: Iterator[Check]) -> Iterator[Check]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         figure = f"an entry is missing or damaged: {type(error).__name__} {error}"
         yield check("records are complete", "ledger", False, figure)
+
+
+def other_sums(score: dict[str, Any], nats: float) -> list[str]:
+    """Return which of "bpb" and "loss_nats" of a score in results.json do not follow from a loss.
+
+    Args:
+        score: an entry of `stages`.
+        nats: the loss of all documents together.
+    """
+    implied = {
+        "bpb": score["bpb"] * score["bytes"] * math.log(2),
+        "loss_nats": score["loss_nats"] * score["tokens"],
+    }
+    return [k for k, v in implied.items() if not math.isclose(v, nats, rel_tol=_MAX_SUM_ERROR)]
 
 
 def audited_files(run: Path) -> dict[str, str]:

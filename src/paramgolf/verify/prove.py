@@ -39,13 +39,13 @@ from paramgolf.scoring.bits_per_byte import shown_label
 from paramgolf.scoring.modes import ScoreMode, score_modes
 from paramgolf.scoring.predictor import Predictor, load_on
 from paramgolf.scoring.text_coder import CodedText, TextCoder
+from paramgolf.verify.checks import other_sums
 
 MAX_EXCESS_SHARE = 0.001
 """Tensors of other shapes round differently: the stream may exceed the claimed bytes by this."""
 END_BYTES = 8
 """The range coder ends its stream with at most two words of 4 bytes."""
 _PRECISION_BITS = 24  # of the probabilities that the coder works with
-_MAX_SUM_ERROR = 1e-9  # relative, of the same sum of float64 in another order
 
 
 class Claim(NamedTuple):
@@ -179,10 +179,7 @@ def prove(
             there is neither a text nor a run; if the first `max_bytes` contain no character.
     """
     predictor = load_on(artifact, None, runtime)
-    modes = score_modes(predictor.artifact.stride, predictor.artifact.score_first.learns)
-    chosen = next((known for known in modes if known.name == mode), None)
-    if chosen is None:
-        raise ConfigError(f"--mode {mode}: the artifact's recipe does not learn while it scores")
+    chosen = _chosen(predictor, mode)
     if text is None:
         part = _scored_part(artifact.parent, chosen, max_bytes)
     else:
@@ -200,10 +197,8 @@ def prove(
     decoded_at = time.monotonic()
     losses = None
     if part.claim is None or len(coded.heads):
-        progress = reporter.progress("score", unit="targets")
-        losses = predictor.losses(
-            part.tokens, chosen.stride, progress=progress.update, fixed=chosen.fixed
-        )
+        scored = reporter.progress("score", unit="targets").update
+        losses = predictor.losses(part.tokens, chosen.stride, progress=scored, fixed=chosen.fixed)
     nats, label = _claimed(part, losses, predictor, chosen)
     claimed_bytes = nats / math.log(2) / 8
     lane_bytes, rounding_bytes = _overhead(
@@ -229,6 +224,15 @@ def prove(
         xz_bytes=len(lzma.compress(content, preset=9)),
         two_part_bytes=coded.stream_bytes + sum(f.stat().st_size for f in files if f.exists()),
     )
+
+
+def _chosen(predictor: Predictor, name: str) -> ScoreMode:
+    """Return the mode of that name, if the artifact has it."""
+    modes = score_modes(predictor.artifact.stride, predictor.artifact.score_first.learns)
+    for mode in modes:
+        if mode.name == name:
+            return mode
+    raise ConfigError(f"--mode {name}: the artifact's recipe does not learn while it scores")
 
 
 def _claimed(
@@ -308,19 +312,12 @@ def _claim_of_run(
         raise UserError(f"{run.path} reports no score {stage!r} with its losses by document")
     for name in of_packed:
         score, nats = stages[name], float(tensors[name].double().sum())
-        reported = {
-            "bpb": score["bpb"] * score["bytes"] * math.log(2),
-            "loss_nats": score["loss_nats"] * score["tokens"],
-        }
-        for key, value in reported.items():
-            if not math.isclose(value, nats, rel_tol=_MAX_SUM_ERROR):
-                summed = (
-                    nats / math.log(2) / score["bytes"] if key == "bpb" else nats / score["tokens"]
-                )
-                raise UserError(
-                    f"not proven: results.json of {run.path} reports {key} {score[key]:.6f} for "
-                    f"{name}, but its losses in {run.documents.name} sum to {summed:.6f}"
-                )
+        for key in other_sums(score, nats):
+            summed = nats / (math.log(2) * score["bytes"] if key == "bpb" else score["tokens"])
+            raise UserError(
+                f"not proven: results.json of {run.path} reports {key} {score[key]:.6f} for "
+                f"{name}, but its losses in {run.documents.name} sum to {summed:.6f}"
+            )
         if score["tokens"] != num_targets or len(tensors[name]) != len(sizes_D):
             raise UserError(f"not proven: {run.path} reports {name} of another text")
     found_D = tensors["bytes"].numpy()

@@ -7,10 +7,7 @@ scoring again (`verify.audit`, `verify.measured`); all other keys that can be, h
 from __future__ import annotations
 
 import hashlib
-import json
 import lzma
-import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +16,7 @@ import torch
 
 from paramgolf.codefile.build import portable
 from paramgolf.codefile.reading import configuration_in
-from paramgolf.compress.artifact import Artifact, read
+from paramgolf.compress.artifact import Artifact, bytes_by_part, read
 from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import MAX_INTEGER
 from paramgolf.config import RunConfig
@@ -36,13 +33,12 @@ from paramgolf.runtime.records import read_environment, read_quantization
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.modes import score_modes
 from paramgolf.verify.checks import Check, Kind, check, guarded
+from paramgolf.verify.text_checks import same_python
 
 _XZ_TOLERANCE = 1e-3
 """Versions of liblzma compress slightly differently."""
 _MAX_BIN_WIDTH_ERROR = 0.15
 """Between a bin width and the row scales over the standard deviations of the quantized rows."""
-_HEADER_AT = 80
-"""Where the header of an artifact begins; its length is at 12 (docs/format.md)."""
 
 
 class Key(NamedTuple):
@@ -163,11 +159,12 @@ def _recomputed_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) 
     yield check("files within the byte budget", "bytes", total <= budget, figure)
     name, prepared = "text recomputed", PreparedText.of(run)
     try:
-        text = prepared.scored_text(run.data, Tokenizer.load(run.tokenizer))
+        tokenizer = Tokenizer.load(run.tokenizer)
+        text = prepared.scored_text(run.data, tokenizer)
     except UserError as error:
         yield check(name, "provenance", False, str(error))
     else:
-        derived = _text(run, config, artifact, prepared, text)
+        derived = _text(run, config, artifact, tokenizer, prepared, text)
         yield _compared(name, "provenance", derived, results)
         yield _xz(text, results)
     yield _corpus(run, config, results)
@@ -222,10 +219,6 @@ def _compared(name: str, condition: str, derived: dict[str, Any], results: dict[
 
 def _sizes(run: RunDir, artifact: Artifact, results: dict[str, Any]) -> dict[str, Any]:
     content = run.artifact.read_bytes()
-    header_bytes = struct.unpack_from("<I", content, 12)[0]
-    header = json.loads(content[_HEADER_AT : _HEADER_AT + header_bytes])
-    sections: dict[str, int] = header["sections"]
-    parts = {"header": len(content) - sum(sections.values()), **sections}
     code, tokenizer = run.code.stat().st_size, run.tokenizer.stat().st_size
     counted = tokenizer if results["tokenizer"]["claim"] == "given" else 0
     return {
@@ -233,7 +226,7 @@ def _sizes(run: RunDir, artifact: Artifact, results: dict[str, Any]) -> dict[str
         "bytes.model": len(content),
         "bytes.code": code,
         "bytes.tokenizer": tokenizer,
-        **{f"bytes.by_part.{name}": size for name, size in parts.items()},
+        **{f"bytes.by_part.{name}": size for name, size in bytes_by_part(content).items()},
         "artifact_sha256": sha256_of_file(run.artifact),
         "parameters": sum(m.integers.numel() for m in artifact.matrices.values())
         + sum(vector.numel() for vector in artifact.vectors.values()),
@@ -241,9 +234,13 @@ def _sizes(run: RunDir, artifact: Artifact, results: dict[str, Any]) -> dict[str
 
 
 def _text(
-    run: RunDir, config: RunConfig, artifact: Artifact, prepared: PreparedText, text: Stream
+    run: RunDir,
+    config: RunConfig,
+    artifact: Artifact,
+    tokenizer: Tokenizer,
+    prepared: PreparedText,
+    text: Stream,
 ) -> dict[str, Any]:
-    tokenizer = Tokenizer.load(run.tokenizer)
     digest = tokenizer.sha256
     if artifact.tokenizer_sha256 != digest:
         digest = f"that of model.bin, {artifact.tokenizer_sha256}"
@@ -276,9 +273,8 @@ def _corpus(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
     name, condition = "corpus hashed again", "provenance"
     source = config.data.source
     if source == "stdlib":
-        python = read_environment(run)["python"]
-        if python != sys.version.split()[0]:
-            figure = f"its documentation is that of Python {python}"
+        if not same_python(run):
+            figure = f"it is the documentation of Python {read_environment(run)['python']}"
             return Check(name, condition, "not applicable", figure)
         from paramgolf.data.corpus import stdlib_documents
 

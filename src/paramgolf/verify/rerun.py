@@ -34,9 +34,7 @@ MAX_RATIO = 3.0
 share its machine with other work."""
 _MIN_SECONDS = 1.0  # of a difference between two times, below which it is noise
 
-_SPEED = "tokens/s, "
-
-Agreement = Literal["yes", "NO", "shown"]
+Agreement = Literal["yes", "NO", "shown", "not judged"]
 
 
 class Fact(NamedTuple):
@@ -46,7 +44,8 @@ class Fact(NamedTuple):
     claimed: str
     found: str
     agrees: Agreement
-    """"shown": not comparable, such as the seconds of other hardware."""
+    """"shown": not comparable here, such as the seconds of other hardware. "not judged" is never
+    compared."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +127,7 @@ class Verification:
         """Return the outcome in one sentence."""
         if self.failed:
             return f"NOT verified: {', '.join(self.failed)} not confirmed by the rerun"
-        shown = [
-            fact.name
-            for fact in self.facts
-            if fact.agrees == "shown" and not fact.name.startswith(_SPEED)
-        ]
+        shown = [fact.name for fact in self.facts if fact.agrees == "shown"]
         rest = f"; not comparable here: {', '.join(shown)}" if shown else ""
         if self.same_artifact:
             return f"verified for seed {self.seed}: the rerun made the same artifact{rest}"
@@ -294,7 +289,7 @@ def _pace(claims: Claims, again: Claims) -> list[Fact]:
     for name in theirs["tokens_per_second"]:
         one, other = (results["tokens_per_second"][name] for results in (ours, theirs))
         # That they follow from tokens and seconds is the audit's matter; a short phase is noise.
-        facts.append(Fact(f"{_SPEED}{name}", _rate(one), _rate(other), "shown"))
+        facts.append(Fact(f"tokens/s, {name}", _rate(one), _rate(other), "not judged"))
     for budget in ("training", "evaluation"):
         one, other = (results["budgets"][budget] for results in (ours, theirs))
         agrees: Agreement = "shown"

@@ -39,8 +39,7 @@ def text_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iter
     text = prepared.found_text(run.data, tokenizer)
     yield _sizes(run, results, prepared, text)
     yield _restored(text, tokenizer)
-    python = read_environment(run).get("python")
-    yield _source(config, text, tokenizer, same_python=python == platform.python_version())
+    yield _source(config, text, tokenizer, same_python(run))
     yield _claim(run, results, prepared, tokenizer)
     share = tokenizer.long_piece_bytes(text.tokens) / max(1, text.bytes)
     figure = (
@@ -48,6 +47,11 @@ def text_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iter
         f"(limit {_MAX_LONG_PIECE_SHARE:.0%})"
     )
     yield at_most("pieces hold no text", "bytes", share, _MAX_LONG_PIECE_SHARE, figure)
+
+
+def same_python(run: RunDir) -> bool:
+    """Return whether this Python has the standard library that the run read."""
+    return read_environment(run)["python"] == platform.python_version()
 
 
 def _sizes(run: RunDir, results: dict[str, Any], prepared: PreparedText, text: Stream) -> Check:
@@ -82,15 +86,15 @@ def _restored(text: Stream, tokenizer: Tokenizer) -> Check:
     return check(name, "bytes", True, figure)
 
 
-def _source(config: RunConfig, text: Stream, tokenizer: Tokenizer, same_python: bool) -> Check:
+def _source(config: RunConfig, text: Stream, tokenizer: Tokenizer, same: bool) -> Check:
     """Compare the text with the validation text of its source.
 
-    The documentation of the standard library is only that of the same Python.
+    The documentation of the standard library can be compared only under the `same` Python.
     """
     name = "the text is that of its source"
     source = config.data.source
     try:
-        whole = _validation_of(config, tokenizer) if same_python or source != "stdlib" else None
+        whole = _validation_of(config, tokenizer) if same or source != "stdlib" else None
     except UserError:
         whole = None
     if whole is None:
