@@ -66,7 +66,7 @@ def test_heads(batch: int, length: int) -> None:
     x_wide, gain_wide = wide(x, gain)
     q, k, v = x_wide.split([H, K, K], dim=2)
     q, k = (rotate(F.rms_norm(t, (D,), eps=EPS), cos, sin) for t in (q, k))
-    expected = (q * gain_wide[:, None], k, v)
+    expected = (q * gain_wide[:, None], k, v, v)
     grads = [random(*t.shape, seed=3 + i).detach() for i, t in enumerate(expected)]
     torch.autograd.backward(found, grads)
     torch.autograd.backward(expected, [grad.double() for grad in grads])

@@ -15,6 +15,7 @@ from paramgolf.config import RunConfig, TrainConfig
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
 from paramgolf.model.roles import MATRIX_NAMES
+from paramgolf.optim.bank import Bank
 from paramgolf.optim.ema import WeightAverage
 from paramgolf.optim.federated import FederatedAdamW
 from paramgolf.optim.groups import Optimizers, partition
@@ -37,6 +38,17 @@ CPU = Runtime(torch.device("cpu"), torch.float32, compiled=False)
 SHAPES = [(24, 8), (8, 24), (12, 12), (1, 6), (6, 1)]
 
 # MuonEq-R
+
+
+def set_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    """Write into the memory of the parameter's bank."""
+    assert parameter.grad is not None
+    parameter.grad.copy_(gradient)
+
+
+def no_gradients(model: nn.Module) -> bool:
+    """Return whether all gradients are cleared."""
+    return all(p.grad is not None and not bool(p.grad.any()) for p in model.parameters())
 
 
 def quintic_of_singular_values(matrix: Array) -> Array:
@@ -90,7 +102,7 @@ def test_muon_follows_the_reference_over_several_steps() -> None:
             gradient = randn(*matrix.shape, seed=100 * step + i) * torch.logspace(
                 -2, 2, len(matrix), dtype=torch.float64
             ).unsqueeze(1)
-            matrix.grad = gradient.clone()
+            set_gradient(matrix, gradient)
             reference.step(gradient.numpy(), lr, mu, decay)
         before = [matrix.grad.clone() for matrix in matrices if matrix.grad is not None]
         muon.step(lr, mu, decay)
@@ -109,8 +121,8 @@ def test_muon_in_one_batch_equals_one_by_one(shape: tuple[int, int]) -> None:
     single = [MuonEqR([matrix], torch.float64) for matrix in alone]
     for step in range(3):
         for i, (one, other) in enumerate(zip(together, alone, strict=True)):
-            one.grad = randn(*shape, seed=10 * step + i)
-            other.grad = one.grad.clone()
+            for matrix in (one, other):
+                set_gradient(matrix, randn(*shape, seed=10 * step + i))
         batched.step(0.1, 0.9, 0.1)
         for muon in single:
             muon.step(0.1, 0.9, 0.1)
@@ -145,8 +157,8 @@ def test_muon_agrees_with_torch_muon_on_rows_of_equal_norm(shape: tuple[int, int
     )
     for gradient in (one, -3 * two, 0.5 * one + two):
         start = ours.detach().clone()
-        for parameter in (ours, theirs):
-            parameter.grad = gradient.clone()
+        set_gradient(ours, gradient)
+        theirs.grad = gradient.clone()
         muon.step(lr, mu, decay)
         library.step()
         moved = (ours - (1 - lr * decay) * start).norm()
@@ -155,12 +167,26 @@ def test_muon_agrees_with_torch_muon_on_rows_of_equal_norm(shape: tuple[int, int
             theirs.copy_(ours)
 
 
-def test_muon_rejects_vectors_and_missing_gradients() -> None:
+def test_muon_rejects_vectors() -> None:
     with pytest.raises(ValueError, match="matrices"):
         MuonEqR([nn.Parameter(torch.zeros(3))], torch.float32)
-    muon = MuonEqR([nn.Parameter(torch.zeros(3, 2))], torch.float32)
-    with pytest.raises(RuntimeError, match="no gradient"):
-        muon.step(0.1, 0.9, 0.0)
+
+
+def test_a_bank_shares_memory_with_its_parameters() -> None:
+    parameters = [nn.Parameter(randn(3, 2, seed=0)), nn.Parameter(randn(4, seed=1))]
+    before = [parameter.detach().clone() for parameter in parameters]
+    bank = Bank(parameters)
+    for parameter, value in zip(parameters, before, strict=True):
+        assert torch.equal(parameter, value)
+    for _ in range(2):
+        (parameters[0].sum() + 2 * parameters[1].sum()).backward()
+    assert bank.gradients.tolist() == [2] * 6 + [4] * 4
+    with torch.no_grad():
+        bank.flat.sub_(bank.gradients)
+    for parameter, value, moved in zip(parameters, before, (2, 4), strict=True):
+        assert torch.equal(parameter, value - moved)
+    bank.zero_grad()
+    assert all(p.grad is not None and not bool(p.grad.any()) for p in parameters)
 
 
 # Groups
@@ -194,8 +220,7 @@ def test_partition_rejects_a_parameter_in_two_places() -> None:
 
 def set_gradients(model: GPT, seed: int, scale: float) -> None:
     for i, parameter in enumerate(model.parameters()):
-        gradient = scale * randn(*parameter.shape, seed=1000 * seed + i)
-        parameter.grad = gradient.to(parameter.dtype)
+        set_gradient(parameter, scale * randn(*parameter.shape, seed=1000 * seed + i))
 
 
 def test_optimizers_step_equals_adamw_and_muon_by_hand() -> None:
@@ -230,7 +255,7 @@ def test_optimizers_step_equals_adamw_and_muon_by_hand() -> None:
         for name, reference in matrices.items():
             reference.step(gradients[name] * clip, 0.022 * factor, mu, 0.095)
         optimizers.step(factor, mu)
-        assert all(parameter.grad is None for parameter in model.parameters())
+        assert no_gradients(model)
         for name, parameter in named.items():
             wanted = copies[name].numpy() if name in copies else matrices[name].weight
             # clip_grad_norm_ adds 1e-6 to the norm, negligible in Adam's first steps.
@@ -430,7 +455,7 @@ def test_warm_up_leaves_no_trace() -> None:
     assert steps == 2 + config.train.warmup_steps * 2 * 2
     assert torch.equal(torch.get_rng_state(), rng)
     assert trainer.micro_batch_tokens == config.train.micro_batch_tokens
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert no_gradients(trainer.model)
     assert_equal_trainers(trainer, untouched)
     assert train(trainer, batches) == train(untouched, batches)
     assert_equal_trainers(trainer, untouched)
@@ -449,7 +474,7 @@ def out_of_memory_over(rows: int, trainer: Trainer, every: int = 1) -> list[int]
         nonlocal failed
         tried.append(len(tokens))
         if failed:  # the next attempt starts without gradients, which take memory
-            assert all(parameter.grad is None for parameter in trainer.model.parameters())
+            assert no_gradients(trainer.model)
         failed = len(tokens) > rows and len(tried) % every == 0
         if failed:
             raise torch.OutOfMemoryError("simulated")
@@ -477,7 +502,7 @@ def test_warm_up_halves_the_micro_batch_until_it_fits(
     tried = out_of_memory_over(fits, trainer, every)
     trainer.warm_up()
     assert trainer.micro_batch_tokens == left * 16
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert no_gradients(trainer.model)
     assert_equal_trainers(trainer, whole)
 
     tried.clear()

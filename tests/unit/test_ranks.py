@@ -250,7 +250,8 @@ def muon_updates(ranks: Ranks, num_matrices: int) -> list[Tensor]:
     muon = MuonEqR(matrices, torch.float64, ranks)
     for _ in range(3):
         for matrix in matrices:
-            matrix.grad = random(*matrix.shape).detach()
+            assert matrix.grad is not None
+            matrix.grad.copy_(random(*matrix.shape).detach())
         muon.step(0.1, 0.9, 0.1)
     return [matrix.detach() for matrix in matrices]
 

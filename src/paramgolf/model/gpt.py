@@ -93,14 +93,13 @@ class Block(nn.Module):
         scale = self.depth_scale.to(dtype)
         attention_in = _norm(x) * scale
         attended, output_in = self._attention(attention_in, cos, sin, past)
-        attended = self.attention_scale.to(dtype) * attended
         if self.parallel:
             up_in = attention_in
         else:
             x = x + attended
             up_in = _norm(x) * scale
         mlp_out, down_in = self._mlp(up_in)
-        x = x + self.mlp_scale.to(dtype) * mlp_out
+        x = x + mlp_out
         if self.parallel:
             x = x + attended
         if with_inputs:
@@ -113,30 +112,41 @@ class Block(nn.Module):
         B, T, _ = x_BTD.shape
         dtype, K = x_BTD.dtype, self.num_kv_heads
         weight = torch.cat([self.query, self.key, self.value]).to(dtype)
+        output = _with_scaled_outputs(self.output, self.attention_scale).to(dtype)
         heads = F.linear(x_BTD, weight).view(B, T, -1, self.head_dim)
         if self.fused:
             from paramgolf.model.kernels import Heads, Xsa
 
-            q, k, v = Heads.apply(heads, cos, sin, self.query_gain, K, _NORM_EPS)  # pyright: ignore[reportGeneralTypeIssues]
+            q, k, v, own = Heads.apply(heads, cos, sin, self.query_gain, K, _NORM_EPS)  # pyright: ignore[reportGeneralTypeIssues]
             y_BTHd = causal_attention(q, k, v).contiguous()
-            y_BTD = Xsa.apply(y_BTHd, v).reshape(B, T, -1)  # pyright: ignore[reportOptionalMemberAccess]
-            return F.linear(y_BTD, self.output.to(dtype)), y_BTD
+            y_BTD = Xsa.apply(y_BTHd, own).reshape(B, T, -1)  # pyright: ignore[reportOptionalMemberAccess]
+            return F.linear(y_BTD, output), y_BTD
         q, k, v = heads.split([heads.size(2) - 2 * K, K, K], dim=2)
         q = rotate(_norm(q), cos, sin) * self.query_gain.to(dtype)[:, None]
         k = rotate(_norm(k), cos, sin)
         keys, values = (k, v) if past is None else past.extended(k, v)
         y_BTD = exclude_self_value(causal_attention(q, keys, values), v).reshape(B, T, -1)
-        return F.linear(y_BTD, self.output.to(dtype)), y_BTD
+        return F.linear(y_BTD, output), y_BTD
 
     def _mlp(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the MLP's output (B, T, D), and what its second matrix multiplied."""
-        up, down = self.up.to(x_BTD.dtype), self.down.to(x_BTD.dtype)
+        up = self.up.to(x_BTD.dtype)
+        down = _with_scaled_outputs(self.down, self.mlp_scale).to(x_BTD.dtype)
         if self.fused:
             from paramgolf.model.kernels import SquaredMlp
 
             return SquaredMlp.apply(x_BTD, up, down, _LEAKY_SLOPE)  # pyright: ignore[reportReturnType]
         squared = F.leaky_relu(F.linear(x_BTD, up), _LEAKY_SLOPE).square()
         return F.linear(squared, down), squared
+
+
+def _with_scaled_outputs(matrix_OI: Tensor, scale_O: Tensor) -> Tensor:
+    """Return the matrix that gives the scaled outputs.
+
+    Scaling the outputs themselves, and in the backward pass their gradients, would move all
+    activations through memory again.
+    """
+    return scale_O[:, None] * matrix_OI
 
 
 def embed(tokens_BT: Tensor, embedding_VD: Tensor) -> Tensor:
@@ -153,6 +163,27 @@ def merge_skip(x_BTD: Tensor, skip_BTD: Tensor, weight_D: Tensor, gate_D: Tensor
 def final_norm(x_BTD: Tensor) -> Tensor:
     """Return the normalised stream, which the output head multiplies."""
     return _norm(x_BTD)
+
+
+class _Shared(torch.autograd.Function):
+    """A tensor for several readers, whose gradients are added in one pass, not pair by pair."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, readers: int, call: Callable[..., Any]) -> tuple[Tensor, ...]:
+        """Return the tensor once for each reader; `call` runs the addition."""
+        ctx.call = call
+        return tuple(x.view_as(x) for _ in range(readers))
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, None, None]:
+        """Return the sum of the readers' gradients."""
+        return ctx.call(_sum, *grads), None, None
+
+
+def _sum(*tensors: Tensor) -> Tensor:
+    return functools.reduce(torch.add, tensors)
 
 
 def _uncompiled(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -248,12 +279,13 @@ class GPT(nn.Module):
         begin, length = past.length if past else 0, tokens_BT.size(1)
         cos, sin = self._rotary_tables(max(begin + length, self.config.seq_len if past else 0))
         cos, sin = cos[begin : begin + length], sin[begin : begin + length]
-        x0 = call(embed, tokens_BT.long(), self.embedding)
-        # A copy: if x and x0 were one tensor, block 0 would be compiled separately.
-        x = x0.clone()
+        embedded = call(embed, tokens_BT.long(), self.embedding)
+        visits = len(order.encoder) + len(order.decoder)
+        x, *x0s = _Shared.apply(embedded, 1 + visits, call)  # pyright: ignore[reportGeneralTypeIssues]
         skips: list[Tensor] = []
 
         def run_block(layer: int, x: Tensor) -> Tensor:
+            x0 = x0s.pop()
             if past is not None:
                 return self.blocks[layer].forward(x, x0, cos, sin, past=past)
             if observe is None:

@@ -3,8 +3,8 @@
 
 Each replaces several passes over the activations, which are limited by memory, by one: the squared
 leaky ReLU moves into the matrix product before it (and its derivative into the one before that);
-norm, rotation and gain of queries and keys are one pass, and so is XSA. They compute in float32
-and round where the plain code of `model.attention` and `model.gpt` rounds.
+norm, rotation and gain of queries and keys are one pass, and so is XSA. They compute in float32,
+and write bfloat16.
 
 Shape suffixes as in `model.attention`; F hidden width of the MLP; S = H + 2K heads of queries,
 keys and values together.
@@ -18,13 +18,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paramgolf.config import ModelConfig
 
 _ROWS = 16
 """(token, head) pairs of one program."""
-_K_BLOCK = 64
-_N_BLOCK = 256
+_M_BLOCK, _N_BLOCK, _K_BLOCK = 128, 256, 64
 
 
 def support(config: ModelConfig) -> bool:
@@ -38,103 +38,112 @@ def support(config: ModelConfig) -> bool:
 
 
 @triton.jit
-def _product_kernel(
-    A,
-    B,
-    PRODUCT,
-    OUT,
-    rows,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    SLOPE: tl.constexpr,
-    BACKWARD: tl.constexpr,
-    WHOLE: tl.constexpr,
-    M_BLOCK: tl.constexpr,
-    N_BLOCK: tl.constexpr,
-    K_BLOCK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    # Programs that share rows of A or columns of B run at about the same time.
-    across: tl.constexpr = N // N_BLOCK
-    program = tl.program_id(0)
-    first = program // (GROUP * across) * GROUP
-    height = tl.minimum(tl.cdiv(rows, M_BLOCK) - first, GROUP)
-    within = program % (GROUP * across)
-    m = ((first + within % height) * M_BLOCK + tl.arange(0, M_BLOCK)).to(tl.int64)
-    n = within // height * N_BLOCK + tl.arange(0, N_BLOCK)
-    k = tl.arange(0, K_BLOCK)
-    a = A + (m if WHOLE else m % rows)[:, None] * K + k[None, :]
-    # B is (K, N) in the backward pass, and (N, K) in the forward pass.
-    b = B + (k[:, None] * N + n[None, :] if BACKWARD else n[None, :] * K + k[:, None])
-    total = tl.zeros((M_BLOCK, N_BLOCK), tl.float32)
-    for _ in range(0, K // K_BLOCK):
-        total = tl.dot(tl.load(a), tl.load(b), total)
-        a += K_BLOCK
-        b += K_BLOCK * N if BACKWARD else K_BLOCK
-    place = m[:, None] * N + n[None, :]
-    inside = (m < rows)[:, None]
+def _finished(total, SQUARE, m, n, SLOPE: tl.constexpr, BACKWARD: tl.constexpr):
+    """Return the part of the result at (m, n) from the product there."""
     if BACKWARD:
-        x = tl.load(PRODUCT + place, None if WHOLE else inside).to(tl.float32)
-        out = total * tl.where(x > 0, 2 * x, 2 * SLOPE * SLOPE * x)
+        square = SQUARE.load([m, n])
+        root = tl.sqrt(square.to(tl.float32))
+        negative = (square.to(tl.int16, bitcast=True) & 1) == 1
+        finished = (total * tl.where(negative, -2 * SLOPE * root, 2 * root)).to(tl.bfloat16)
     else:
-        rounded = total.to(tl.bfloat16)
-        tl.store(PRODUCT + place, rounded, None if WHOLE else inside)
-        x = rounded.to(tl.float32)
-        leaky = tl.where(x > 0, x, SLOPE * x)
-        out = leaky * leaky
-    tl.store(OUT + place, out.to(tl.bfloat16), None if WHOLE else inside)
+        leaky = tl.where(total > 0, total, SLOPE * total)
+        # Rounded to the nearest number whose last bit says whether the product was negative.
+        odd = tl.where(total < 0, 1 << 16, 0)
+        bits = (leaky * leaky).to(tl.int32, bitcast=True)
+        bits = (((bits + ((1 << 16) - odd)) >> 17) << 17) + odd
+        finished = (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return finished
 
 
-def _multiply(
-    a: Tensor, b: Tensor, product: Tensor, out: Tensor, slope: float, backward: bool
-) -> None:
-    columns, inner = product.size(-1), a.size(-1)
+@triton.jit
+def _product_kernel(
+    A, B, SQUARE, OUT, rows,
+    N: tl.constexpr, K: tl.constexpr, SLOPE: tl.constexpr, BACKWARD: tl.constexpr,
+    M_BLOCK: tl.constexpr, N_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+):  # fmt: skip
+    across: tl.constexpr = N // N_BLOCK
+    down = tl.cdiv(rows, M_BLOCK)
+    for tile in tl.range(tl.program_id(0), down * across, PROGRAMS, flatten=True):
+        # Programs that share rows of A or columns of B run at about the same time.
+        first = tile // (GROUP * across) * GROUP
+        height = tl.minimum(down - first, GROUP)
+        within = tile % (GROUP * across)
+        m = (first + within % height) * M_BLOCK
+        n = within // height * N_BLOCK
+        total = tl.zeros((M_BLOCK, N_BLOCK), tl.float32)
+        for k in range(0, K, K_BLOCK):
+            # B is (K, N) in the backward pass, and (N, K) in the forward pass.
+            if BACKWARD:
+                total = tl.dot(A.load([m, k]), B.load([k, n]), total)
+            else:
+                total = tl.dot(A.load([m, k]), B.load([n, k]).T, total)
+        # In two halves, which take less shared memory on their way out.
+        halves = tl.reshape(total, (M_BLOCK, 2, N_BLOCK // 2))
+        left, right = tl.split(tl.permute(halves, (0, 2, 1)))
+        OUT.store([m, n], _finished(left, SQUARE, m, n, SLOPE, BACKWARD))
+        n += N_BLOCK // 2
+        OUT.store([m, n], _finished(right, SQUARE, m, n, SLOPE, BACKWARD))
+
+
+def _multiply(a: Tensor, b: Tensor, square: Tensor, out: Tensor, slope: float) -> None:
+    """Write into `out`; it is the backward pass where `square` is not `out`."""
+    backward = square is not out
+    columns, inner = out.size(-1), a.size(-1)
     rows = a.numel() // inner
-    m_block, n_block = 128, _N_BLOCK // 2 if backward else _N_BLOCK
-    _product_kernel[(triton.cdiv(rows, m_block) * (columns // n_block),)](
-        a, b, product, out, rows, columns, inner, slope, backward, rows % m_block == 0,
-        m_block, n_block, _K_BLOCK, 8, num_warps=8, num_stages=3,
+    half = [_M_BLOCK, _N_BLOCK // 2]
+    tiles = triton.cdiv(rows, _M_BLOCK) * (columns // _N_BLOCK)
+    programs = min(tiles, torch.cuda.get_device_properties(a.device).multi_processor_count)
+    _product_kernel[(programs,)](
+        TensorDescriptor.from_tensor(a.view(rows, inner), [_M_BLOCK, _K_BLOCK]),
+        TensorDescriptor.from_tensor(b, [_K_BLOCK, _N_BLOCK] if backward else [_N_BLOCK, _K_BLOCK]),
+        TensorDescriptor.from_tensor(square.view(rows, columns), half),
+        TensorDescriptor.from_tensor(out.view(rows, columns), half),
+        rows, columns, inner, slope, backward, _M_BLOCK, _N_BLOCK, _K_BLOCK, 8, programs,
+        num_warps=8, num_stages=3,
     )  # fmt: skip
 
 
 @torch.library.custom_op("paramgolf::squared_product", mutates_args=())
-def _squared_product(x: Tensor, weight: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    product = x.new_empty(*x.shape[:-1], weight.size(0))
-    squared = torch.empty_like(product)
-    _multiply(x, weight, product, squared, slope, backward=False)
-    return product, squared
+def _squared_product(x: Tensor, weight: Tensor, slope: float) -> Tensor:
+    squared = x.new_empty(*x.shape[:-1], weight.size(0))
+    _multiply(x, weight, squared, squared, slope)
+    return squared
 
 
 @_squared_product.register_fake
-def _(x: Tensor, weight: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    product = x.new_empty(*x.shape[:-1], weight.size(0))
-    return product, torch.empty_like(product)
+def _(x: Tensor, weight: Tensor, slope: float) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.size(0))
 
 
 @torch.library.custom_op("paramgolf::squared_product_backward", mutates_args=())
 def _squared_product_backward(
-    grad: Tensor, weight: Tensor, product: Tensor, slope: float
+    grad: Tensor, weight: Tensor, squared: Tensor, slope: float
 ) -> Tensor:
-    out = torch.empty_like(product)
-    _multiply(grad, weight, product, out, slope, backward=True)
+    out = torch.empty_like(squared)
+    _multiply(grad, weight, squared, out, slope)
     return out
 
 
 @_squared_product_backward.register_fake
-def _(grad: Tensor, weight: Tensor, product: Tensor, slope: float) -> Tensor:
-    return torch.empty_like(product)
+def _(grad: Tensor, weight: Tensor, squared: Tensor, slope: float) -> Tensor:
+    return torch.empty_like(squared)
 
 
 class SquaredMlp(torch.autograd.Function):
-    """leaky_relu(x @ up.T)^2 @ down.T, and its first factor."""
+    """leaky_relu(x @ up.T)^2 @ down.T, and its first factor.
+
+    The last bit of each square is the sign of what was squared: so the backward pass needs the
+    squares alone, and half of the bytes are written.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, up_FD: Tensor, down_DF: Tensor, slope: float
     ) -> tuple[Tensor, Tensor]:
         """Return the output (..., D) and the squares (..., F), bfloat16 as all arguments."""
-        product, squared = _squared_product(x, up_FD, slope)
-        ctx.save_for_backward(x, up_FD, down_DF, product, squared)
+        squared = _squared_product(x, up_FD, slope)
+        ctx.save_for_backward(x, up_FD, down_DF, squared)
         ctx.slope = slope
         ctx.mark_non_differentiable(squared)
         return squared @ down_DF.T, squared
@@ -144,9 +153,9 @@ class SquaredMlp(torch.autograd.Function):
         ctx: Any, grad: Tensor, _: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None]:
         """Return the gradients of x and of both matrices."""
-        x, up_FD, down_DF, product, squared = ctx.saved_tensors
+        x, up_FD, down_DF, squared = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_product = _squared_product_backward(grad, down_DF, product, ctx.slope)
+        grad_product = _squared_product_backward(grad, down_DF, squared, ctx.slope)
         flat = [t.flatten(0, -2) for t in (grad, squared, grad_product, x)]
         return grad_product @ up_FD, flat[2].T @ flat[3], flat[0].T @ flat[1], None
 
@@ -163,7 +172,8 @@ def _normed_and_turned(
     partner = tl.where(i < R, i + R, tl.where(i < 2 * R, i - R, i))
     mask = inside[:, None]
     x = tl.load(X + row[:, None] * D + i[None, :], mask, 0.0).to(tl.float32)
-    y = tl.load(X + row[:, None] * D + partner[None, :], mask, 0.0).to(tl.float32)
+    rotated = mask & (i < 2 * R)[None, :]
+    y = tl.load(X + row[:, None] * D + partner[None, :], rotated, 0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None]
     x = (x * scale).to(tl.bfloat16).to(tl.float32)
     y = (y * scale).to(tl.bfloat16).to(tl.float32)
@@ -209,7 +219,7 @@ def _heads_kernel(
 
 @triton.jit
 def _heads_backward_kernel(
-    X, COS, SIN, GAIN, GRAD_QUERY, GRAD_KEY, GRAD_VALUE, OUT, GRAD_GAIN, rows, T,
+    X, COS, SIN, GAIN, GRAD_QUERY, GRAD_KEY, GRAD_VALUE, GRAD_COPY, OUT, GRAD_GAIN, rows, T,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -224,7 +234,11 @@ def _heads_backward_kernel(
     )
     source = _place(GRAD_QUERY, GRAD_KEY, GRAD_VALUE, token, head, H, K, D)[:, None]
     given = tl.load(source + i, inside[:, None], 0.0).to(tl.float32)
-    of_partner = tl.load(source + partner, inside[:, None], 0.0).to(tl.float32)
+    copied = (inside & (head >= H + K))[:, None]
+    copy = GRAD_COPY + (token * K + head - H - K)[:, None] * D
+    given += tl.load(copy + i, copied, 0.0).to(tl.float32)
+    rotated = inside[:, None] & (i < 2 * R)
+    of_partner = tl.load(source + partner, rotated, 0.0).to(tl.float32)
     tl.store(GRAD_GAIN + row, tl.sum(given * turned, 1), inside)
     gain = tl.load(GAIN + head, inside & (head < H), 1.0).to(tl.bfloat16).to(tl.float32)
     grad = (given * cos - of_partner * sin) * gain[:, None]  # turned back
@@ -242,7 +256,7 @@ def _heads(
     rows = x.numel() // size
     _heads_kernel[(triton.cdiv(rows, _ROWS),)](
         x, cos, sin, gain, query, key, value, rows, T,
-        heads - 2 * num_keys, num_keys, size, cos.size(1), eps, _ROWS,
+        heads - 2 * num_keys, num_keys, size, cos.size(1), eps, _ROWS, num_warps=2,
     )  # fmt: skip
     return query, key, value
 
@@ -264,14 +278,15 @@ def _(
 @torch.library.custom_op("paramgolf::heads_backward", mutates_args=())
 def _heads_backward(
     x: Tensor, cos: Tensor, sin: Tensor, gain: Tensor,
-    grad_query: Tensor, grad_key: Tensor, grad_value: Tensor, eps: float,
+    grad_query: Tensor, grad_key: Tensor, grad_value: Tensor, grad_copy: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out = torch.empty_like(x)
     grad_gain = x.new_empty(x.shape[:-1], dtype=torch.float32)
     rows = grad_gain.numel()
     _heads_backward_kernel[(triton.cdiv(rows, _ROWS),)](
-        x, cos, sin, gain, grad_query, grad_key, grad_value, out, grad_gain, rows, x.size(1),
-        grad_query.size(2), grad_key.size(2), x.size(3), cos.size(1), eps, _ROWS,
+        x, cos, sin, gain, grad_query, grad_key, grad_value, grad_copy, out, grad_gain, rows,
+        x.size(1), grad_query.size(2), grad_key.size(2), x.size(3), cos.size(1), eps, _ROWS,
+        num_warps=2,
     )  # fmt: skip
     return out, grad_gain
 
@@ -279,7 +294,7 @@ def _heads_backward(
 @_heads_backward.register_fake
 def _(
     x: Tensor, cos: Tensor, sin: Tensor, gain: Tensor,
-    grad_query: Tensor, grad_key: Tensor, grad_value: Tensor, eps: float,
+    grad_query: Tensor, grad_key: Tensor, grad_value: Tensor, grad_copy: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
@@ -290,20 +305,24 @@ class Heads(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_BTSd: Tensor, cos: Tensor, sin: Tensor, gain_H: Tensor, keys: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q (B, T, H, d), k and v (B, T, K, d) from all heads, for K = `keys`."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return q (B, T, H, d), k, v and v again (B, T, K, d) from all heads, for K = `keys`.
+
+        Attention and XSA each take one v, so that the backward pass adds both gradients here.
+        """
         ctx.save_for_backward(x_BTSd, cos, sin, gain_H)
         ctx.eps = eps
-        return _heads(x_BTSd, cos, sin, gain_H, keys, eps)
+        q, k, v = _heads(x_BTSd, cos, sin, gain_H, keys, eps)
+        return q, k, v, v.view_as(v)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, None, None, Tensor, None, None]:
         """Return the gradients of all heads and of the gain."""
-        q, k, v = (grad.contiguous() for grad in grads)
-        grad, grad_gain = _heads_backward(*ctx.saved_tensors, q, k, v, ctx.eps)
-        return grad, None, None, grad_gain[:, :, : q.size(2)].sum((0, 1)), None, None
+        of_heads = [grad.contiguous() for grad in grads]
+        grad, grad_gain = _heads_backward(*ctx.saved_tensors, *of_heads, ctx.eps)
+        return grad, None, None, grad_gain[:, :, : grads[0].size(2)].sum((0, 1)), None, None
 
 
 # XSA.

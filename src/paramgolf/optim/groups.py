@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from paramgolf.config import TrainConfig
 from paramgolf.model.gpt import GPT
 from paramgolf.model.roles import MATRIX_NAMES, VECTOR_NAMES
+from paramgolf.optim.bank import Bank
 from paramgolf.optim.muon import MuonEqR
 from paramgolf.runtime.ranks import Ranks
 
@@ -54,18 +55,18 @@ class Optimizers:
         """Create both optimizers with empty state."""
         groups = partition(model)
         self._config = config
-        on_gpu = model.embedding.is_cuda
-        self._parameters = [parameter for group in groups for parameter in group]
         self.muon = MuonEqR(groups.matrices, newton_schulz_dtype, ranks)
+        embedding, vectors = Bank(groups.embedding), Bank(groups.vectors)
+        self._banks = [*self.muon.banks, embedding, vectors]
         self.adamw = torch.optim.AdamW(
             [
                 {
-                    "params": groups.embedding,
+                    "params": [embedding.flat],
                     "base_lr": config.embedding_lr,
                     "weight_decay": config.embedding_weight_decay,
                 },
                 {
-                    "params": groups.vectors,
+                    "params": [vectors.flat],
                     "base_lr": config.vector_lr,
                     "weight_decay": config.vector_weight_decay,
                 },
@@ -74,15 +75,16 @@ class Optimizers:
             betas=(0.9, 0.95),
             eps=1e-8,
             fused=True,
-            capturable=on_gpu,
+            capturable=model.embedding.is_cuda,
         )
 
     def step(self, lr_factor: float | Tensor, momentum: float | Tensor) -> None:
-        """Clip the gradients, update all parameters, and drop the gradients.
+        """Clip the gradients, update all parameters, and clear the gradients.
 
         Tensors are scalars on the device: a recorded step reads them at every repetition.
         """
-        torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip, foreach=True)
+        everything = [bank.flat for bank in self._banks]
+        torch.nn.utils.clip_grad_norm_(everything, self._config.grad_clip, foreach=True)
         for group in self.adamw.param_groups:
             group["lr"] = group["base_lr"] * lr_factor
         self.adamw.step()
@@ -92,9 +94,9 @@ class Optimizers:
         self.zero_grad()
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
-        for parameter in self._parameters:
-            parameter.grad = None
+        """Clear all gradients."""
+        for bank in self._banks:
+            bank.zero_grad()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return all state as named tensors (live, not copies)."""

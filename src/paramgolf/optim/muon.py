@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paramgolf.optim.bank import Bank
 from paramgolf.runtime.ranks import Ranks, wait
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -45,7 +46,12 @@ def normalize_rows(matrices_MRC: Tensor) -> Tensor:
 
 
 class MuonEqR:
-    """The optimizer of the block matrices; matrices of one shape are updated in one batch."""
+    """The optimizer of the block matrices; matrices of one shape are updated in one batch.
+
+    Attributes:
+        banks: the matrices, one bank for each shape.
+        momentum_MRC: of all matrices of a shape.
+    """
 
     def __init__(
         self, matrices: Iterable[Tensor], dtype: torch.dtype, ranks: Ranks | None = None
@@ -63,10 +69,13 @@ class MuonEqR:
             if matrix.ndim != 2:
                 raise ValueError(f"Muon takes matrices, not a tensor of shape {matrix.shape}")
             by_shape[matrix.shape].append(matrix)
-        self._groups = list(by_shape.values())
+        self.banks = [Bank(group) for group in by_shape.values()]
         self._dtype = dtype
         self._ranks = ranks or Ranks()
-        self.momentum_MRC = [torch.zeros_like(torch.stack(group)) for group in self._groups]
+        self.momentum_MRC = [
+            torch.zeros_like(bank.flat).view(-1, *shape)
+            for shape, bank in zip(by_shape, self.banks, strict=True)
+        ]
 
     @torch.no_grad()
     def step(self, lr: float | Tensor, momentum: float | Tensor, weight_decay: float) -> None:
@@ -76,31 +85,25 @@ class MuonEqR:
         weight decay. Ranks exchange the updates of one shape while they compute the next.
         """
         shares = [
-            self._ranks.start_gather(self._share(matrices, momentum_MRC, momentum))
-            for matrices, momentum_MRC in zip(self._groups, self.momentum_MRC, strict=True)
+            self._ranks.start_gather(self._share(bank, momentum_MRC, momentum))
+            for bank, momentum_MRC in zip(self.banks, self.momentum_MRC, strict=True)
         ]
-        for matrices, (gathered, work) in zip(self._groups, shares, strict=True):
+        for bank, momentum_MRC, (gathered, work) in zip(
+            self.banks, self.momentum_MRC, shares, strict=True
+        ):
             wait(work)
+            weights = bank.flat.view_as(momentum_MRC)
             # Matrix i is number i // ranks of rank i % ranks; the rest is padding.
-            update = gathered.transpose(0, 1).flatten(0, 1)[: len(matrices)].to(matrices[0].dtype)
+            update = gathered.transpose(0, 1).flatten(0, 1)[: len(weights)].to(weights.dtype)
             rows, columns = update.shape[-2:]
-            update = update * (-lr * max(1.0, rows / columns) ** 0.5)
-            torch._foreach_mul_(matrices, 1 - lr * weight_decay)
-            torch._foreach_add_(matrices, list(update.unbind()))
+            weights.mul_(1 - lr * weight_decay)
+            weights.add_(update * (-lr * max(1.0, rows / columns) ** 0.5))
 
-    def _share(
-        self, matrices: list[Tensor], momentum_MRC: Tensor, momentum: float | Tensor
-    ) -> Tensor:
+    def _share(self, bank: Bank, momentum_MRC: Tensor, momentum: float | Tensor) -> Tensor:
         """Return this rank's orthogonalised updates, padded to the size of the largest share."""
-        grads_MRC = torch.stack([_gradient(matrix) for matrix in matrices])
+        grads_MRC = bank.gradients.view_as(momentum_MRC)
         momentum_MRC.lerp_(grads_MRC, 1 - momentum)
         update = self._ranks.mine(grads_MRC).lerp(self._ranks.mine(momentum_MRC), momentum)
-        padding = -(-len(matrices) // self._ranks.size) - len(update)
+        padding = -(-len(grads_MRC) // self._ranks.size) - len(update)
         update = orthogonalize(normalize_rows(update).to(self._dtype))
         return F.pad(update, (0, 0, 0, 0, 0, padding)) if padding else update
-
-
-def _gradient(matrix: Tensor) -> Tensor:
-    if matrix.grad is None:
-        raise RuntimeError(f"a matrix of shape {tuple(matrix.shape)} got no gradient")
-    return matrix.grad
