@@ -36,8 +36,8 @@ def test_no_number_that_is_not_finite_passes(measured: float, outcome: str) -> N
         (
             "record",
             {"limits.training_seconds": 6000.0, "limits.evaluation_seconds": 0.0},
-            "16,000,000 bytes, 6,000 s of training and unlimited evaluation time (recipe record has "
-            "600 s of training, 600 s of evaluation)",
+            "16,000,000 bytes, 6,000 s of training and unlimited evaluation time "
+            "(recipe record has 600 s of training, 600 s of evaluation)",
         ),
     ],
 )
