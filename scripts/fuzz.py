@@ -1,6 +1,7 @@
 """Changes the files of a run at random, and reads them as commands do that compute little.
 
     python scripts/fuzz.py RUN [--tokenizers N] [--provenance N] [--json N] [--artifacts N]
+                                [--folders N]
 
 Each must be refused in one line, or give what the unchanged file gives, or something else that is
 valid. Prints a table, and whatever was unexpected, to standard error; then the exit code is 1.
@@ -28,6 +29,11 @@ from typing import Any
 import torch
 
 from paramgolf.compress.artifact import read
+from paramgolf.data.build import build
+from paramgolf.data.build_config import BuildConfig
+from paramgolf.data.built_folder import built_manifest, require_manifest
+from paramgolf.data.claims import tokenizer_claim
+from paramgolf.data.describe import describe
 from paramgolf.data.provenance import Provenance
 from paramgolf.data.streams import encoded
 from paramgolf.data.tokenizer import Tokenizer
@@ -35,11 +41,15 @@ from paramgolf.errors import UserError
 from paramgolf.report.page import read_run_files, render
 from paramgolf.report.passage import passage_section
 from paramgolf.report.two_runs import render_two
+from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import select_runtime
+from paramgolf.runtime.files import sha256_of_file, write_json
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.study.compare import compare
 from paramgolf.study.listing import list_runs
 from paramgolf.verify.books import books
+from paramgolf.verify.facts import submitted_files
+from paramgolf.verify.text_checks import is_fetched
 
 HANG_SECONDS = 30
 PROBE = [
@@ -48,6 +58,7 @@ PROBE = [
     "x" * 50,
     "0123456789",
 ]
+KINDS = ("provenance", "json", "artifacts", "folders")
 OUTCOMES = ("refused", "equal", "different", "unexpected", "hang")
 VALUES: list[Any] = [
     None, True, -1, 0, 1, 2**40, 2**70, -0.5, 1e-300, 1e300, "", "x", "NaN", "/etc/passwd", [], {},
@@ -155,6 +166,7 @@ class Fuzz:
         self.run = RunDir(Path(shutil.copytree(run, folder / "runs" / "run")))
         self.good = RunDir(Path(shutil.copytree(run, folder / "good")))
         results = read_run_files(self.run.path).results
+        self._folders = self._other_folders(folder)
         self._passage = passage_section(self.run, results, select_runtime("cpu"))
 
     def read_tokenizer(self) -> Any:
@@ -184,6 +196,46 @@ class Fuzz:
         checks = list(books(run, config, files.results))
         return [[run[1:8] for run in listed], page, other, repr(verdict), checks]
 
+    def _other_folders(self, folder: Path) -> list[Path]:
+        """Build a folder of shards with what `data fetch` writes, and a submission's records."""
+        self.shards, self.submission = folder / "shards", folder / "submission"
+        texts = folder / "texts"
+        texts.mkdir()
+        for number in range(40):
+            words = Random(number).choices(("some", "words", "of", "a", "text", "\n"), k=200)
+            (texts / f"{number}.txt").write_text(" ".join(words) + f" number {number}")
+        given = str(self.run.tokenizer)
+        build(BuildConfig((str(texts),), tokenizer=given), self.shards, Reporter())
+        sha256 = sha256_of_file(self.run.tokenizer)
+        origin = {"repo": "a/b", "revision": "0" * 40, "dataset": "c", "complete": True}
+        source = {**origin, "files": {"tokenizer.model": {"bytes": 1, "sha256": sha256}}}
+        write_json(self.shards / "source.json", source)
+        results = self.submission / "results"
+        score = read_run_files(self.run.path).results["stages"]["sliding"]["bpb"]
+        write_json(results / "seed-1.json", {"stages": {"sliding": {"bpb": score}}})
+        write_json(results / "audit-seed-1.json", {"files": {"model.bin": "0" * 64}})
+        summary = {
+            "model_of_seed": 1, "stage": "sliding", "seeds": {"1": {"val_bpb": score}},
+            "val_bpb": score, "requested_seeds": [1, 2], "complete": False,
+        }  # fmt: skip
+        write_json(self.submission / "submission.json", summary)
+        return [
+            self.shards / "manifest.json",
+            self.shards / "source.json",
+            *sorted(self.submission.rglob("*.json")),
+        ]
+
+    def read_folders(self) -> Any:
+        """What reads the records beside shards, and those of a submission."""
+        found = describe(self.shards, None, Reporter())
+        built = built_manifest(self.shards, begun=False)
+        if built is not None:
+            require_manifest(self.shards, built)
+        tokenizer = Tokenizer.load(self.shards / "tokenizer.model")
+        claim = tokenizer_claim(tokenizer, self.shards / "tokenizer.model", None)
+        facts = submitted_files(self.submission)
+        return repr((found, built, claim, is_fetched(claim["origin"]), facts))
+
     def outcome(self, read: Callable[[], Any], good: Any) -> tuple[str, str]:
         """Return an outcome, and its message or traceback."""
         signal.alarm(HANG_SECONDS)
@@ -209,6 +261,7 @@ class Fuzz:
             "provenance": (changed_tensors, self.read_provenance, [self.run.provenance]),
             "json": (changed_json, self.read_json, json_files),
             "artifacts": (changed_artifact, self.read_artifact, [self.run.artifact]),
+            "folders": (changed_json, self.read_folders, self._folders),
         }[name]
         good, found, shown = reading(), Counter[str](), set[str]()
         for number in range(count):
@@ -241,7 +294,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a finished, small run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="print every refusal")
-    counts = {"tokenizers": 2000, "provenance": 1000, "json": 1000, "artifacts": 1000}
+    counts = {
+        "tokenizers": 2000,
+        "provenance": 1000,
+        "json": 1000,
+        "artifacts": 1000,
+        "folders": 1000,
+    }
     for name, count in counts.items():
         parser.add_argument(
             f"--{name}", type=int, default=count, help=f"how many (default {count})"

@@ -33,7 +33,8 @@ _SPLIT = {
 }  # fmt: skip
 _TOKENIZER = {
     "sha256": "t0", "bytes": 6, "pieces": 2048, "claim": "trained",
-    "source": "trained by the run", "training": None, "long_piece_share": 0.0,
+    "source": "trained by the run", "origin": None, "restores": "original",
+    "long_piece_share": 0.0,
 }  # fmt: skip
 _SCORE = {
     "loss_nats": 2.0, "bpb": 1.0, "tokens": 9, "bytes": 30, "label": "held-out",
@@ -72,6 +73,7 @@ def write_run(
     text: str = "the text",
     config: RunConfig = TINY,
     stages: tuple[str, ...] = ("ema", "quantized", "sliding"),
+    restores: str = "original",
 ) -> Path:
     """Write the files of a run that `seeds`, `compare`, `ablate` and `submission` read.
 
@@ -135,7 +137,7 @@ def write_run(
                 "sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": size,
                 "documents": len(bytes_D), "bytes_are": "original",
             },
-            "tokenizer": _TOKENIZER,
+            "tokenizer": {**_TOKENIZER, "restores": restores},
             "overlap": {"train": OVERLAP},
             "corpus": {
                 "source": "stdlib", "sha256": "c0ffee", "tokenizer_sha256": "7ea",
@@ -181,6 +183,7 @@ def write_audit(path: Path, failed: tuple[str, ...] = ()) -> None:
         {
             "passed": not failed,
             "failed": list(failed),
+            "unverified": [],
             "verdict": [f"verdict        {outcome}", "               self-reported"],
             "files": audited_files(path),
             "seed": 1,

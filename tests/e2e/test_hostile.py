@@ -57,7 +57,7 @@ def test_a_link_that_leads_out_of_a_run_is_not_published(
 
 @pytest.mark.slow
 def test_two_hundred_changes_of_each_kind(run_copy: Path) -> None:
-    kinds = ("tokenizers", "provenance", "json", "artifacts")
+    kinds = ("tokenizers", "provenance", "json", "artifacts", "folders")
     counts = [word for kind in kinds for word in (f"--{kind}", "200")]
     done = subprocess.run(
         [sys.executable, str(FUZZ), str(run_copy), *counts, "--seed", "17"],

@@ -404,6 +404,7 @@ def test_text_stays_text(run_copy: Path, passage: dict[str, Any]) -> None:
     audit = {
         "passed": False,
         "failed": [],
+        "unverified": [],
         "verdict": [HOSTILE, HOSTILE],
         "scores": {},
         "checks": [row],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import shutil
@@ -28,10 +29,16 @@ from paramgolf.runtime.files import read_tensors, write_tensors
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.stages import prepare
 from paramgolf.stages.job import Job
+from paramgolf.study.compare import compare
+from paramgolf.verify.overlap import overlap_checks
+from paramgolf.verify.recomputed import recomputed
+from paramgolf.verify.rerun import _fetched_again
 from paramgolf.verify.text_checks import text_checks
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
+from tests.e2e.hub import local_hub
 from tests.e2e.mini import mini_config, mini_options, read_results, texts_of
+from tests.e2e.test_audit import FAST
 
 VOCAB = 512
 
@@ -120,11 +127,11 @@ def test_a_tokenizer_trained_on_the_scored_text(cli: Cli, source: Path, tmp_path
     assert results["tokenizer"]["claim"] == "given"
     assert size["total"] == size["model"] + size["code"] + len(model) <= size["budget"]
     assert not failed(run)
-    training = {"case_ops": False, "documents": None}
+    origin = {"case_ops": False, "documents": None}
     honest = shutil.copytree(run, tmp_path / "honest")
 
     def claim(values: dict[str, Any]) -> None:
-        values["tokenizer"] |= {"claim": "trained", "training": training}
+        values["tokenizer"] |= {"claim": "trained", "origin": origin}
         values.get("bytes", {})["total"] = size["model"] + size["code"]
 
     for name in ("results.json", "stages/prepare.json"):
@@ -147,6 +154,87 @@ def test_a_tokenizer_whose_pieces_are_scored_lines(cli: Cli, source: Path, tmp_p
     assert claim["claim"] == "given"
     assert claim["long_piece_share"] > 0.05
     assert failed(run)["pieces hold no text"].startswith("bytes: ")
+
+
+# Tokenizers that say they were fetched.
+
+
+def write_source_json(folder: Path, model: Path, **changed: Any) -> dict[str, Any]:
+    """Write by hand what `data fetch` records of a file; return the origin that it names."""
+    origin = {"repo": "somebody/golf", "revision": "0" * 40, "dataset": "fineweb10B_sp512"}
+    origin |= changed
+    size, sha256 = model.stat().st_size, hashlib.sha256(model.read_bytes()).hexdigest()
+    files = {model.name: {"bytes": size, "sha256": sha256}}
+    (folder / "source.json").write_text(json.dumps({**origin, "files": files}))
+    return origin
+
+
+def test_a_source_json_written_by_hand(cli: Cli, source: Path, tmp_path: Path) -> None:
+    """The tokenizer of the scored text is not counted; every verdict says who says so."""
+    model = tmp_path / "given.model"
+    model.write_bytes(train_tokenizer(texts_of(source, "val"), VOCAB))
+    origin = write_source_json(tmp_path, model)
+    options = [*mini_options(source), "--data.tokenizer", str(model)]
+    printed = cli.output("run", "tiny", *options, "--out", tmp_path / "run")
+    words = " ".join(printed.split())
+    assert "the tokenizer is not counted: fetched from somebody/golf (self-reported)" in words
+    run, claim = tmp_path / "run", read_results(tmp_path / "run")["tokenizer"]
+    assert (claim["claim"], claim["origin"]) == ("known", origin)
+    assert outcomes(run)["origin of the tokenizer"] == ("pass", "self-reported")
+    result = cli("audit", run, "--positions", "1", patch=FAST)
+    assert result.code == 0, result.stdout + result.stderr
+    assert "; tokenizer's origin self-reported" in " ".join(result.stdout.split())
+    assert (
+        "tokenizer's origin self-reported"
+        in json.loads((run / "audit.json").read_text())["verdict"][0]
+    )
+    assert cli("report", run).code == 0
+    page = (run / "report.html").read_text()
+    assert "fetched from somebody/golf (self-reported)" in page
+    # A claim that names no repository is no claim of `data fetch`.
+    for name in ("results.json", "stages/prepare.json"):
+        rewrite(run / name, lambda values: values["tokenizer"].update(origin=None))
+    assert "origin of the tokenizer" in failed(run)
+
+
+def tokenizers_repository(tokenizer: bytes) -> dict[str, bytes]:
+    manifest = {
+        "datasets": [
+            {"name": "fineweb10B_sp512", "tokenizer_name": "bpe",
+             "stats": {"files_train": 1, "files_val": 1}},
+        ],
+        "tokenizers": [{"name": "bpe", "model_path": "tokenizers/golf.model"}],
+    }  # fmt: skip
+    return {
+        "datasets/manifest.json": json.dumps(manifest).encode(),
+        "datasets/tokenizers/golf.model": tokenizer,
+    }
+
+
+@pytest.mark.parametrize(
+    ("hub_has", "changed", "agrees", "words"),
+    [
+        (b"a model", {}, "yes", ""),
+        (b"another", {}, "NO", hashlib.sha256(b"another").hexdigest()[:16]),
+        (b"a model", {"repo": "nobody/golf"}, "NO", "it does not exist, or is private"),
+        (b"a model", {"revision": "1" * 40}, "NO", "has no revision"),
+        (b"a model", {"dataset": "fineweb10B_sp9"}, "NO", "has no variant 'sp9'"),
+        (b"a model", {"dataset": None}, "NO", "not fetched"),
+        (None, {}, "shown", "could not be verified: cannot fetch"),
+    ],
+)
+def test_a_rerun_fetches_the_tokenizer_again(
+    hub_has: bytes | None, changed: dict[str, Any], agrees: str, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"a model")
+    origin = {"repo": "somebody/golf", "revision": "main", "dataset": "fineweb10B_sp512"}
+    claim = {"sha256": hashlib.sha256(b"a model").hexdigest(), "origin": origin | changed}
+    with local_hub() as hub:
+        endpoint = hub.endpoint if hub_has is not None else "http://127.0.0.1:9"
+        hub.commit("somebody/golf", tokenizers_repository(hub_has or b""))
+        fact = _fetched_again(claim, endpoint)
+    assert (fact.agrees, words in fact.found) == (agrees, True), fact
+    assert "\n" not in fact.found
 
 
 # Tokenizers that inflate or lose text.
@@ -210,6 +298,45 @@ def test_a_foreign_tokenizer_on_shards(cli: Cli, source: Path, tmp_path: Path) -
     assert "held-out, bytes as decoded (quantized, sliding)" in printed
     assert f"given tokenizer {len(model):,}" in printed
     assert not failed(tmp_path / "run")
+
+
+def test_a_tokenizer_that_folds_case(cli: Cli, source: Path, tmp_path: Path) -> None:
+    """Less is predicted; the score says so, and is not compared with one of the original text."""
+    rules = {"folded": "nfkc_cf", "whole": "identity"}
+    for name, rule_name in rules.items():
+        lossless = {"remove_extra_whitespaces": False, "add_dummy_prefix": False}
+        options = {"normalization_rule_name": rule_name, **(lossless if name == "whole" else {})}
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "given.model").write_bytes(trained(texts_of(source, "train"), **options))
+        options = [*mini_options(source), "--data.tokenizer", str(folder / "given.model")]
+        options += ["--pack.budget-bytes", "350000", "--data.val-targets", "0"]
+        options += ["--adapt.text", "none"]
+        printed = cli.output("run", "tiny", *options, "--out", folder / "run")
+        form = "original" if name == "whole" else "nfkc_cf, extra spaces removed"
+        assert read_results(folder / "run")["tokenizer"]["restores"] == form
+        shown = f"held-out, restored as {form} (quantized, sliding)"
+        assert (shown in " ".join(printed.split())) is (name == "folded")
+        assert not failed(folder / "run")
+    folded, whole = tmp_path / "folded" / "run", tmp_path / "whole" / "run"
+    assert read_results(folded)["text"] == read_results(whole)["text"]
+    with pytest.raises(UserError, match="restored as 'nfkc_cf, extra spaces removed' in"):
+        compare(folded, whole, "", 0.005)
+    assert cli("report", folded).code == 0
+    page = (folded / "report.html").read_text()
+    assert page.count("restored as nfkc_cf, extra spaces removed") >= 2
+    assert "so less is predicted" in page
+    directory, _, config = RunDir.open(folded)
+    # The originals of the training text are not kept; its fingerprints are compared all the same.
+    rebuilt = list(overlap_checks(directory, config, read_results(folded)))[-1]
+    assert (rebuilt.name, rebuilt.outcome) == ("provenance rebuilt", "pass")
+    assert "at least 90% of the fingerprints" in rebuilt.figure
+    # A claim of the original text fails.
+    for name in ("results.json", "stages/prepare.json"):
+        rewrite(folded / name, lambda values: values["tokenizer"].update(restores="original"))
+    found = {c.name: c for c in recomputed(directory, config, read_results(folded))}
+    assert found["text recomputed"].outcome == "FAIL"
+    assert "tokenizer.restores is nfkc_cf" in found["text recomputed"].figure
 
 
 # Exchanged texts.

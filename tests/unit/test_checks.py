@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 
+from paramgolf.recipes import RECIPES
+from paramgolf.verify.books import limits_in_words
 from paramgolf.verify.checks import at_most, audit_is_current
 from tests.written_runs import write_audit, write_run
 
@@ -17,6 +20,39 @@ from tests.written_runs import write_audit, write_run
 )
 def test_no_number_that_is_not_finite_passes(measured: float, outcome: str) -> None:
     assert at_most("a check", "bytes", measured, 1.0, "").outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changed", "words"),
+    [
+        ("tiny", {}, "650,000 bytes, unlimited training time and unlimited evaluation time"),
+        ("record", {}, "16,000,000 bytes, 600 s of training and 600 s of evaluation"),
+        (
+            "tiny",
+            {"pack.budget_bytes": 900_000},
+            "900,000 bytes, unlimited training time and unlimited evaluation time (recipe tiny has "
+            "650,000 bytes)",
+        ),
+        (
+            "record",
+            {"limits.training_seconds": 6000.0, "limits.evaluation_seconds": 0.0},
+            "16,000,000 bytes, 6,000 s of training and unlimited evaluation time "
+            "(recipe record has 600 s of training, 600 s of evaluation)",
+        ),
+    ],
+)
+def test_limits_that_were_raised_are_named(
+    recipe: str, changed: dict[str, float], words: str
+) -> None:
+    """Nothing in the files shows when they were raised, so the verdict states them."""
+    config = RECIPES[recipe][1]
+    for key, value in changed.items():
+        section, name = key.split(".")
+        part = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: part})
+    assert limits_in_words(recipe, config) == words
+    alone = words.partition(" (")[0]
+    assert limits_in_words("a recipe of somebody", config) == alone
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,10 @@ def test_the_last_common_stage_is_compared(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"text": "another text"}, "text_sha256 is"),
+        (
+            {"restores": "nfkc_cf"},
+            "restored as 'original' in .*good.* and 'nfkc_cf' in .*other; .* has less to predict",
+        ),
         ({"label": "in-sample"}, "label is held-out in .*good.* and in-sample in .*other"),
         ({"bytes_D": BYTES_D + 1}, "bytes is 2000 in .*good.* and 2006 in .*other"),
         ({"bytes_D": BYTES_D[::-1].copy()}, "split at different places"),

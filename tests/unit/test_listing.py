@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from paramgolf.cli.listing import as_table, numbered_texts
+from paramgolf.cli.listing import list as listing
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import write_json
 from paramgolf.study.listing import ListedRun, SortKey, list_runs
@@ -88,9 +89,9 @@ def test_the_table_fits_80_columns_and_drops_nothing() -> None:
     run = ListedRun(
         path, "h200-in-sample", 1, "finished", 1.1873, "score-first", 15_991_234, "outdated", 1e9
     )
-    run = run._replace(text_sha256="a" * 64)
-    waiting = run._replace(bpb=None, state="before prepare", text_sha256="")
-    other = run._replace(text_sha256="b" * 64)
+    run = run._replace(text=("a" * 64, "original"))
+    waiting = run._replace(bpb=None, state="before prepare", text=("", ""))
+    other = run._replace(text=("b" * 64, "original"))
     console = Console(file=io.StringIO(), width=80)
     console.print(as_table([run, waiting, other]))
     assert isinstance(console.file, io.StringIO)
@@ -120,6 +121,23 @@ def test_scores_of_different_texts_are_not_one_ranking(tmp_path: Path) -> None:
             os.utime(file, (1e9 + place, 1e9 + place))
     runs = list_runs([tmp_path], "score")
     assert [run.path.name for run in runs] == ["d", "b", "a", "c"]
-    assert [numbered_texts(runs)[run.text_sha256] for run in runs] == [1, 1, 2, 2]
+    assert [numbered_texts(runs)[run.text] for run in runs] == [1, 1, 2, 2]
     assert [column.header for column in as_table(runs).columns].count("#") == 1
     assert "#" not in [column.header for column in as_table(runs[:2]).columns]
+
+
+def test_forms_of_a_text_are_not_one_ranking(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The better score is of the same text in lower case, of which less is predicted."""
+    write_run(tmp_path / "a", 1)
+    write_run(tmp_path / "b", 2, NATS_D * 0.5, restores="nfkc_cf")
+    for place, name in enumerate("ab"):
+        for file in (tmp_path / name).rglob("*"):
+            os.utime(file, (1e9 - place, 1e9 - place))
+    runs = list_runs([tmp_path], "score")
+    assert [run.path.name for run in runs] == ["a", "b"]
+    assert [numbered_texts(runs)[run.text] for run in runs] == [1, 2]
+    for options in ([str(tmp_path)], [str(tmp_path / "b")]):
+        listing(options)
+        assert "restored as nfkc_cf: less is predicted" in capsys.readouterr().out

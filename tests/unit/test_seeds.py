@@ -88,6 +88,13 @@ def test_runs_of_different_texts_have_no_mean(folder: Path) -> None:
         run_seeds("tiny", TINY, [3], folder, SILENT)
 
 
+def test_forms_of_a_text_have_no_mean(folder: Path) -> None:
+    write_run(folder / "seed-4", 4, restores="nfkc, extra spaces removed")
+    words = r"restored as 'original' in .*seed-1 and 'nfkc, extra spaces removed' in .*seed-4"
+    with pytest.raises(UserError, match=words):
+        run_seeds("tiny", TINY, [3], folder, SILENT)
+
+
 def test_seeds_stay_requested_once_they_were(folder: Path) -> None:
     """They are written with the time before the first runs, and a deleted run is missing."""
     run_seeds("tiny", TINY, [20, 3], folder, SILENT)

@@ -168,10 +168,12 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "same", 5)
     write_run(tmp_path / "text", 3, text="another text")
     write_run(tmp_path / "label", 3, label="in-sample")
+    write_run(tmp_path / "form", 4, restores="nfkc_cf")
     for run, words in (
         ("other", "pack.damping is 0.5"),
         ("same", "two of these runs have the seed 5"),
         ("text", "text_sha256 is"),
+        ("form", "restored as 'nfkc_cf' in .*form and 'original' in|restored as 'original' in"),
         ("label", "label is in-sample in .*label and held-out in"),
     ):
         with pytest.raises(UserError, match=words):

@@ -133,6 +133,7 @@ def score(arguments: list[str]) -> None:
     total = sum(len(stream.tokens) - 1 for stream in streams)
     progress = standard_error().progress("score", total, unit="targets")
     scores: list[tuple[str, Score]] = []
+    forms: list[str] = []
     done = 0
     for stream in streams:
         losses = predictor.losses(
@@ -145,6 +146,7 @@ def score(arguments: list[str]) -> None:
         if parsed.losses is not None:
             write_array(parsed.losses, losses.double().cpu().numpy())
         scores.append((stream.name, predictor.score_of(losses, stream, parsed.fixed)))
+        forms.append(stream.restored(predictor.tokenizer))
     table = _score_table(scores)
     if len(scores) > 1:
         label = predictor.label([text for stream in streams for text in stream.texts])
@@ -154,6 +156,12 @@ def score(arguments: list[str]) -> None:
         _add_score(table, "total", _total([score for _, score in scores], label))
     reporter = standard_output()
     reporter.table(table)
+    changed = [form for form in forms if form != "original"]
+    if changed:
+        texts = (
+            "the text comes" if len(forms) == 1 else f"{len(changed)} of {len(forms)} texts come"
+        )
+        reporter.line(f"{texts} back as {changed[0]}: less is predicted than the original")
     for reason in left_out:
         reporter.line(f"left out: {printable(reason)}")
 

@@ -42,29 +42,36 @@ def list(arguments: Sequence[str]) -> None:
         return
     reporter.table(as_table(runs))
     texts = numbered_texts(runs)
-    if len(texts) > 1:
-        reporter.line("BPB of different texts (#) are not comparable:")
-        for sha256, number in texts.items():
+    if _several(texts):
+        reporter.line("BPB of different texts, or forms of a text, (#) are not comparable:")
+        for (sha256, form), number in texts.items():
             reporter.line(
                 f"  #{number}: text " + (f"sha256 {sha256}" if sha256 else "not recorded")
             )
+            if form != "original":
+                reporter.line(f"      restored as {form}: less is predicted")
 
 
-def numbered_texts(runs: Sequence[ListedRun]) -> dict[str, int]:
-    """Return a number for every text that finished runs were scored on, by its SHA-256."""
+def _several(texts: dict[tuple[str, str], int]) -> bool:
+    """Return whether it must be said which text, or form of it, a score is of."""
+    return len(texts) > 1 or any(form != "original" for _, form in texts)
+
+
+def numbered_texts(runs: Sequence[ListedRun]) -> dict[tuple[str, str], int]:
+    """Return a number for every text and form that finished runs were scored on."""
     from paramgolf.study.listing import texts_of
 
     texts = texts_of([run for run in runs if run.bpb is not None])
-    return {sha256: number for number, sha256 in enumerate(texts, start=1)}
+    return {text: number for number, text in enumerate(texts, start=1)}
 
 
 def as_table(runs: Sequence[ListedRun]) -> Table:
     """Return a table that fits 80 columns: long paths are folded.
 
-    If the runs were scored on different texts, a column tells which: #1, #2, ...
+    If the runs were scored on different texts or forms of a text, a column tells which: #1, #2, ...
     """
     texts = numbered_texts(runs)
-    several = len(texts) > 1
+    several = _several(texts)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("date", no_wrap=True)
     table.add_column("run", overflow="fold", min_width=8)
@@ -78,7 +85,7 @@ def as_table(runs: Sequence[ListedRun]) -> Table:
             figures = ("", run.state, "", "")
         else:
             figures = (f"{run.bpb:.4f}", run.label, f"{run.bytes:,}", run.audit)
-        number = "" if run.bpb is None else str(texts[run.text_sha256])
+        number = "" if run.bpb is None else str(texts[run.text])
         table.add_row(
             date, escape(str(run.path)), escape(run.recipe), *[number] * several, *figures
         )

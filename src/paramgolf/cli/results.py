@@ -39,8 +39,10 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
         path: the run directory.
         reporter: the console.
     """
+    from paramgolf.data.claims import shown_form
     from paramgolf.scoring.bits_per_byte import shown_label
 
+    form = shown_form(results["tokenizer"])
     stages, size = results["stages"], results["bytes"]
     corpus, xz = results["corpus"], results["xz"]
     table = Table(title=f"{results['recipe']}, seed {results['seed']}", title_justify="left")
@@ -55,7 +57,7 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
             f"{score['loss_nats']:.4f}",
             f"{score['tokens']:,}",
             f"{score['bytes']:,}",
-            shown_label(score["label"], score["bytes_are"]),
+            shown_label(score["label"], score["bytes_are"]) + form,
         )
     reporter.line("")
     reporter.table(table)
@@ -67,7 +69,7 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
     reporter.line(f"          `paramgolf audit {path}` checks the rest")
     stage, score = list(stages.items())[-1]
     reporter.line("")
-    label = shown_label(score["label"], score["bytes_are"])
+    label = shown_label(score["label"], score["bytes_are"]) + form
     reporter.line(f"score     {score['bpb']:.4f} BPB, {label} ({STAGE_TITLES[stage]})")
     reporter.line(
         f"size      {size['total']:,} of {size['budget']:,} bytes ({_size_parts(results)})"
@@ -84,6 +86,8 @@ def _size_parts(results: dict[str, Any]) -> str:
     parts = f"model.bin {size['model']:,}, code {size['code']:,}"
     if results["tokenizer"]["claim"] == "given":
         parts += f", given tokenizer {size['tokenizer']:,}"
+    elif results["tokenizer"]["claim"] == "known":
+        parts += f"; the tokenizer is not counted: {results['tokenizer']['source']}"
     return parts
 
 

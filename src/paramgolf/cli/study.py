@@ -136,12 +136,12 @@ def _print_seeds(title: str, found: SeedRuns, reporter: Reporter) -> None:
     for run in found.runs:
         figures = ["", "", "", ""]
         if run.results is not None:
-            last = list(run.results["stages"].values())[-1]
+            stage, last = list(run.results["stages"].items())[-1]
             figures = [
                 f"{last['bpb']:.4f}",
                 f"{sizes['bytes'].by_seed[run.seed]:,}",
                 f"{sizes['seconds'].by_seed[run.seed]:,.1f}",
-                label_of(last),
+                label_of(run.results, stage),
             ]
         by_seed.add_row(str(run.seed), *figures, run.state)
     reporter.line("")

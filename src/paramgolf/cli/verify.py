@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from paramgolf.verify.rerun import Fact
 
 _COLUMNS = 80
+_OUTCOMES = {"not applicable": "n/a", "not verified": "gone"}
+"""Short words for outcomes; gone is what a check would be recomputed from."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def audit(arguments: list[str]) -> None:
     result = audit(parsed.run, parsed.positions, seed, runtime, standard_error())
     reporter = standard_output()
     for check in result.checks:
-        outcome = "n/a" if check.outcome == "not applicable" else check.outcome
+        outcome = _OUTCOMES.get(check.outcome, check.outcome)
         reporter.line(f"{outcome:<5} {check.kind:<13}  {check.name}")
         _print_wrapped(f"      {check.figure}", reporter)
     reporter.line("")
@@ -106,8 +108,11 @@ def audit(arguments: list[str]) -> None:
         reporter.line(f"not recorded: {error}")
     else:
         refresh(parsed.run, reporter)
-    if not result.passed:
+    if result.failed:
         raise UserError(f"the audit of {parsed.run} fails: {', '.join(result.failed)}")
+    if not result.passed:
+        names = ", ".join(result.unverified)
+        raise UserError(f"the audit of {parsed.run} could not recompute: {names}")
 
 
 def _print_wrapped(text: str, reporter: Reporter) -> None:

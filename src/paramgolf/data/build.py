@@ -22,8 +22,10 @@ from paramgolf.data.build_config import BuildConfig
 from paramgolf.data.built_folder import (
     built_manifest,
     different_setting,
+    read_begun,
     remove_output,
     require_equal,
+    require_manifest,
 )
 from paramgolf.data.chunks import Chunk, SeenDocuments, exact_key
 from paramgolf.data.documents import Document, batches, digest_record, jsonl_lines
@@ -45,7 +47,6 @@ from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import (
     exclusive,
-    read_json,
     sha256_of_file,
     write_bytes,
     write_error,
@@ -149,6 +150,7 @@ class _Build:
         self._sources = Sources(files, config.text_key, self._reporter)
         settings = self._settings()
         if built is not None:
+            require_manifest(self._out, built)
             require_equal(self._out, built["settings"], settings)
             self._reporter.line(f"{self._out} is already complete")
             shutil.rmtree(work, ignore_errors=True)
@@ -191,7 +193,7 @@ class _Build:
             ConfigError: if an interrupted build has other settings.
         """
         if self._begun.exists():
-            begun = read_json(self._begun)
+            begun = read_begun(self._begun)
             relevant = settings.keys() - {"max_overlap", "shard_tokens"}  # for the chunks
             wanted = {key: settings[key] for key in relevant}
             if not overwrite and not self._failed.exists():

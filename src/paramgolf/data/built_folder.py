@@ -7,16 +7,35 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from paramgolf.config import Range
+from paramgolf.data.overlap import Overlap
 from paramgolf.data.shards import MANIFEST, find_splits
 from paramgolf.data.streams import ORIGINALS
-from paramgolf.errors import ConfigError
+from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.files import read_json
+from paramgolf.runtime.schema import COUNT, read_record, require_schema
 
 _OUTPUT = re.compile(
     r"text_(train|val|val_bytes|adapt)_\d{6}\.bin|tokenizer\.model|provenance\.safetensors|"
     + "|".join(map(re.escape, (MANIFEST, ORIGINALS)))
 )
 """Names of the files that a build writes."""
+_SPLIT = {"documents": int, "tokens": int, "bytes": int, "shards": {str: str}}
+_BUILT = {
+    "settings": {},
+    "documents": {"read": int, "duplicates": int, "empty": int},
+    "overlap": dict.fromkeys(Overlap._fields, int),
+    "skipped?": [str],
+    "tokenizer": {"vocab_size": COUNT},
+    "splits": {"train": _SPLIT, "val": _SPLIT, str: _SPLIT},
+}
+_BEGUN = {
+    "settings": {},
+    "ends": [float, 1],
+    "salt": Range("a whole number of 64 bits", lambda x: type(x) is int and 0 <= x < 1 << 64),
+    "skipped": [str],
+    "trained_on": ({"documents": int, "bytes": int}, None),
+}
 _TEMPORARY = re.compile(r"\.(.*)\.\d+\.tmp")
 """Name of a file that a killed process was writing."""
 
@@ -42,6 +61,28 @@ def built_manifest(out: Path, begun: bool) -> dict[str, Any] | None:
             f"{out} contains {min(names)}, which no build put there: choose another --out"
         )
     return None
+
+
+def require_manifest(out: Path, built: dict[str, Any]) -> None:
+    """Check what `built_manifest` returned.
+
+    Raises:
+        UserError: naming the first key that is missing or wrong.
+    """
+    require_schema(built, _BUILT, str(out / MANIFEST), "build the folder again, with --overwrite")
+
+
+def read_begun(path: Path) -> dict[str, Any]:
+    """Return what an unfinished build wrote when it began.
+
+    Raises:
+        UserError: if it cannot be read, or naming the first key that is missing or wrong.
+    """
+    advice = f"remove {path.parent}, and build again"
+    begun = read_record(path, _BEGUN, advice)
+    if len(begun["ends"]) != 2:
+        raise UserError(f"{path}: ends is {begun['ends']!r}; expected two numbers: {advice}"[:500])
+    return begun
 
 
 def different_setting(built: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -14,8 +14,6 @@ KNOWN = {
     "3faad76fc36c62196cb4bd3ea37a94b7a3b42f1324f66153fed85528b06635b6": "sp8192 of the bench h200"
 }
 """Tokenizers that everyone has, by SHA-256."""
-FETCHED = "fetched from "
-"""Beginning of the source of a tokenizer that `data fetch` fetched."""
 
 
 def tokenizer_claim(
@@ -30,19 +28,25 @@ def tokenizer_claim(
 
     Returns:
         "sha256", "bytes", "pieces"; "claim": "trained" on the run's own training text, "known" to
-        everyone, or "given", whose bytes count in the budget; "source" in words; and of a trained
-        one "training": "case_ops", and how many "documents" with the smallest hashes it was trained
-        on (None: all, in their order).
+        everyone, or "given", whose bytes count in the budget; "source" in words; and "origin": of a
+        trained one "case_ops", and how many "documents" with the smallest hashes it was trained on
+        (None: all, in their order); of one that `data fetch` fetched, "repo", "revision" and
+        "dataset", as its source.json says; else None.
     """
-    claim, source, training = _origin(tokenizer, file, train_sha256)
+    claim, source, origin = _origin(tokenizer, file, train_sha256)
     return {
         "sha256": tokenizer.sha256,
         "bytes": len(tokenizer.model),
         "pieces": tokenizer.vocab_size,
         "claim": claim,
         "source": source,
-        "training": training,
+        "origin": origin,
     }
+
+
+def shown_form(claim: dict[str, Any]) -> str:
+    """Return what follows a label where the tokenizer does not restore the original text."""
+    return "" if claim["restores"] == "original" else f", restored as {claim['restores']}"
 
 
 def counted_bytes(claim: dict[str, Any]) -> int:
@@ -69,12 +73,13 @@ def _origin(
             return "trained", source, training
     earlier = _of_earlier_run(file, train_sha256)
     if earlier is not None and earlier.get("sha256") == sha256:
-        claim, training = earlier.get("claim"), earlier.get("training")
-        if claim in ("known", "given") or (claim == "trained" and isinstance(training, dict)):
-            return claim, str(earlier.get("source")), training
+        claim, origin = earlier.get("claim"), earlier.get("origin")
+        if claim == "given" or (claim in ("known", "trained") and isinstance(origin, dict)):
+            return claim, str(earlier.get("source")), origin
     fetched = file.with_name("source.json")
     if fetched.exists() and read_key(fetched, "files", file.name, "sha256") == sha256:
-        return "known", f"{FETCHED}{read_key(fetched, 'repo')}", None
+        origin = {key: read_key(fetched, key) for key in ("repo", "revision", "dataset")}
+        return "known", f"fetched from {origin['repo']} (self-reported)", origin
     return "given", "given: its training text is not known", None
 
 

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from paramgolf.data import shards
-from paramgolf.data.manifest import require_tokenizer
+from paramgolf.data.manifest import built_by_us, require_tokenizer
 from paramgolf.data.overlap import Overlap, RunIndex
 from paramgolf.data.sidecars import check_sidecars, sidecar_of
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter
-from paramgolf.runtime.files import read_json, sha256_of_file
+from paramgolf.runtime.files import sha256_of_file
+from paramgolf.runtime.schema import require_schema
 
 _SAMPLE_CHARS = 300
 
@@ -135,11 +136,14 @@ def _sidecars(files: dict[str, list[Path]], tokenizer: Tokenizer) -> str:
 
 
 def _manifest(folder: Path, files: dict[str, list[Path]]) -> str:
-    if not (folder / shards.MANIFEST).exists():
+    path = folder / shards.MANIFEST
+    if not path.exists():
         return "none"
-    manifest = read_json(folder / shards.MANIFEST)
-    if "paramgolf" not in manifest:
+    manifest = built_by_us(folder)
+    if manifest is None:
         return "of another program"
+    sidecars = {"splits": {str: {"shards": {str: str}, "sidecars?": {str: str}}}}
+    require_schema(manifest, sidecars, str(path), "build the folder again, with --overwrite")
     stated = {
         name: hashed
         for split in manifest["splits"].values()

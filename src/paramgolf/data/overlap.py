@@ -137,6 +137,7 @@ def measured_overlap(
     folder: Path,
     tokenizer: Tokenizer,
     progress: Callable[[int, int], None] | None = None,
+    also: Callable[[str, list[str]], None] | None = None,
 ) -> dict[str, Overlap]:
     """Compare the scored text with all text that the weights may be shaped by.
 
@@ -145,6 +146,7 @@ def measured_overlap(
         folder: the run's data folder.
         tokenizer: of the shards.
         progress: called with the number of tokens compared and the total.
+        also: called with the name of a split and some of its documents, decoded, in their order.
 
     Returns:
         By text: "train", and "train+adapt" if there is an adaptation split.
@@ -155,7 +157,9 @@ def measured_overlap(
     overlaps: dict[str, Overlap] = {}
     for number, name in enumerate(splits, start=1):
         for tokens in whole_documents(text.shards(name, folder), tokenizer.bos):
-            index.add(tokenizer.decode_documents(tokens))
+            index.add(documents := tokenizer.decode_documents(tokens))
+            if also is not None:
+                also(name, documents)
             done += len(tokens)
             if progress is not None:
                 progress(done, total)

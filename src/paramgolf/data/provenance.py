@@ -174,15 +174,22 @@ class Provenance:
         return known
 
     def save(self, path: Path) -> None:
-        """Write the provenance, thinned out if too large; equal provenance gives equal bytes."""
-        write_bytes(path, self._content())
+        """Write the provenance; equal provenance gives equal bytes."""
+        write_bytes(path, self.content())
 
-    def _content(self) -> bytes:
-        salt, bits = self.sampling
+    def fitted(self) -> Provenance:
+        """Return the provenance with one sampling, thinned out if it is too large for a file."""
+        bits = self.sampling.bits
         texts = {name: text.thinned(bits) for name, text in self.texts.items()}
         while sum(len(text.runs) for text in texts.values()) > MAX_RUNS:
             bits += 1
             texts = {name: text.thinned(bits) for name, text in texts.items()}
+        return replace(self, texts=texts)
+
+    def content(self) -> bytes:
+        """Return the bytes of the file, thinned out if too large."""
+        fitted = self.fitted()
+        (salt, bits), texts = fitted.sampling, fitted.texts
         notes = {
             "version": VERSION,
             "salt": salt,
@@ -226,7 +233,7 @@ class Provenance:
             typed &= all(type(word) is str for word in words)
             if not typed or not SAMPLED_BITS <= sampling.bits <= _MAX_BITS:
                 raise ValueError("a field has the wrong type or is out of range")
-            if known._content() != path.read_bytes():
+            if known.content() != path.read_bytes():
                 raise ValueError("it is not as it was written")
             return known
         except (

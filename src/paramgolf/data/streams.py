@@ -41,6 +41,11 @@ class Stream(NamedTuple):
         """The hash that names the text."""
         return text_digest(self.texts).hex()
 
+    def restored(self, tokenizer: Tokenizer) -> str:
+        """Return in which form the tokens restore `texts`: "original", or `Tokenizer.form`."""
+        same = tokenizer.decode_documents(self.tokens) == self.texts
+        return "original" if same else tokenizer.form
+
 
 def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream]:
     """Yield one stream of all shards (.bin) together, and one per text or JSON Lines file.

@@ -211,6 +211,12 @@ class Tokenizer:
                 return name
         return ""
 
+    @property
+    def form(self) -> str:
+        """In which form a text comes back if not as it was: the rule, and whether spaces go."""
+        collapses = parse_model(self.model).normalizer.remove_extra_whitespaces
+        return self.rule + ", extra spaces removed" * collapses
+
     def normal_form(self, text: str) -> str:
         """Return a text as the model normalises it."""
         text = to_caseops(text) if self.case_ops else text

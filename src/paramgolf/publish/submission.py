@@ -150,6 +150,7 @@ def _summary(found: Submission, author: str, name: str) -> dict[str, Any]:
         "left_out": {str(run.seed): run.reason for run in found.seeds.left_out},
         "recipe": found.recipe,
         "text_sha256": scores[0].text_sha256,
+        "text_restored_as": scores[0].restores,
         "text_bytes": scores[0].bytes,
         "tokens": scores[0].tokens,
         "first_run_began": began,
@@ -178,7 +179,7 @@ def _seed_summary(run: SeedRun, score: RunScore, checks: dict[str, Any]) -> dict
 
 
 def _verdict(found: Submission) -> str:
-    """Return the audits' verdict in one line; if some fail, the failed conditions and seeds."""
+    """Return the audits' verdict in one line; if some do not pass, conditions and seeds."""
     if found.compliant:
         first = " ".join(found.audits[0]["verdict"][0].split())
         return first.removeprefix("verdict ")
@@ -188,7 +189,10 @@ def _verdict(found: Submission) -> str:
         for run, checks in zip(found.seeds.finished, found.audits, strict=True)
         if not checks["passed"]
     ]
-    return f"NOT compliant: {', '.join(conditions)} (seeds {', '.join(seeds)})"
+    if conditions:
+        return f"NOT compliant: {', '.join(conditions)} (seeds {', '.join(seeds)})"
+    names = sorted({name for checks in found.audits for name in checks["unverified"]})
+    return f"compliance not verified: {', '.join(names)} (seeds {', '.join(seeds)})"
 
 
 def _dates(runs: Sequence[SeedRun]) -> tuple[str, str]:

@@ -92,7 +92,7 @@ def read_runs(paths: Sequence[Path], incomplete: bool) -> Submission:
     recipe, config = _require_same_configuration(seeds.finished)
     stage = list((seeds.finished[0].results or {})["stages"])[-1]
     scores = [read_score(run, stage) for run in seeds.finished]
-    require_same(scores, ("text_sha256", "bytes", "tokens", "label"))
+    require_same(scores, ("text_sha256", "restores", "bytes", "tokens", "label"))
     return Submission(recipe, config, seeds, stage, scores)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from paramgolf.config import RunConfig, to_json
+from paramgolf.data.claims import shown_form
 from paramgolf.data.fingerprints import RUN_LETTERS
 from paramgolf.data.overlap import MAX_BYTES, MAX_DOCUMENTS
 from paramgolf.model.layout import layout
@@ -67,6 +68,7 @@ def scores(results: dict[str, Any]) -> dict[str, Any]:
         before = score["bpb"]
     return {
         "rows": rows,
+        "form": shown_form(results["tokenizer"]),
         "result": rows[-1] | {"meaning": _meaning(rows[-1])},
         "axis": figures.score_axis([row["bpb"] for row in rows]),
     }

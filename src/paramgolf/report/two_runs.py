@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from paramgolf.data.claims import shown_form
 from paramgolf.report import figures, sections
 from paramgolf.report.page import RunFiles, environment, read_run_files
 from paramgolf.runtime.files import read_tensors, write_bytes
@@ -28,7 +29,7 @@ def render_two(a: RunFiles, b: RunFiles) -> str:
     return environment().get_template("two_runs.html.j2").render(
         a=_side(a),
         b=_side(b),
-        scores=_scores(a.results, b.results, _text(a) == _text(b)),
+        scores=_scores(a.results, b.results, (_text(a), _form(a)) == (_text(b), _form(b))),
         warnings=_warnings(a, b),
         groups=_groups(a.results, b.results),
         settings=_different_settings(a, b),
@@ -43,6 +44,7 @@ def _side(files: RunFiles) -> dict[str, Any]:
         "recipe": files.recipe,
         "seed": files.results["seed"],
         "result": list(files.results["stages"].values())[-1],
+        "form": shown_form(files.results["tokenizer"]),
         "audit": sections.verdict(files.audit, files.run.path)["kind"],
     }
 
@@ -52,10 +54,15 @@ def _text(files: RunFiles) -> str:
     return read_tensors(files.run.documents)[1]["text_sha256"]
 
 
+def _form(files: RunFiles) -> str:
+    """Return in which form the scored text comes back from its tokens."""
+    return files.results["tokenizer"]["restores"]
+
+
 def _scores(a: dict[str, Any], b: dict[str, Any], same_text: bool) -> list[dict[str, Any]]:
     """Return the score of each stage that either run has, and the change from A to B.
 
-    There is no change between scores of different texts.
+    There is no change between scores of different texts, or of different forms of a text.
     """
     stages = [stage for stage in sections.TITLES if stage in a["stages"] or stage in b["stages"]]
     rows = []
@@ -72,6 +79,8 @@ def _warnings(a: RunFiles, b: RunFiles) -> list[str]:
     warnings = []
     if _text(a) != _text(b):
         warnings.append("The two runs were scored on different texts.")
+    elif (forms := [_form(files) for files in (a, b)])[0] != forms[1]:
+        warnings.append(f"The text is restored in different forms: {forms[0]} and {forms[1]}.")
     if labels[0] != labels[1]:
         warnings.append(f"The labels of the final scores differ: {labels[0]} and {labels[1]}.")
     return warnings

@@ -53,6 +53,8 @@ _TOKENIZER = {
     "pieces": COUNT,
     "claim": frozenset(("trained", "known", "given")),
     "source": str,
+    "origin": ({}, None),
+    "restores": str,
 }
 _OVERLAP = {
     key: int for key in ("documents", "seen_documents", "bytes", "seen_bytes", "runs", "seen_runs")
@@ -142,6 +144,7 @@ _ENVIRONMENT = {
 _AUDIT = {
     "passed": bool,
     "failed": [str],
+    "unverified": [str],
     "verdict": [str, 1],
     "files": {str: str},
     "checks": [{key: str for key in ("name", "condition", "outcome", "figure")}],

@@ -58,7 +58,8 @@ def run(job: Job) -> dict[str, Any]:
 
     Returns:
         The stage result: "text" is a `PreparedText`, "tokenizer" what `tokenizer_claim` returns,
-        and its "long_piece_share", "overlap" what `measured_overlap` returns.
+        what it "restores" (`Stream.restored`) and its "long_piece_share", "overlap" what
+        `measured_overlap` returns.
     """
     if not job.runtime.ranks.main:
         return {}
@@ -296,7 +297,7 @@ def _write(
             stream.bytes_are,
         )
     val = encoded["val"]
-    if tokenizer.decode_documents(val.tokens) != val.texts:
+    if (restores := val.restored(tokenizer)) != "original":
         write_bytes(data / ORIGINALS, jsonl_lines(val.texts))
     source = str(Path(job.config.data.source))
     prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
@@ -309,4 +310,7 @@ def _write(
     uses = {"training": "train", "calibration": "train", "tokenizer": trained_on}
     Provenance(texts, uses).save(data / "provenance.safetensors")
     share = tokenizer.long_piece_bytes(val.tokens) / val.bytes if val.bytes else 0.0
-    return {"text": prepared.to_json(), "tokenizer": {**claim, "long_piece_share": share}}
+    return {
+        "text": prepared.to_json(),
+        "tokenizer": {**claim, "restores": restores, "long_piece_share": share},
+    }

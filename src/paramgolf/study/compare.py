@@ -125,6 +125,7 @@ class Comparison:
             "text_sha256": first.text_sha256,
             "bytes": first.bytes,
             "label": first.label,
+            "restores": first.restores,
             **values,
             **tests,
         }
@@ -141,8 +142,8 @@ def compare(path_a: Path, path_b: Path, stage: str, margin_nats: float) -> Compa
 
     Raises:
         ConfigError: if the margin is invalid.
-        UserError: if a side has no finished run or no such stage, or if the text, its bytes or the
-            labels differ, or the tokens within one side.
+        UserError: if a side has no finished run or no such stage, or if the text, its form, its
+            bytes or the labels differ, or the tokens within one side.
     """
     if not 0 <= margin_nats < math.inf:
         raise ConfigError(f"invalid --margin-nats = {margin_nats}: expected 0 or more")
@@ -156,7 +157,7 @@ def compare(path_a: Path, path_b: Path, stage: str, margin_nats: float) -> Compa
         Group(path, [read_score(run, stage) for run in runs.finished], runs.left_out)
         for path, runs in zip(paths, found, strict=True)
     )
-    require_same(a.scores + b.scores, ("text_sha256", "bytes", "label"))
+    require_same(a.scores + b.scores, ("text_sha256", "restores", "bytes", "label"))
     for group in (a, b):
         require_same(group.scores, ("tokens",))
     require_same_documents(a.scores + b.scores)

@@ -11,7 +11,8 @@ from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_json
 from paramgolf.runtime.records import read_audit, read_results
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.study.runs import SeedRun, label_of
+from paramgolf.scoring.bits_per_byte import shown_label
+from paramgolf.study.runs import SeedRun
 from paramgolf.verify.checks import audit_is_current
 
 SortKey = Literal["date", "score", "size", "recipe", "path"]
@@ -37,13 +38,14 @@ class ListedRun(NamedTuple):
     audit: AuditState
     date: float
     """When its last stage finished, in seconds since 1970."""
-    text_sha256: str = ""
-    """Of the scored text; empty: not finished, or not recorded."""
+    text: tuple[str, str] = ("", "")
+    """SHA-256 of the scored text (empty: not finished, or not recorded), and in which form it comes
+    back from its tokens. Only scores with the same are comparable."""
 
 
 _KEYS: dict[SortKey, Callable[[ListedRun], Any]] = {
     "date": lambda run: -run.date,
-    "score": lambda run: (run.bpb is None, run.bpb),  # of one text
+    "score": lambda run: (run.bpb is None, run.bpb),  # of one text in one form
     "size": lambda run: (run.bytes is None, run.bytes),
     "recipe": lambda run: (run.recipe, run.seed, run.path),
     "path": lambda run: run.path,
@@ -54,8 +56,8 @@ def list_runs(folders: Sequence[Path], sort: SortKey) -> list[ListedRun]:
     """Return the runs in and below some folders, each once.
 
     Newest first, or lowest score, smallest size, or alphabetically; unfinished runs last. By score,
-    the runs of each text stay together, that of the newest run first: scores of different texts are
-    not comparable.
+    the runs of each text stay together, that of the newest run first: scores of different texts, or
+    of different forms of a text, are not comparable.
 
     Raises:
         UserError: if a folder does not exist.
@@ -67,13 +69,13 @@ def list_runs(folders: Sequence[Path], sort: SortKey) -> list[ListedRun]:
     runs = sorted(map(_read, paths.values()), key=_KEYS[sort])
     if sort == "score":
         texts = texts_of(runs)
-        runs.sort(key=lambda run: (run.bpb is None, texts.index(run.text_sha256)))
+        runs.sort(key=lambda run: (run.bpb is None, texts.index(run.text)))
     return runs
 
 
-def texts_of(runs: Sequence[ListedRun]) -> list[str]:
-    """Return the SHA-256 of every text that runs were scored on, that of the newest run first."""
-    return list(dict.fromkeys(run.text_sha256 for run in sorted(runs, key=_KEYS["date"])))
+def texts_of(runs: Sequence[ListedRun]) -> list[tuple[str, str]]:
+    """Return every text that runs were scored on, with its form; that of the newest run first."""
+    return list(dict.fromkeys(run.text for run in sorted(runs, key=_KEYS["date"])))
 
 
 def _run_directories(folder: Path) -> Iterator[Path]:
@@ -101,9 +103,11 @@ def _read(path: Path) -> ListedRun:
         results = read_results(run)
         score = list(results["stages"].values())[-1]
         size, audit = results["bytes"]["total"], _audit(path)
-        text = SeedRun(path, seed, results).text_sha256
+        finished = SeedRun(path, seed, results)
+        text = (finished.text_sha256, finished.restores)
+        label = shown_label(score["label"], score["bytes_are"])  # the form stands below the table
         return ListedRun(
-            path, recipe, seed, "finished", score["bpb"], label_of(score), size, audit, date, text
+            path, recipe, seed, "finished", score["bpb"], label, size, audit, date, text
         )
     except (UserError, KeyError, TypeError, AttributeError, IndexError):
         return ListedRun(path, "?", 0, "unreadable", None, "", None, "none", date)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from paramgolf.config import RunConfig, to_json
+from paramgolf.data.claims import shown_form
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.pipeline.session import resume, start
 from paramgolf.pipeline.takeover import best_source
@@ -65,6 +66,11 @@ class SeedRun(NamedTuple):
         return read_tensors(path)[1].get("text_sha256", "") if path.exists() else ""
 
     @property
+    def restores(self) -> str:
+        """In which form the scored text comes back from its tokens; empty: not finished."""
+        return self.results["tokenizer"]["restores"] if self.results else ""
+
+    @property
     def requested_seeds(self) -> list[int]:
         """The seeds that were asked for together with this one, as written when it began."""
         path = self.path / "environment.json"
@@ -75,9 +81,19 @@ class SeedRun(NamedTuple):
         )
 
 
-def label_of(score: dict[str, Any]) -> str:
-    """Return the label of an entry of results.json as people read it."""
-    return shown_label(score["label"], score["bytes_are"])
+def label_of(results: dict[str, Any], stage: str) -> str:
+    """Return the label of a score in results.json as people read it."""
+    score = results["stages"][stage]
+    return shown_label(score["label"], score["bytes_are"]) + shown_form(results["tokenizer"])
+
+
+def different_forms(form: str, path: Path, other: str, another: Path) -> str:
+    """Return why scores are not comparable whose tokenizers do not restore the same of a text."""
+    forms = [f"{form!r} in {path}", f"{other!r} in {another}"]
+    return (
+        f"these scores are not comparable: the text is restored as {' and '.join(forms)}; a "
+        "tokenizer that leaves something out has less to predict"
+    )
 
 
 def flat_config(config: RunConfig) -> dict[str, Any]:

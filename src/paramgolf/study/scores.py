@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.study.runs import SeedRun, label_of
+from paramgolf.study.runs import SeedRun, different_forms, label_of
 from paramgolf.verify.checks import other_sums
 
 Array = NDArray[np.float64]
@@ -30,6 +30,9 @@ class RunScore(NamedTuple):
     bytes: int
     label: str
     text_sha256: str
+    restores: str
+    """In which form the text comes back from its tokens: "original", or what a tokenizer makes of
+    it, which has less to predict."""
     bytes_D: Array
     """Bytes of every document."""
     nats_D: Array | None
@@ -70,8 +73,9 @@ def read_score(run: SeedRun, stage: str) -> RunScore:
         run.path,
         run.seed,
         **{key: score[key] for key in ("bpb", "loss_nats", "tokens", "bytes")},
-        label=label_of(score),
+        label=label_of(run.results, stage),
         text_sha256=run.text_sha256,
+        restores=run.restores,
         bytes_D=tensors["bytes"].numpy().astype(np.float64),
         nats_D=nats_D,
     )
@@ -88,6 +92,8 @@ def require_same(scores: Sequence[RunScore], fields: Sequence[str]) -> None:
         for other in scores[1:]:
             ours, theirs = getattr(first, field), getattr(other, field)
             if ours != theirs:
+                if field == "restores":
+                    raise UserError(different_forms(ours, first.path, theirs, other.path))
                 if field == "text_sha256":
                     ours, theirs = ours[:16], theirs[:16]
                 raise UserError(

@@ -17,6 +17,7 @@ from paramgolf.runtime.files import write_json
 from paramgolf.runtime.schema import read_record
 from paramgolf.study.runs import (
     SeedRun,
+    different_forms,
     flat_config,
     label_of,
     read_run,
@@ -91,7 +92,7 @@ class SeedRuns:
         return {
             stage: Statistic(
                 {seed: found["stages"][stage]["bpb"] for seed, found in results.items()},
-                tuple(dict.fromkeys(label_of(r["stages"][stage]) for r in results.values())),
+                tuple(dict.fromkeys(label_of(r, stage) for r in results.values())),
             )
             for stage in next(iter(results.values()), {"stages": {}})["stages"]
         }
@@ -241,16 +242,21 @@ def _places(folder: Path, seeds: Iterable[int]) -> dict[int, Path]:
 
 
 def _require_one_text(runs: Sequence[SeedRun]) -> None:
-    """Refuse runs whose scores are not of the same text: their mean would mean nothing."""
-    texts: dict[str, Path] = {}
+    """Refuse runs whose scores are not of the same text in the same form.
+
+    Their mean would mean nothing.
+    """
+    texts: dict[tuple[str, str], Path] = {}
     for run in runs:
         if run.results is not None and run.text_sha256:
-            texts.setdefault(run.text_sha256, run.path)
+            texts.setdefault((run.text_sha256, run.restores), run.path)
     if len(texts) > 1:
         (one, path), (other, another) = list(texts.items())[:2]
+        if one[0] == other[0]:
+            raise UserError(different_forms(one[1], path, other[1], another))
         raise UserError(
-            f"these scores are not comparable: text_sha256 is {one[:16]} in {path} and "
-            f"{other[:16]} in {another}; keep the runs of each text in a folder of their own"
+            f"these scores are not comparable: text_sha256 is {one[0][:16]} in {path} and "
+            f"{other[0][:16]} in {another}; keep the runs of each text in a folder of their own"
         )
 
 

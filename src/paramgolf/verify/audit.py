@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from paramgolf.codefile.build import build
+from paramgolf.data.claims import shown_form
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime
@@ -27,7 +28,7 @@ from paramgolf.runtime.records import read_environment
 from paramgolf.scoring.bits_per_byte import document_nats
 from paramgolf.scoring.modes import ScoreMode
 from paramgolf.verify.audited_run import AuditedRun, is_bfloat16, load_run, on_gpu
-from paramgolf.verify.books import books, training_in_words
+from paramgolf.verify.books import books, limits_in_words, training_in_words
 from paramgolf.verify.checks import AUDIT_NAME, Check, at_most, audited_files, check, guarded
 from paramgolf.verify.measured import measured
 from paramgolf.verify.model_checks import (
@@ -42,7 +43,7 @@ from paramgolf.verify.noise import Tolerance, inexact, threads_of, tolerance
 from paramgolf.verify.overlap import overlap_checks
 from paramgolf.verify.recomputed import SELF_REPORTED, recomputed
 from paramgolf.verify.scored_again import CodeFile, CodeFileError
-from paramgolf.verify.text_checks import text_checks
+from paramgolf.verify.text_checks import ORIGIN, text_checks
 
 _CONDITIONS = "1 causal, 2 normalised, 3 score before update, 4 one pass"
 _LARGEST_LOSSES = 16
@@ -61,10 +62,14 @@ class Audit:
     checks: list[Check]
     scores: dict[str, dict[str, float | str]]
     """By stage: BPB and label, as reported."""
+    form: str
+    """What follows the labels if the tokenizer leaves something out of the text."""
     adaptive: bool
     """Whether a score is of a model that learns while it scores."""
     training: str
     """What the run says of its training."""
+    limits: str
+    """What it is judged by: bytes and seconds, in words."""
     seed: int
     """Of the sampled positions."""
     text: str
@@ -78,29 +83,44 @@ class Audit:
         return list(dict.fromkeys(c.condition for c in self.checks if c.outcome == "FAIL"))
 
     @property
+    def unverified(self) -> list[str]:
+        """The names of the checks that could not be recomputed because files are gone."""
+        return [c.name for c in self.checks if c.outcome == "not verified"]
+
+    @property
     def passed(self) -> bool:
-        """Whether no check failed."""
-        return not self.failed
+        """Whether no check failed, and every one was made."""
+        return not self.failed and not self.unverified
 
     def verdict(self) -> list[str]:
         """Return the verdict, one line per statement."""
         stage, score = list(self.scores.items())[-1]
+        label = f"{score['label']}{self.form}"
         reported = f"self-reported: {self.training}, hardware and provenance"
+        judged = f"within {self.limits}"
+        if any(c.name == ORIGIN and c.kind == "self-reported" for c in self.checks):
+            judged += "; tokenizer's origin self-reported"
         if self.passed:
             kind = "score-first adaptive" if self.adaptive else "fixed"
             return [
-                f"verdict        compliant as {kind} predictor",
-                f"{_INDENT}score verified: {stage} {score['bpb']:.4f} BPB, {score['label']} as far "
-                f"as the given training text shows; {reported}",
+                f"verdict        compliant as {kind} predictor {judged}",
+                f"{_INDENT}score verified: {stage} {score['bpb']:.4f} BPB, {label} as far as the "
+                f"given training text shows; {reported}",
                 f"{_INDENT}with the conditions {_CONDITIONS}: see docs/rules.md",
             ]
+        reasons = []
         if self.failed == ["code"]:
-            lines = [
-                "verdict        compliance not verified: the code file was not recognised; read "
-                "it, or audit with the version of paramgolf that built it"
-            ]
+            reasons.append(
+                "the code file was not recognised; read it, or audit with the version of paramgolf "
+                "that built it"
+            )
+        if self.unverified:
+            reasons.append(f"not recomputed, as files are gone: {', '.join(self.unverified)}")
+        if self.failed in ([], ["code"]):
+            lines = [f"verdict        compliance not verified: {'; '.join(reasons)}"]
         else:
             lines = [f"verdict        NOT compliant: {', '.join(self.failed)}"]
+        lines.append(f"{_INDENT}judged by the run's own limits: {judged}")
         lines.append(f"{_INDENT}the conditions are explained in docs/rules.md")
         if "provenance" in self.failed:
             lines.append(
@@ -113,7 +133,8 @@ class Audit:
     def summary(self) -> list[str]:
         """Return the scores and the verdict, one line each."""
         scores = [
-            f"{stage:<14} {s['bpb']:.4f} BPB  {s['label']}" for stage, s in self.scores.items()
+            f"{stage:<14} {s['bpb']:.4f} BPB  {s['label']}{self.form}"
+            for stage, s in self.scores.items()
         ]
         return [*scores, f"{'seed':<14} {self.seed}", *self.verdict()]
 
@@ -126,6 +147,7 @@ class Audit:
         record: dict[str, Any] = {
             "passed": self.passed,
             "failed": self.failed,
+            "unverified": self.unverified,
             "verdict": self.verdict(),
             "seed": self.seed,
             "text": self.text,
@@ -150,6 +172,7 @@ def audit(path: Path, positions: int, seed: int, runtime: Runtime, reporter: Rep
     Raises:
         UserError: if the run is not finished, its artifact, tokenizer or provenance is damaged, or
             the model's losses are not finite.
+        ConfigError: if its scored text is gone.
     """
     files = audited_files(path)
     run = load_run(path, positions, seed, runtime, reporter)
@@ -166,8 +189,10 @@ def audit(path: Path, positions: int, seed: int, runtime: Runtime, reporter: Rep
     return Audit(
         checks,
         scores,
+        form=shown_form(run.results["tokenizer"]),
         adaptive=any(not mode.fixed for mode in run.modes),
         training=training_in_words(run.config, run.results),
+        limits=limits_in_words(run.recipe, run.config),
         seed=seed,
         text=run.text.sha256,
         files=files,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from paramgolf.config import RunConfig
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.streams import Stream
-from paramgolf.errors import UserError
+from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.records import read_results
@@ -55,6 +55,8 @@ class AuditedRun:
     """A finished run with its packed model and its scored text."""
 
     run: RunDir
+    recipe: str
+    """Its name, as the run states it."""
     config: RunConfig
     results: dict[str, Any]
     modes: list[ScoreMode]
@@ -104,20 +106,27 @@ def load_run(
 
     Raises:
         UserError: if it is not finished, or its artifact, tokenizer or provenance is damaged.
+        ConfigError: if its scored text is gone.
     """
-    run, _, config = RunDir.open(path)
+    run, recipe, config = RunDir.open(path)
     if not run.results_file.exists():
         raise UserError(f"{path} is not finished: `paramgolf run --resume {path}` first")
     results = read_results(run)
+    prepared = PreparedText.of(run)
+    if gone := [path for path in prepared.shards("val", run.data) if not path.exists()]:
+        raise ConfigError(
+            f"{gone[0]}, scored text of the run, is gone, so nothing can be scored: restore it"
+        )
     predictor = load_on(run.artifact, None, dataclasses.replace(runtime, compiled=False))
     modes = score_modes(config.score.stride, config.score_first.learns)
     tokens = positions * predictor.tokenizer.vocab_size * config.model.seq_len
     return AuditedRun(
         run=run,
+        recipe=recipe,
         config=config,
         results=results,
         modes=modes,
-        text=PreparedText.of(run).found_text(run.data, predictor.tokenizer),
+        text=prepared.found_text(run.data, predictor.tokenizer),
         predictor=predictor,
         compiled=load_on(run.artifact, None, runtime) if runtime.compiled else predictor,
         limits=limits_of(runtime.dtype),

@@ -17,6 +17,7 @@ from paramgolf.config import RunConfig
 from paramgolf.data.prepared import PreparedText
 from paramgolf.errors import UserError
 from paramgolf.pipeline.run import STAGES, collect_results
+from paramgolf.recipes import RECIPES
 from paramgolf.runtime.files import read_tensors, sha256_of_file
 from paramgolf.runtime.ledger import OTHER, PHASES, account
 from paramgolf.runtime.records import read_environment, read_quantization
@@ -42,6 +43,31 @@ def training_in_words(config: RunConfig, results: dict[str, Any]) -> str:
     """Return what a run says of its training, which an audit cannot recompute."""
     seconds = results["seconds"].get("train: steps", 0.0)
     return f"{results['steps']:,} steps of {config.train.batch_tokens:,} tokens in {seconds:,.1f} s"
+
+
+def limits_in_words(recipe: str, config: RunConfig) -> str:
+    """Return the budget and limits that a run is judged by.
+
+    They are those of its own configuration; where a recipe of that name has others, it says so.
+    """
+    words = _limits(config)
+    found = f"{', '.join(words[:-1])} and {words[-1]}"
+    if recipe in RECIPES:
+        usual = [own for own in _limits(RECIPES[recipe][1]) if own not in words]
+        found += f" (recipe {recipe} has {', '.join(usual)})" if usual else ""
+    return found
+
+
+def _limits(config: RunConfig) -> list[str]:
+    limits = config.limits
+    seconds = {"training": limits.training_seconds, "evaluation": limits.evaluation_seconds}
+    return [
+        f"{config.pack.budget_bytes:,} bytes",
+        *(
+            f"{limit:,g} s of {name}" if limit else f"unlimited {name} time"
+            for name, limit in seconds.items()
+        ),
+    ]
 
 
 def books(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
@@ -208,7 +234,7 @@ def _rates(run: RunDir, config: RunConfig, stages: dict[str, dict[str, Any]]) ->
     if config.adapt.text != "none":
         split = "adapt" if config.adapt.text == "adapt" else "val"
         length = config.model.seq_len
-        tokens = (len(PreparedText.of(run).stream(split, run.data)) - 1) // length * length
+        tokens = (PreparedText.of(run).splits[split].tokens - 1) // length * length
         tokens *= config.adapt.epochs
         seconds = adapt["seconds"].get("adapt: steps", 0.0)
         expected["adapt_steps"] = tokens / seconds if seconds else None

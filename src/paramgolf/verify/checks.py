@@ -12,7 +12,8 @@ from paramgolf.runtime.files import read_json, sha256_of_file
 
 AUDIT_NAME = "audit.json"
 
-Outcome = Literal["pass", "FAIL", "not applicable"]
+Outcome = Literal["pass", "FAIL", "not verified", "not applicable"]
+"""Not verified: what it would be recomputed from is gone, and what is left shows nothing wrong."""
 Kind = Literal["recomputed", "self-reported"]
 """Recomputed from artifact, code, tokenizer and text; or compared only with other claims of the
 run, which whoever made the run wrote."""
@@ -66,6 +67,13 @@ def at_most(
     """Return a check that passes if a measured number is finite and at most `limit`."""
     passed = math.isfinite(measured) and measured <= limit
     return check(name, condition, passed, figure, kind)
+
+
+def not_verified(found: Check, gone: Path) -> Check:
+    """Return a check whose outcome rests on what the run says alone, since a file is gone."""
+    outcome = "not verified" if found.outcome == "pass" else found.outcome
+    figure = f"{found.figure}; not recomputed, as {gone} is gone"
+    return found._replace(outcome=outcome, figure=figure, kind="self-reported")
 
 
 def guarded(checks: Iterator[Check]) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from paramgolf.config import RunConfig
@@ -19,24 +20,42 @@ from paramgolf.data.provenance import Label, Provenance
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.modes import score_modes
-from paramgolf.verify.checks import Check, check
+from paramgolf.verify.checks import Check, check, not_verified
+from paramgolf.verify.rebuilt import PROVENANCE, Rebuilding
 
 
 def overlap_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
     """Compare the scored text with the texts of the run, and every label with the outcome.
 
-    Where a shard is gone, only the fingerprints are left, which the run wrote itself.
+    The same pass over these texts rebuilds their fingerprints. Where a shard is gone, only the
+    stored fingerprints are left, which the run wrote itself.
     """
-    text, tokenizer, kind = PreparedText.of(run), Tokenizer.load(run.tokenizer), "recomputed"
-    missing = [p for name in text.splits for p in text.shards(name, run.data) if not p.exists()]
-    if missing:
-        kind = "self-reported"
+    text, tokenizer = PreparedText.of(run), Tokenizer.load(run.tokenizer)
+    if gone := missing_shards(text, run.data):
         overlaps = {name: Overlap(**values) for name, values in results["overlap"].items()}
-        known = Provenance.load(run.provenance)
-        label = known.label(text.scored_text(run.data, tokenizer).texts)
-    else:
-        overlaps = measured_overlap(text, run.data, tokenizer)
-        label = Label.of_run(overlaps, config.adapt.splits)
+        stored = Provenance.load(run.provenance)
+        label = stored.label(text.scored_text(run.data, tokenizer).texts)
+        for found in _checks(config, results, overlaps, label):
+            yield not_verified(found, gone[0])
+        rebuilt = check(PROVENANCE, "provenance", True, f"{len(stored.texts)} texts as stored")
+        yield not_verified(rebuilt, gone[0])
+        return
+    rebuilding = Rebuilding(run, text, tokenizer)
+    overlaps = measured_overlap(text, run.data, tokenizer, also=rebuilding.add)
+    yield from _checks(config, results, overlaps, Label.of_run(overlaps, config.adapt.splits))
+    yield rebuilding.check(config.adapt.splits, results["tokenizer"]["claim"])
+
+
+def missing_shards(text: PreparedText, folder: Path) -> list[Path]:
+    """Return the shards of a run's text that are gone, given its data folder."""
+    paths = [path for split in text.splits for path in text.shards(split, folder)]
+    return [path for path in paths if not path.exists()]
+
+
+def _checks(
+    config: RunConfig, results: dict[str, Any], overlaps: dict[str, Overlap], label: Label
+) -> Iterator[Check]:
+    """Judge the label of the run's own scores, and compare all labels with the overlaps."""
     found = label.overlap
     figure = (
         f"{found.seen_documents:,} of {found.documents:,} documents seen (limit: "
@@ -44,8 +63,7 @@ def overlap_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> I
         f"{found.bytes:,} bytes (limit {MAX_BYTES:.0%}); runs of {RUN_LETTERS} letters in common: "
         f"{found.share or 0.0:.2%}"
     )
-    figure += f"; by stored fingerprints, as {missing[0]} is gone" if missing else ""
-    yield check("scored text is held out", "provenance", label.name == "held-out", figure, kind)
+    yield check("scored text is held out", "provenance", label.name == "held-out", figure)
     own = Label.of_run(overlaps, config.adapt.splits)
     expected = {"ema": Label.of_run(overlaps, []), "adapted": own}
     for mode in score_modes(config.score.stride, config.score_first.learns):
@@ -58,7 +76,7 @@ def overlap_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> I
     if results["overlap"] != {name: own._asdict() for name, own in overlaps.items()}:
         wrong.append("overlap")
     figure = f"wrong: {', '.join(wrong)}" if wrong else f"all correct: the text is {own.name}"
-    yield check("labels match the overlap", "provenance", not wrong, figure, kind)
+    yield check("labels match the overlap", "provenance", not wrong, figure)
 
 
 def _agrees(score: dict[str, Any], label: Label) -> bool:

@@ -32,7 +32,8 @@ from paramgolf.runtime.files import sha256_of_file
 from paramgolf.runtime.records import read_environment, read_quantization
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.modes import score_modes
-from paramgolf.verify.checks import Check, Kind, check, guarded
+from paramgolf.verify.checks import Check, Kind, check, guarded, not_verified
+from paramgolf.verify.overlap import missing_shards
 from paramgolf.verify.text_checks import same_python
 
 _XZ_TOLERANCE = 1e-3
@@ -81,8 +82,9 @@ KEYS: dict[str, Key] = {
     "tokenizer.pieces": _TOKENIZER,
     "tokenizer.claim": _recomputed("training it again, where its text is at hand; known hashes"),
     "tokenizer.source": _self_reported("what prepared the text"),
-    "tokenizer.training": _self_reported("what prepared the text"),
-    "tokenizer.training.*": _self_reported("what prepared the text"),
+    "tokenizer.origin": _self_reported("what prepared the text"),
+    "tokenizer.origin.*": _self_reported("what prepared the text"),
+    "tokenizer.restores": _recomputed("tokenizer.model and the text"),
     "tokenizer.long_piece_share": _recomputed("tokenizer.model and the shards"),
     "overlap.*.*": _recomputed("comparing the texts at hand"),
     "num_ranks.*": _self_reported("the stage files"),
@@ -165,7 +167,9 @@ def _recomputed_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) 
         yield check(name, "provenance", False, str(error))
     else:
         derived = _text(run, config, artifact, tokenizer, prepared, text)
-        yield _compared(name, "provenance", derived, results)
+        found = _compared(name, "provenance", derived, results)
+        gone = missing_shards(prepared, run.data)
+        yield not_verified(found, gone[0]) if gone else found
         yield _xz(text, results)
     yield _corpus(run, config, results)
     yield _shards(run)
@@ -247,6 +251,7 @@ def _text(
     tokens = {
         split: sum(len(open_shard(path)) for path in prepared.shards(split, run.data))
         for split in prepared.splits
+        if all(path.exists() for path in prepared.shards(split, run.data))
     }
     modes = score_modes(config.score.stride, config.score_first.learns)
     adapted = ["adapted"] if config.adapt.text != "none" else []
@@ -255,6 +260,7 @@ def _text(
         "tokenizer.sha256": digest,
         "tokenizer.bytes": run.tokenizer.stat().st_size,
         "tokenizer.pieces": tokenizer.vocab_size,
+        "tokenizer.restores": text.restored(tokenizer),
         "tokenizer.long_piece_share": tokenizer.long_piece_bytes(text.tokens) / max(1, text.bytes),
         "text.sha256": text.sha256,
         "text.bytes": text.bytes,
@@ -311,15 +317,18 @@ def _shards(run: RunDir) -> Check:
     if not run.provenance.exists():
         return check(name, "provenance", False, "no provenance file")
     prepared = PreparedText.of(run)
-    wrong, count = [], 0
+    wrong, gone, count = [], [], 0
     for split, text in Provenance.load(run.provenance).texts.items():
         paths = prepared.shards(split, run.data)
+        gone += [path for path in paths if not path.exists()]
         count += len(paths)
-        found = [sha256_of_file(path) if path.exists() else "" for path in paths]
-        if found != list(text.shards):
+        known = zip(paths, text.shards, strict=False)
+        same = (sha256_of_file(path) == digest for path, digest in known if path.exists())
+        if len(paths) != len(text.shards) or not all(same):
             wrong.append(split)
     figure = f"different shards: {', '.join(wrong)}" if wrong else f"{count} shards, by SHA-256"
-    return check(name, "provenance", not wrong, figure)
+    found = check(name, "provenance", not wrong, figure)
+    return not_verified(found, gone[0]) if gone else found
 
 
 def _quantization(run: RunDir, config: RunConfig, artifact: Artifact) -> Check:

@@ -7,23 +7,26 @@ trusts that one, and not the code in the folder.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from paramgolf.codefile.reading import configuration_in
 from paramgolf.config import RunConfig, from_json
 from paramgolf.data.claims import KNOWN
+from paramgolf.data.hub.repository import Unreachable
+from paramgolf.data.hub.selection import fetched_tokenizer
 from paramgolf.data.provenance import Provenance
 from paramgolf.data.text_source import kind_of_text
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.pipeline.session import resume, start
 from paramgolf.runtime.console import Reporter
-from paramgolf.runtime.files import read_json, sha256_of_file
+from paramgolf.runtime.files import sha256_of_file
 from paramgolf.runtime.records import read_environment, read_results
 from paramgolf.runtime.rundir import CODE_NAME, RunDir
 from paramgolf.scoring.bits_per_byte import shown_label
+from paramgolf.verify.facts import Agreement, Fact, equal, submitted_files
+from paramgolf.verify.text_checks import is_fetched
 
 MAX_BPB_DIFFERENCE = 0.02
 """Between two artifacts of one job: what seeds of `tiny` differ by
@@ -33,19 +36,6 @@ MAX_RATIO = 3.0
 """How much faster than the rerun a run on the same hardware may claim to have been: the rerun may
 share its machine with other work."""
 _MIN_SECONDS = 1.0  # of a difference between two times, below which it is noise
-
-Agreement = Literal["yes", "NO", "shown", "not judged"]
-
-
-class Fact(NamedTuple):
-    """One claim beside what the rerun, or the folder itself, says."""
-
-    name: str
-    claimed: str
-    found: str
-    agrees: Agreement
-    """"shown": not comparable here, such as the seconds of other hardware. "not judged" is never
-    compared."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +163,31 @@ def verify(folder: Path, source: Path | None, out: Path, reporter: Reporter) -> 
         start(claims.recipe, config, out, None, reporter)
     again = Claims.read(out)
     same = again.artifact_sha256 == claims.artifact_sha256
-    return Verification(facts + compare_claims(claims, again), same, out, config.seed)
+    facts += compare_claims(claims, again)
+    tokenizer = claims.results["tokenizer"]
+    if tokenizer["claim"] == "known" and tokenizer["sha256"] not in KNOWN:
+        facts.append(_fetched_again(tokenizer))
+    return Verification(facts, same, out, config.seed)
+
+
+def _fetched_again(tokenizer: dict[str, Any], endpoint: str | None = None) -> Fact:
+    """Fetch a tokenizer from where a run says that `data fetch` fetched it, and compare.
+
+    Args:
+        tokenizer: its entry in results.json.
+        endpoint: address of the hub; None: the usual one.
+    """
+    name, origin = "origin of tokenizer", tokenizer["origin"] or {}
+    if not is_fetched(origin):
+        return Fact(name, "known", "not on the list, and not fetched", "NO")
+    claimed = f"{tokenizer['sha256'][:16]} in {origin['repo']} at {origin['revision'][:12]}"
+    try:
+        digest = fetched_tokenizer(origin["repo"], origin["revision"], origin["dataset"], endpoint)
+    except Unreachable as error:
+        return Fact(name, claimed, f"could not be verified: {error}", "shown")
+    except UserError as error:
+        return Fact(name, claimed, str(error), "NO")
+    return Fact(name, claimed, digest[:16], "yes" if digest == tokenizer["sha256"] else "NO")
 
 
 def job(claims: Claims, folder: Path, source: Path | None) -> RunConfig:
@@ -217,22 +231,23 @@ def _content(claims: Claims, again: Claims) -> list[Fact]:
     """Compare hashes: of the texts, the tokenizer and the artifact."""
     ours, theirs = claims.results, again.results
     facts = [
-        _equal("scored text", ours["text"]["sha256"], theirs["text"]["sha256"]),
-        _equal("corpus", ours["corpus"]["sha256"], theirs["corpus"]["sha256"]),
-        _equal("tokenizer", ours["tokenizer"]["sha256"], theirs["tokenizer"]["sha256"]),
+        equal("scored text", ours["text"]["sha256"], theirs["text"]["sha256"]),
+        equal("corpus", ours["corpus"]["sha256"], theirs["corpus"]["sha256"]),
+        equal("tokenizer", ours["tokenizer"]["sha256"], theirs["tokenizer"]["sha256"]),
         _tokenizer_claim(claims, again),
+        equal("text restored as", ours["tokenizer"]["restores"], theirs["tokenizer"]["restores"]),
     ]
     facts += [
-        _equal(f"provenance: {name}", claims.texts.get(name), again.texts.get(name))
+        equal(f"provenance: {name}", claims.texts.get(name), again.texts.get(name))
         for name in sorted(claims.texts.keys() | again.texts.keys())
     ]
-    artifact = _equal("artifact", claims.artifact_sha256, again.artifact_sha256)
+    artifact = equal("artifact", claims.artifact_sha256, again.artifact_sha256)
     if ours["artifact_sha256"] != claims.artifact_sha256:
-        artifact = _equal("artifact", ours["artifact_sha256"], claims.artifact_sha256)
+        artifact = equal("artifact", ours["artifact_sha256"], claims.artifact_sha256)
     elif artifact.agrees == "NO":  # the scores decide
         artifact = artifact._replace(agrees="shown")
     facts.append(artifact)
-    facts.append(_equal("parameters", ours["parameters"], theirs["parameters"]))
+    facts.append(equal("parameters", ours["parameters"], theirs["parameters"]))
     return facts
 
 
@@ -242,7 +257,7 @@ def _tokenizer_claim(claims: Claims, again: Claims) -> Fact:
     A rerun that was given the folder's own tokenizer repeats what the results beside it say.
     """
     ours, theirs = claims.results["tokenizer"], again.results["tokenizer"]
-    fact = _equal("tokenizer is", ours["claim"], theirs["claim"])
+    fact = equal("tokenizer is", ours["claim"], theirs["claim"])
     repeated = again.config.data.tokenizer == str(claims.tokenizer)
     if repeated and ours["claim"] != "given" and theirs["sha256"] not in KNOWN:
         return fact._replace(agrees="shown")
@@ -283,7 +298,7 @@ def _pace(claims: Claims, again: Claims) -> list[Fact]:
     ours, theirs = claims.results, again.results
     comparable = claims.hardware is not None and claims.hardware == again.hardware
     if claims.config.train.max_steps:
-        facts = [_equal("steps", ours["steps"], theirs["steps"])]
+        facts = [equal("steps", ours["steps"], theirs["steps"])]
     else:
         facts = [_not_above("steps", ours["steps"], theirs["steps"], comparable)]
     for name in theirs["tokens_per_second"]:
@@ -309,50 +324,3 @@ def _not_above(name: str, claimed: float, found: float, comparable: bool) -> Fac
     if comparable:
         agrees = "yes" if claimed <= found * MAX_RATIO else "NO"
     return Fact(name, f"{claimed:,.0f}", f"{found:,.0f}", agrees)
-
-
-def _equal(name: str, claimed: Any, found: Any) -> Fact:
-    """Return a fact that agrees if both values are equal; of hashes, the beginning is shown."""
-    texts = [str(value)[:16] if value is not None else "none" for value in (claimed, found)]
-    return Fact(name, texts[0], texts[1], "yes" if claimed == found else "NO")
-
-
-def submitted_files(folder: Path) -> list[Fact]:
-    """Compare the files of a submission with the hashes in its audits, and its mean with both.
-
-    Raises:
-        UserError: if a file is missing or is not what a submission contains.
-    """
-    summary = read_json(folder / "submission.json")
-    facts, bpb = [], []
-    try:
-        chosen = summary["model_of_seed"]
-        for seed, entry in summary["seeds"].items():
-            files = read_json(folder / "results" / f"audit-seed-{seed}.json")["files"]
-            results = folder / "results" / f"seed-{seed}.json"
-            places = {"results.json": [results]}
-            if seed == str(chosen):
-                places["results.json"].append(folder / "results.json")
-                names = ["model.bin", "train_gpt.py", "tokenizer.model", "environment.json"]
-                places |= {name: [folder / name] for name in (*names, "provenance.safetensors")}
-            wrong = [
-                str(path.relative_to(folder))
-                for name, paths in places.items()
-                for path in paths
-                if not path.is_file() or sha256_of_file(path) != files.get(name)
-            ]
-            found = f"not: {', '.join(wrong)}" if wrong else "they are"
-            name = f"files, seed {seed}"
-            facts.append(Fact(name, "those audited", found, "NO" if wrong else "yes"))
-            stages = read_json(results)["stages"]
-            bpb.append(stages[summary["stage"]]["bpb"])
-            facts.append(_equal(f"BPB, seed {seed}", entry["val_bpb"], bpb[-1]))
-        facts.append(_equal("BPB, mean of seeds", summary["val_bpb"], statistics.fmean(bpb)))
-        missing = set(summary["requested_seeds"] or ()) - set(map(int, summary["seeds"]))
-        said = f"complete: {summary['complete']}"
-        found = f"missing: {', '.join(map(str, sorted(missing)))}" if missing else "none missing"
-        agrees: Agreement = "yes" if summary["complete"] == (not missing) else "NO"
-        facts.append(Fact("seeds", said, found, agrees))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{folder} is not a submission: {error!r} in its files") from error
-    return facts

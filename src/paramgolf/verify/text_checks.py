@@ -17,7 +17,7 @@ import numpy as np
 from paramgolf.config import RunConfig
 from paramgolf.data import corpus, shards
 from paramgolf.data.chunks import exact_key
-from paramgolf.data.claims import FETCHED, KNOWN
+from paramgolf.data.claims import KNOWN
 from paramgolf.data.documents import Document, find_jsonl, read_jsonl
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.streams import Stream, cut, of_shards, require_counted, require_restored
@@ -28,8 +28,10 @@ from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.records import read_environment
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.verify.checks import Check, at_most, check
+from paramgolf.verify.checks import Check, at_most, check, not_verified
 
+ORIGIN = "origin of the tokenizer"
+"""Name of the check."""
 _MAX_LONG_PIECE_SHARE = 0.01
 
 
@@ -82,7 +84,9 @@ def _restored(text: Stream, tokenizer: Tokenizer) -> Check:
         require_counted(text, tokenizer)
     except UserError as error:
         return check(name, "bytes", False, str(error))
-    figure = f"{len(text.texts):,} documents, normalised by the rule {tokenizer.rule}, none unknown"
+    form = text.restored(tokenizer)
+    shown = "as they are" if form == "original" else f"as {form}: less is predicted"
+    figure = f"{len(text.texts):,} documents come back {shown}, none unknown"
     return check(name, "bytes", True, figure)
 
 
@@ -127,7 +131,7 @@ def _claim(
     run: RunDir, results: dict[str, Any], prepared: PreparedText, tokenizer: Tokenizer
 ) -> Check:
     """Check where the tokenizer comes from: train it again, look it up, or count it."""
-    name, claim = "origin of the tokenizer", results["tokenizer"]
+    name, claim = ORIGIN, results["tokenizer"]
     stated = (run.stage_result("prepare") or {}).get("tokenizer")
     if claim != stated or claim["sha256"] != tokenizer.sha256:
         return check(name, "bytes", False, "results, stage and tokenizer.model disagree")
@@ -139,24 +143,36 @@ def _claim(
     if claim["claim"] == "known":
         if tokenizer.sha256 in KNOWN:
             return check(name, "bytes", True, f"known: {KNOWN[tokenizer.sha256]}")
-        fetched = claim["source"].startswith(FETCHED)
-        return check(name, "bytes", fetched, claim["source"], "self-reported")
+        origin = claim["origin"]
+        if not is_fetched(origin):
+            return check(name, "bytes", False, "neither on the list nor fetched by `data fetch`")
+        figure = (
+            f"fetched from {origin['repo']} at {origin['revision'][:12]}, as source.json says: "
+            "`paramgolf verify` fetches it again"
+        )
+        return check(name, "bytes", True, figure, "self-reported")
     paths = prepared.shards("train", run.data)
-    if not all(path.exists() for path in paths):
-        return check(name, "bytes", True, f"{claim['source']}: not at hand", "self-reported")
+    if gone := [path for path in paths if not path.exists()]:
+        return not_verified(check(name, "bytes", True, claim["source"]), gone[0])
     again = _trained_again(paths, claim, tokenizer)
     figure = claim["source"] if again else f"trained again, it is another than the run's: {claim}"
     return check(name, "bytes", again, figure)
+
+
+def is_fetched(origin: Any) -> bool:
+    """Return whether a tokenizer's origin is what `data fetch` records."""
+    keys = ("repo", "revision", "dataset")
+    return isinstance(origin, dict) and all(isinstance(origin.get(key), str) for key in keys)
 
 
 def _trained_again(paths: Sequence[Path], claim: dict[str, Any], tokenizer: Tokenizer) -> bool:
     """Return whether training on the decoded training shards gives the same tokenizer."""
     parts = shards.whole_documents(paths, tokenizer.bos)
     texts = list(chain.from_iterable(map(tokenizer.decode_documents, parts)))
-    training = claim["training"]
-    if (count := training["documents"]) is not None:
+    origin = claim["origin"]
+    if (count := origin["documents"]) is not None:
         texts = sorted(texts, key=lambda text: exact_key(Document("", text))[0])[:count]
     try:
-        return train_tokenizer(texts, claim["pieces"], training["case_ops"]) == tokenizer.model
+        return train_tokenizer(texts, claim["pieces"], origin["case_ops"]) == tokenizer.model
     except UserError:  # no such tokenizer can be trained on that text
         return False

@@ -15,6 +15,10 @@ _TIMEOUT = 30.0
 """Seconds to wait for the list of files."""
 
 
+class Unreachable(UserError):
+    """The hub could not be asked: no network, no library, or an answer that is not the hub's."""
+
+
 class RemoteFile(NamedTuple):
     """A file as the hub lists it."""
 
@@ -55,7 +59,7 @@ class Repository:
         try:
             from huggingface_hub import HfApi
         except ImportError as error:
-            raise UserError(
+            raise Unreachable(
                 f"fetching needs huggingface_hub ({error}): pip install 'paramgolf[hub]'"
             ) from error
         self._api = HfApi(endpoint, library_name="paramgolf", library_version=__version__)
@@ -110,47 +114,49 @@ class Repository:
             ConnectionError,
             RuntimeError,  # of hf_xet
         ) as error:
-            raise UserError(self._explanation(what, error)) from error
+            raise self._explained_error(what, error) from error
         except OSError as error:
             if error.errno is not None:  # the disk, not the hub
                 raise
-            raise UserError(
+            raise Unreachable(
                 f"{what} of {self} did not arrive intact ({_one_line(error)}); try again"
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
+            raise Unreachable(
                 f"{self.endpoint} does not answer like the Hugging Face hub ({what} of {self}: "
                 f"{type(error).__name__}); check HF_ENDPOINT and any proxy"
             ) from error
 
-    def _explanation(self, what: str, error: BaseException) -> str:
+    def _explained_error(self, what: str, error: BaseException) -> UserError:
         from huggingface_hub import errors
 
         if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
             error = error.__cause__  # the file is not in the library's cache either
         match error:
             case errors.OfflineModeIsEnabled():
-                return f"HF_HUB_OFFLINE is set; unset it to fetch {self.name}"
+                return Unreachable(f"HF_HUB_OFFLINE is set; unset it to fetch {self.name}")
             case errors.RevisionNotFoundError():
-                return f"{self.name} has no revision {self.revision!r}; name another --revision"
+                return UserError(
+                    f"{self.name} has no revision {self.revision!r}; name another --revision"
+                )
             case errors.RepositoryNotFoundError():  # or a gated one
                 return self._no_access("it does not exist, or is private or gated")
             case errors.EntryNotFoundError():
-                return f"{self} has no {what}; name another --revision or --repo"
+                return UserError(f"{self} has no {what}; name another --revision or --repo")
             case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
                 return self._no_access(f"the hub refuses {what}")
             case errors.HfHubHTTPError():
                 reason = f"the hub answered {error.response.status_code}"
             case _:
                 reason = _one_line(error)
-        return (
+        return Unreachable(
             f"cannot fetch {what} of {self} from {self.endpoint} ({reason}); check the network, "
             "then try again: complete files are kept"
         )
 
-    def _no_access(self, reason: str) -> str:
+    def _no_access(self, reason: str) -> UserError:
         page = f"{self.endpoint}/datasets/{self.name}"
-        return (
+        return UserError(
             f"cannot read the data set repository {self.name} ({reason}); check --repo, accept its "
             f"terms at {page}, or set HF_TOKEN to a token that may read it"
         )

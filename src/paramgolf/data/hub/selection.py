@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from paramgolf.data.hub.repository import RemoteFile, Repository
 from paramgolf.data.sidecars import sidecar_of
 from paramgolf.errors import UserError
+from paramgolf.runtime.files import sha256_of_file
 
 TOKENIZER = "tokenizer.model"
 
@@ -25,6 +26,25 @@ class Selection(NamedTuple):
     val_shards: int
     files: dict[str, RemoteFile]
     """By the name they get in the local folder; the tokenizer last."""
+
+
+def fetched_tokenizer(repo: str, revision: str, dataset: str, endpoint: str | None = None) -> str:
+    """Download the tokenizer of a data set; return its SHA-256. Nothing is kept.
+
+    Args:
+        repo: OWNER/NAME.
+        revision: a branch, tag or commit.
+        dataset: as source.json names it.
+        endpoint: address of the hub; None: the usual one.
+
+    Raises:
+        Unreachable: if the hub cannot be asked.
+        UserError: if it has no such repository, revision or data set.
+    """
+    repository = Repository(repo, revision, endpoint)
+    _, _, path = _stated(repository, dataset.removeprefix(_PREFIX))
+    with TemporaryDirectory() as folder:
+        return sha256_of_file(repository.download(path, Path(folder)))
 
 
 def select_files(repository: Repository, variant: str, train_shards: int) -> Selection:
