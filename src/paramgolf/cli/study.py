@@ -186,7 +186,8 @@ def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
     about = [value for column in ("stage", "label") if (value := shared.get(column))]
     columns = [column for column in rows[0] if column not in shared]
     keys = list(grid.cells[0].values)
-    table = _table(", ".join([recipe, *about]), *keys, *columns)
+    titles = [key.replace(".", ".\n") for key in keys]  # narrow, so that many fit
+    table = _table(", ".join([recipe, *about]), *titles, *columns)
     for cell, row in zip(grid.cells, rows, strict=True):
         values = [str(cell.values[key]) for key in keys]
         table.add_row(*values, *(row[column] for column in columns))

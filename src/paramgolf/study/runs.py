@@ -253,7 +253,8 @@ def _forget_earlier_runs(config: RunConfig, until: str) -> None:
     count: a run that ends there uses the code of a run before it with the same shapes.
     """
     global _compiled_for
-    shapes = (config.model, config.train.micro_batch_tokens, config.score.batch_tokens)
+    train, score = config.train, config.score
+    shapes = (config.data, config.model, train.micro_batch_tokens, score.batch_tokens)
     keeps, _compiled_for = until == "train" and shapes == _compiled_for, shapes
     gc.collect()
     if torch.cuda.is_available():
