@@ -121,7 +121,7 @@ def test_unknown_stages_and_options(cli: Cli, options: list[str], mini_run: Fini
     result = cli("run", "tiny", *options, "--until", "trian")
     assert result.code == 2
     assert "--until" in result.stderr + result.stdout
-    assert "--log, --until" in cli.error("run", "--resume", mini_run.path, "--out", "x", code=2)
+    assert "--log and --until" in cli.error("run", "--resume", mini_run.path, "--out", "x", code=2)
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,7 @@ def _resume(arguments: list[str], reporter: Reporter) -> None:
         word.startswith("-") and word.partition("=")[0] not in allowed for word in arguments[1:]
     ):
         raise ConfigError(
-            "--resume takes one run directory and no other options but --log, --until"
+            "--resume takes one run directory and no other option but --log and --until"
         )
     parsed = tyro.cli(ResumeArguments, prog="paramgolf run --resume", args=arguments)
     log = tracker(parsed.log, reporter)
