@@ -101,21 +101,39 @@ class DataConfig(Checked):
     """Share of the documents (chosen by hash) held out for scoring; only with source "stdlib"."""
     adapt_share: Share = 0.1
     """Share of the documents (chosen by hash) for adaptation, disjoint from the scored documents;
-    only with source "stdlib". With other sources, adaptation uses the part of the validation
-    split that `val_targets` excludes from scoring."""
+    only with source "stdlib". With other sources, adaptation uses the whole documents behind the
+    part of the validation split that `val_bytes` or `val_targets` selects."""
+    val_bytes: NonNegativeInt = 0
+    """Score only the first N bytes of the validation documents, with any tokenizer; 0: all."""
     val_targets: NonNegativeInt = 0
     """Score only the first N targets of the validation split; 0: all."""
+    val_part: Literal["first", "rest"] = "first"
+    """"first": score what `val_bytes` or `val_targets` selects; "rest": the whole documents behind
+    it, to tune without looking at the part that is reported."""
     shard_tokens: PositiveInt = 10_000_000
     """Maximum number of tokens per shard file."""
 
     def check_combinations(self) -> None:
-        """Check that there is a source and training text."""
+        """Check that there are a source and training text, and at most one cut."""
         require(bool(self.source), "data.source", self.source, '"stdlib" or a directory')
+        require(
+            not (self.val_bytes and self.val_targets), "data.val_bytes", self.val_bytes,
+            f"0, as data.val_targets = {self.val_targets} cuts the same text",
+        )  # fmt: skip
+        require(
+            self.val_part == "first" or self.cuts, "data.val_part", self.val_part,
+            "first, or a cut by data.val_bytes",
+        )  # fmt: skip
         total = self.val_share + self.adapt_share
         require(
             total < 1, "data.val_share + data.adapt_share", total,
             "a sum below 1, to leave training text",
         )  # fmt: skip
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a part of the validation split is selected."""
+        return self.val_bytes + self.val_targets > 0
 
 
 @dataclass(frozen=True)

@@ -390,6 +390,21 @@ def test_another_text_after_prepare(
     assert ("bytes of the text" in found) is not rewritten
 
 
+@pytest.mark.parametrize(("part", "other"), [("first", "rest"), ("rest", "first")])
+def test_another_part_of_the_text_than_is_configured(
+    part: str, other: str, cli: Cli, options: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    cut = ["--data.val-targets", "0", "--data.val-bytes", "9001", "--data.val-part", part]
+    cli.output("run", "tiny", *options, *cut, "--adapt.text", "none", "--out", run)
+    assert not failed(run)
+    assert (read_results(run)["text"]["bytes"] == 9001) is (part == "first")
+    assert cli("audit", run, "--positions", "2").code == 0
+    for changed in ({"val_part": other}, {"val_part": part, "val_bytes": 5000}):
+        rewrite(run / "config.json", lambda values, own=changed: values["data"].update(own))
+        assert failed(run)["the text is that of its source"].startswith("bytes: differs")
+
+
 def test_a_source_that_is_gone_is_self_reported(run_copy: Path) -> None:
     rewrite(run_copy / "config.json", lambda values: values["data"].update(source="/nowhere"))
     assert outcomes(run_copy)["the text is that of its source"] == (

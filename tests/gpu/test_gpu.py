@@ -20,8 +20,11 @@ from paramgolf.pipeline.run import new_run, run_job
 from paramgolf.recipes import RECIPES
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import select_runtime
+from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import plain_windows, sliding_windows
+from paramgolf.study.ablate import run_grid
+from paramgolf.study.cells import parse_cells
 
 pytestmark = [
     pytest.mark.gpu,
@@ -150,3 +153,21 @@ def test_whole_job(tmp_path: Path) -> None:
     results = run_job(run, "tiny", config, Reporter(), select_runtime("cuda"))
     assert results["stages"]["sliding"]["bpb"] < 2.6
     assert 4 < results["seconds"]["train: steps"] <= 7.2
+
+
+def test_cells_of_one_shape_compile_once_and_leave_no_memory_behind(tmp_path: Path) -> None:
+    tiny = RECIPES["tiny"][1]
+    train = dataclasses.replace(tiny.train, max_steps=50)
+    config = dataclasses.replace(tiny, device="cuda", train=train)
+    rates = [["train.matrix_lr=0.03"], [], ["train.matrix_lr=0.05"], ["model.mlp_ratio=3"]]
+    cells = parse_cells(config, rates)
+    found = run_grid("tiny", cells, [1], tmp_path, Reporter(), "train")
+    assert not found.failed
+    trained = [
+        RunDir(tmp_path / cell.folder / "seed-1").stage_result("train") or {} for cell in cells
+    ]
+    compiling = [result["seconds"]["train: compile, warm up"] for result in trained]
+    assert max(compiling[1:3]) < 0.5 * min(compiling[0], compiling[3])
+    peaks = [result["peak_gpu_bytes"] for result in trained]
+    assert max(peaks[1:3]) < 1.02 * peaks[0]
+    assert peaks[3] < peaks[0]  # of a smaller model

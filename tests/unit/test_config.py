@@ -82,7 +82,10 @@ INVALID: list[tuple[str, Any, str]] = [
     ("data.val_share", -0.1, "between 0 and 1"),
     ("data.val_share", 1.5, "between 0 and 1"),
     ("data.adapt_share", math.nan, "between 0 and 1"),
+    ("data.val_bytes", -1, "0 or more"),
     ("data.val_targets", -1, "0 or more"),
+    ("data.val_part", "last", "one of first, rest"),
+    ("data.val_part", "rest", "a cut by data.val_bytes"),
     ("data.shard_tokens", 0, "greater than 0"),
     ("model.vocab_size", 0, "between 257"),
     ("model.vocab_size", 256, "257"),
@@ -168,6 +171,7 @@ def test_an_invalid_value_is_named_with_what_is_expected(
 
 
 COMBINATIONS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"data.val_bytes": 9, "data.val_targets": 7}, ["data.val_bytes = 9", "data.val_targets = 7"]),
     ({"data.val_share": 0.5, "data.adapt_share": 0.5}, ["val_share", "adapt_share", "1.0"]),
     ({"model.width": 130}, ["model.width = 130", "model.num_heads = 4"]),
     ({"model.num_kv_heads": 3}, ["model.num_kv_heads = 3", "model.num_heads = 4"]),

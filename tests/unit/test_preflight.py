@@ -101,6 +101,9 @@ def test_json_lines_have_no_adaptation_text_without_a_cut(tmp_path: Path) -> Non
     assert "--adapt.text none" in message(config, tmp_path / "run")
     assert preflight(changed(config, "adapt", text="none"), tmp_path / "run")
     assert preflight(mini(source, val_targets=10), tmp_path / "run")
+    assert preflight(mini(source, val_targets=0, val_bytes=10), tmp_path / "run")
+    rest = mini(source, val_targets=0, val_bytes=10, val_part="rest")
+    assert "--data.val-part first" in message(rest, tmp_path / "run")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -129,6 +132,29 @@ def test_shards_and_their_adaptation_text(
     else:
         assert "adapt.text" in message(config, tmp_path / "run")
         assert preflight(changed(config, "adapt", text="none"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("val_bytes", "targets"), [(200, 202), (247, 249), (248, 250)])
+def test_bytes_of_shards_are_counted_as_targets_are(
+    val_bytes: int, targets: int, shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Every 100th of these tokens is BOS, and every other one a byte."""
+    source = shards(train=2000, val=500)
+    cuts = {
+        "targets": {"val_targets": targets},
+        "bytes": {"val_targets": 0, "val_bytes": val_bytes},
+    }
+    said = {
+        (how, part): preflight(
+            changed(mini(source, **cut, val_part=part), "adapt", text="none"), tmp_path / "run"
+        )[0].text
+        for how, cut in cuts.items()
+        for part in ("first", "rest")
+    }
+    assert said["targets", "first"] == said["bytes", "first"]
+    assert f"val {targets + 1}, adapt 200 tokens" in said["bytes", "first"]
+    assert said["targets", "rest"] == said["bytes", "rest"]
+    assert "val 200 tokens" in said["bytes", "rest"]
 
 
 def test_few_validation_documents_are_a_warning(

@@ -259,6 +259,81 @@ def test_val_targets_beyond_the_text_cut_nothing(
     assert list(text.splits) == ["train", "val"]
 
 
+def first_bytes(texts: Sequence[str], size: int) -> Texts:
+    """Return the documents up to byte `size`, the last one cut where a character ends."""
+    kept: Texts = []
+    for text in texts:
+        content, size = text.encode()[:size], size - len(text.encode())
+        kept.append(content.decode(errors="ignore"))
+        if size <= 0:
+            break
+    return kept
+
+
+@pytest.mark.parametrize("size", [1, 5000, 20_000, 33_333])
+@pytest.mark.parametrize("vocab", [512, 700])
+def test_val_bytes_cut_the_documents_whatever_the_tokenizer(
+    size: int, vocab: int, texts: Texts, tmp_path: Path
+) -> None:
+    source = jsonl_folder(tmp_path / "text", texts[:20], texts[20:])
+    first = prepared(job := new_job(tmp_path / "first", source, vocab=vocab, val_bytes=size))
+    model, expected = job.run.tokenizer.read_bytes(), first_bytes(texts[20:], size)
+    scored = tokens_of(first, "val", job.run.data)
+    assert documents_in(scored, model) == expected
+    assert scored == np.concatenate(Tokenizer(model).encode(expected)).tolist()
+    assert first.splits["val"].bytes == size
+    assert first.splits["val"].text_sha256 == sha256_of_texts(expected)
+    # Whole documents behind the cut are for adaptation, or for tuning.
+    behind = texts[20 + len(expected) :]
+    assert documents_in(tokens_of(first, "adapt", job.run.data), model) == behind
+    job = new_job(tmp_path / "rest", source, vocab=vocab, val_bytes=size, val_part="rest")
+    rest = prepared(job)
+    assert list(rest.splits) == ["train", "val"]
+    assert documents_in(tokens_of(rest, "val", job.run.data), model) == behind
+    assert rest.splits["val"].text_sha256 == first.splits["adapt"].text_sha256
+    assert rest.splits["val"].bytes == sum(len(text.encode()) for text in behind)
+
+
+def test_val_targets_have_a_rest_too(texts: Texts, tokenizer_file: Path, tmp_path: Path) -> None:
+    _, text, data = cut_jobs(texts, tokenizer_file, tmp_path, 4000)
+    job = new_job(
+        tmp_path / "rest", tmp_path / "text", tokenizer=str(tokenizer_file), val_targets=4000,
+        val_part="rest",
+    )  # fmt: skip
+    rest = prepared(job)
+    assert tokens_of(rest, "val", job.run.data) == tokens_of(text, "adapt", data)
+
+
+def test_a_character_is_not_cut(texts: Texts, tokenizer_file: Path, tmp_path: Path) -> None:
+    val = ["caf\u00e9 \U0001f600 and more", "the rest"]
+    source = jsonl_folder(tmp_path / "text", texts[:20], val)
+    sizes = {4: "caf", 5: "caf\u00e9", 9: "caf\u00e9 ", 10: "caf\u00e9 \U0001f600"}
+    for size, expected in sizes.items():
+        job = new_job(
+            tmp_path / f"run{size}", source, tokenizer=str(tokenizer_file), val_bytes=size
+        )
+        split = prepared(job).splits["val"]
+        assert split.text_sha256 == sha256_of_texts([expected])
+        assert split.bytes == len(expected.encode()) <= size
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 10**9])
+def test_val_bytes_beyond_the_text_cut_nothing_and_leave_no_rest(
+    beyond: int, texts: Texts, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    source = jsonl_folder(tmp_path / "text", texts[:20], texts[20:])
+    data = {
+        "tokenizer": str(tokenizer_file),
+        "val_bytes": sum(len(text.encode()) for text in texts[20:]) + beyond,
+    }
+    text = prepared(new_job(tmp_path / "first", source, **data))
+    assert list(text.splits) == ["train", "val"]
+    assert text.splits["val"].text_sha256 == sha256_of_texts(texts[20:])
+    with pytest.raises(UserError, match="no document is behind the cut") as error:
+        prepare.run(new_job(tmp_path / "rest", source, **data, val_part="rest"))
+    one_line(error)
+
+
 def test_small_batches_encode_as_one(
     texts: Texts, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +380,42 @@ def test_shard_folder(texts: Texts, tokenizer_file: Path, tmp_path: Path) -> Non
     known = Provenance.load(job.run.data / "provenance.safetensors")
     assert share(known.of("train"), texts[:20]) == 1.0
     assert job.run.tokenizer.read_bytes() == tokenizer_file.read_bytes()
+
+
+@pytest.mark.parametrize("part", ["first", "rest"])
+def test_shards_and_jsonl_are_cut_at_the_same_byte(
+    part: str, texts: Texts, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    shards = shard_folder(tmp_path / "shards", texts, Tokenizer.load(tokenizer_file))
+    lines = jsonl_folder(tmp_path / "lines", texts[:20], texts[20:])
+    splits = []
+    for number, source in enumerate((shards, lines)):
+        data = {"tokenizer": str(tokenizer_file), "val_bytes": 9999, "val_part": part}
+        job = new_job(tmp_path / f"run{number}", source, **data)
+        splits.append(prepared(job).splits["val"])
+    assert splits[0] == replace(splits[1], bytes_are="as decoded")
+
+
+def test_val_bytes_are_of_the_originals_under_a_tokenizer_that_normalises(
+    texts: Texts, tmp_path: Path
+) -> None:
+    """Where the whole documents of `val_targets` are its only choice, bytes cut anywhere."""
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(texts[:10]), model_prefix=str(tmp_path / "nfkc"), vocab_size=600,
+        model_type="bpe", byte_fallback=True, normalization_rule_name="nfkc", minloglevel=2,
+        hard_vocab_limit=False,
+    )  # fmt: skip
+    file = tmp_path / "nfkc.model"
+    vocab = Tokenizer.load(file).vocab_size
+    val = ["\u2460  of two  spaces", "the \ufb01rst and more", "behind"]
+    source = jsonl_folder(tmp_path / "text", texts[:20], val)
+    size = len(val[0].encode()) + len("the \ufb01r".encode())
+    job = new_job(tmp_path / "run", source, vocab=vocab, tokenizer=str(file), val_bytes=size)
+    text = prepared(job)
+    expected = [val[0], "the \ufb01r"]
+    scored = text.scored_text(job.run.data, Tokenizer.load(file))
+    assert (scored.texts, scored.bytes, scored.bytes_are) == (expected, size, "original")
+    assert documents_in(scored.tokens.tolist(), file.read_bytes()) == ["1 of two spaces", "the fir"]
 
 
 def test_shards_and_jsonl_give_the_same_validation_text(

@@ -17,7 +17,8 @@ from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import write_json
-from paramgolf.study.ablate import SEED_STD, parse_grid, run_grid
+from paramgolf.study.ablate import SEED_STD, run_grid
+from paramgolf.study.cells import parse_cells, parse_grid
 from paramgolf.study.seeds import Statistic, read_seeds, run_seeds
 from tests.written_runs import BYTES_D, NATS_D, TINY, write_run
 
@@ -167,17 +168,17 @@ def test_invalid_seeds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def values_of(vary: list[str], config: RunConfig = TINY) -> list[dict[str, object]]:
-    return [values for values, _ in parse_grid(config, vary)]
+    return [cell.values for cell in parse_grid(config, vary)]
 
 
 def test_a_grid_has_every_combination_with_typed_values() -> None:
     grid = parse_grid(TINY, ["train.matrix-lr=2e-2,0.04", "--model.num_layers=6, 8"])
-    assert [values for values, _ in grid] == [
+    assert [cell.values for cell in grid] == [
         {"train.matrix_lr": lr, "model.num_layers": layers}
         for lr in (0.02, 0.04)
         for layers in (6, 8)
     ]
-    for values, config in grid:
+    for values, config, _ in grid:
         assert config.train.matrix_lr == values["train.matrix_lr"]
         assert config.model.num_layers == values["model.num_layers"]
         train = dataclasses.replace(config.train, matrix_lr=TINY.train.matrix_lr)
@@ -224,8 +225,9 @@ def test_an_invalid_grid_is_refused(vary: list[str], words: str) -> None:
 
 def written_grid(tmp_path: Path, vary: list[str], seeds: tuple[int, ...]) -> Path:
     """Write a grid whose runs are all finished; later cells score worse."""
-    for number, (values, config) in enumerate(parse_grid(TINY, vary)):
-        cell = tmp_path / "grid" / ",".join(f"{key}={value}" for key, value in values.items())
+    for number, (values, config, folder) in enumerate(parse_grid(TINY, vary)):
+        assert folder == ",".join(f"{key}={value}" for key, value in values.items())
+        cell = tmp_path / "grid" / folder
         for seed in seeds:
             scale = 1 + 0.1 * number + 0.01 * seed
             write_run(cell / f"seed-{seed}", seed, NATS_D * scale, config=config)
@@ -259,7 +261,7 @@ def test_a_plot_of_one_seed_shows_what_a_seed_is_worth(tmp_path: Path) -> None:
     """Two cells that differ by much less must not look like a slope."""
     vary = ["train.matrix_lr=0.01,0.02"]
     grid, out = parse_grid(TINY, vary), tmp_path / "grid"
-    for number, (_, config) in enumerate(grid):
+    for number, (_, config, _) in enumerate(grid):
         cell = out / f"train.matrix_lr={config.train.matrix_lr}"
         write_run(cell / "seed-1", 1, NATS_D * (1 + 1e-4 * number), config=config)
     run_grid("tiny", grid, [1], out, SILENT)
@@ -297,3 +299,96 @@ def test_a_folder_with_another_configuration_is_refused(tmp_path: Path) -> None:
     other = dataclasses.replace(TINY, pack=dataclasses.replace(TINY.pack, damping=0.5))
     with pytest.raises(UserError, match=r"pack\.damping = 0\.01, not 0\.5"):
         run_grid("tiny", parse_grid(other, vary), [1], out, SILENT)
+
+
+# Lists of cells.
+
+
+def test_cells_are_named_one_by_one() -> None:
+    cells = parse_cells(
+        TINY, [["train.matrix-lr=0.02", "--model.num_layers=8"], [], ["train.ema_decay=0.9"]]
+    )
+    train, model = TINY.train, TINY.model
+    expected = [
+        dataclasses.replace(
+            TINY,
+            train=dataclasses.replace(train, matrix_lr=0.02),
+            model=dataclasses.replace(model, num_layers=8),
+        ),
+        TINY,
+        dataclasses.replace(TINY, train=dataclasses.replace(train, ema_decay=0.9)),
+    ]
+    assert [cell.config for cell in cells] == expected
+    # Every row has a value in every column; a folder is named by what its cell changes.
+    assert [list(cell.values.values()) for cell in cells] == [
+        [8, 0.02, train.ema_decay],
+        [model.num_layers, train.matrix_lr, train.ema_decay],
+        [model.num_layers, train.matrix_lr, 0.9],
+    ]
+    assert [cell.folder for cell in cells] == [
+        "model.num_layers=8,train.matrix_lr=0.02", "unchanged", "train.ema_decay=0.9",
+    ]  # fmt: skip
+    again = parse_cells(TINY, [["--model.num-layers=8", "train.matrix_lr=2e-2"]])
+    assert again[0].folder == cells[0].folder
+
+
+def test_a_folder_of_many_changes_has_a_name_that_file_systems_allow() -> None:
+    names = [f"{name}_{what}" for name in ("embedding", "vector", "matrix")
+             for what in ("lr", "weight_decay")]  # fmt: skip
+    keys = [f"train.{name}=0.0{n}" for n in (1, 2) for name in (*names, "ema_decay", "momentum")]
+    half = len(keys) // 2
+    one, other = parse_cells(TINY, [keys[:half], keys[half:]])
+    assert one.folder != other.folder
+    assert max(len(one.folder), len(other.folder)) < 255
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ([["train.matrix_lr"]], "expected KEY=VALUE"),
+        ([["train.matrx_lr=1"]], "did you mean train.matrix_lr"),
+        ([["train.matrix_lr=0.02,0.04"]], "--vary spans a grid"),
+        ([["seed=3"]], "--seeds"),
+        ([["train.matrix_lr=-1"]], "train.matrix_lr = -1.0"),
+        ([["train.matrix_lr=0.02"], ["train.matrix_lr=2e-2"]], "--cell names train.matrix_lr=0.02"),
+        ([[], [f"train.max_steps={TINY.train.max_steps}"]], "twice"),
+        ([["train.matrix_lr=1", "train.matrix-lr=2"]], "is given twice"),
+    ],
+)
+def test_an_invalid_cell_is_refused(cells: list[list[str]], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        parse_cells(TINY, cells)
+
+
+def test_a_list_of_cells_is_a_table_without_a_plot(tmp_path: Path) -> None:
+    cells = parse_cells(TINY, [["train.matrix_lr=0.01"], ["model.num_layers=8"], []])
+    for number, cell in enumerate(cells[:2]):
+        write_run(tmp_path / cell.folder / "seed-1", 1, NATS_D * (1 + number), config=cell.config)
+    found = run_grid("tiny", cells[:2], [1], tmp_path, SILENT)
+    assert not found.is_plotted
+    assert not (tmp_path / "ablation.svg").exists()
+    said = json.loads((tmp_path / "ablation.json").read_text())
+    assert [cell["folder"] for cell in said["cells"]] == [cell.folder for cell in cells[:2]]
+    assert said["cells"][1]["bpb"]["mean"] == pytest.approx(2 * said["cells"][0]["bpb"]["mean"])
+
+
+def test_the_table_is_written_after_every_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a later cell that an earlier command has finished."""
+    cells = parse_cells(TINY, [["train.matrix_lr=0.01"], ["train.matrix_lr=0.03"], []])
+    write_run(tmp_path / "unchanged" / "seed-1", 1)
+
+    def start(recipe: str, config: RunConfig, path: Path, *_: Any, **__: Any) -> None:
+        if config.train.matrix_lr == 0.03:
+            raise KeyboardInterrupt
+        write_run(path, 1, config=config)
+
+    monkeypatch.setattr("paramgolf.study.runs.start", start)
+    with pytest.raises(UserError, match="the same command resumes the runs"):
+        run_grid("tiny", cells, [1], tmp_path, SILENT)
+    said = json.loads((tmp_path / "ablation.json").read_text())["cells"]
+    assert [cell["bpb"] is not None for cell in said] == [True, False, True]
+    assert [cell["left_out"] for cell in said] == [
+        [], [{"seed": 1, "state": "missing", "failure": ""}], [],
+    ]  # fmt: skip

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from paramgolf.pipeline.takeover import best_source
+from paramgolf.errors import ConfigError, UserError
+from paramgolf.pipeline.takeover import best_source, require_trained
 from paramgolf.recipes import RECIPES
 from paramgolf.runtime.rundir import RunDir
 from tests.written_runs import STAGE_RESULTS
@@ -41,8 +42,21 @@ def test_the_run_with_most_usable_stages_is_chosen(runs: dict[str, Path]) -> Non
     assert best_source(more, [runs["in training"], runs["trained too"]]) == runs["trained too"]
 
 
-def test_no_run_is_chosen_if_none_is_usable(runs: dict[str, Path]) -> None:
+def test_the_text_alone_is_taken_over_where_the_weights_would_differ(runs: dict[str, Path]) -> None:
     longer = replace(TINY, train=replace(TINY.train, max_steps=7))
-    assert best_source(longer, runs.values()) is None
-    assert best_source(TINY, [runs["in training"], runs["not there"]]) is None
+    deeper = replace(TINY, seed=5, model=replace(TINY.model, num_layers=8))
+    for config in (longer, deeper):
+        assert best_source(config, [runs["not there"], runs["in training"]]) == runs["in training"]
+        with pytest.raises(ConfigError, match="only adapt, pack and score may change"):
+            require_trained(runs["adapted"], config)
+    with pytest.raises(UserError, match="has not finished the stage 'train'"):
+        require_trained(runs["in training"], TINY)
+
+
+def test_no_run_is_chosen_if_none_is_usable(runs: dict[str, Path]) -> None:
+    other_text = replace(TINY, data=replace(TINY.data, val_share=0.2))
+    other_tokenizer = replace(TINY, model=replace(TINY.model, vocab_size=1024))
+    assert best_source(other_text, runs.values()) is None
+    assert best_source(other_tokenizer, runs.values()) is None
+    assert best_source(TINY, [runs["not there"]]) is None
     assert best_source(TINY, []) is None

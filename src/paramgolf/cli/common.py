@@ -55,7 +55,7 @@ def as_options(message: str) -> str:
     """
     from paramgolf.config import RunConfig
 
-    if any(words in message for words in (".json", "--vary", "did you mean")):
+    if any(words in message for words in (".json", "--vary", "--cell", "did you mean")):
         return message
     keys = {
         f"{section.name}.{key.name}"
@@ -98,13 +98,14 @@ _RECIPE_COMMANDS = {
     "run": [
         "usage: paramgolf run RECIPE [--KEY VALUE ...]",
         "       paramgolf run --config FILE [--KEY VALUE ...]",
-        "       paramgolf run --resume DIR",
+        "       paramgolf run --resume DIR [--until STAGE]",
         "",
         "Train, adapt, quantize, pack and score a model. Start with `paramgolf run tiny`.",
         "",
         "options:",
         "  --out DIR              run directory to create; default: runs/RECIPE-DATE-TIME",
         "  --from RUN             reuse the text and the trained weights of another run",
+        "  --until STAGE          stop after prepare, train, adapt or pack; --resume goes on",
         "  --dry-run              only check that the run can succeed; estimate its time",
         "  --log wandb            also send the metrics to wandb or tensorboard",
     ],
@@ -120,12 +121,17 @@ _RECIPE_COMMANDS = {
     ],
     "ablate": [
         "usage: paramgolf ablate RECIPE --vary KEY=A,B... [--seeds N...] [--KEY VALUE ...]",
+        "       paramgolf ablate RECIPE --cell KEY=VALUE... --cell KEY=VALUE... [...]",
         "",
-        "Run a grid of configurations: a table and a plot.",
+        "Run variants of a recipe: a table and a plot.",
         "",
         "options:",
         "  --vary KEY=A,B,...     a key and its values, such as train.matrix-lr=0.02,0.04;",
-        "                         several --vary span a grid; required",
+        "                         several --vary span a grid",
+        "  --cell KEY=VALUE...    one variant by all that it changes, instead of a grid; without",
+        "                         settings, the recipe itself",
+        "  --until STAGE          stop after train, adapt or pack and compare that score",
+        "  --from RUN             reuse the text of another run, and what else is the same",
         "  --seeds N...           seeds of every cell; default: the recipe's",
         "  --out DIR              folder of the runs; default: runs/ablate-RECIPE. Finished",
         "                         runs in it are not repeated",
@@ -158,7 +164,7 @@ def usage() -> str:
         "  bundle RUN --out DIR             write a folder that works on its own",
         "  seeds RECIPE --seeds N...        run several seeds: mean, deviation, range",
         "  compare A B                      test whether A beats B by a margin",
-        "  ablate RECIPE --vary KEY=A,B     run a grid of configurations",
+        "  ablate RECIPE --vary KEY=A,B     run a grid or a list of variants",
         "  submission SEEDS... --out DIR    write a folder to submit",
         "  export RUN --out DIR             write the weights as safetensors",
         "  data build|fetch|info            build, download or check token shards",

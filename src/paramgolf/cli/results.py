@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rich.table import Table
 
@@ -15,6 +15,8 @@ from paramgolf.runtime.ledger import account
 if TYPE_CHECKING:
     from paramgolf.pipeline.preflight import Finding
 
+Stage = Literal["prepare", "train", "adapt", "pack", "score"]
+"""The stages of a run, in order."""
 STAGE_TITLES = {
     "ema": "after EMA",
     "adapted": "after adaptation",
@@ -45,22 +47,8 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
     form = shown_form(results["tokenizer"])
     stages, size = results["stages"], results["bytes"]
     corpus, xz = results["corpus"], results["xz"]
-    table = Table(title=f"{results['recipe']}, seed {results['seed']}", title_justify="left")
-    table.add_column("")
-    for column in ("BPB", "nats per\ntoken", "tokens", "text\nbytes"):
-        table.add_column(column, justify="right")
-    table.add_column("label")
-    for stage, score in stages.items():
-        table.add_row(
-            STAGE_TITLES[stage],
-            f"{score['bpb']:.4f}",
-            f"{score['loss_nats']:.4f}",
-            f"{score['tokens']:,}",
-            f"{score['bytes']:,}",
-            shown_label(score["label"], score["bytes_are"]) + form,
-        )
     reporter.line("")
-    reporter.table(table)
+    reporter.table(_scores(f"{results['recipe']}, seed {results['seed']}", stages, form))
     if reporter.verbose:
         reporter.table(_seconds_by_phase(results))
     reporter.line(f"xz -9     {xz['bpb']:.4f} bits per byte for comparison: {xz['bytes']:,} bytes")
@@ -78,6 +66,50 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
     # Commands are not wrapped, so that they can be copied.
     reporter.text(f"next      paramgolf report {quote(str(path))}\n")
     reporter.text(f'          paramgolf generate {quote(str(path))} --prompt "Return the"\n')
+
+
+def print_stages(path: Path, reporter: Reporter) -> None:
+    """Print what the finished stages of an unfinished run gave, and how to go on."""
+    from paramgolf.data.claims import shown_form
+    from paramgolf.runtime.rundir import RunDir
+
+    run, recipe, config = RunDir.open(path)
+    found = {name: run.stage_result(name) for name in get_args(Stage)}
+    done = {name: result for name, result in found.items() if result is not None}
+    scores = {n: score for result in done.values() for n, score in result.get("scores", {}).items()}
+    if scores:
+        reporter.line("")
+        form = shown_form(done["prepare"]["tokenizer"])
+        reporter.table(_scores(f"{recipe}, seed {config.seed}", scores, form))
+    text = done["prepare"]["text"]
+    source, digest = Path(text["source"]).name, text["corpus_sha256"]
+    reporter.line(f"corpus    {source}, sha256 {digest[:16]}")
+    if packed := done.get("pack"):
+        size = packed["bytes"]
+        reporter.line(f"size      {size['total']:,} of {size['budget']:,} bytes")
+    reporter.line(f"run       {path}, stopped after {list(done)[-1]}: no results.json yet")
+    reporter.text(f"next      paramgolf run --resume {quote(str(path))}\n")
+
+
+def _scores(title: str, scores: dict[str, dict[str, Any]], form: str) -> Table:
+    """Return the table of a run's scores, by name; `form` is that of the text, to be shown."""
+    from paramgolf.scoring.bits_per_byte import shown_label
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in ("BPB", "nats per\ntoken", "tokens", "text\nbytes"):
+        table.add_column(column, justify="right")
+    table.add_column("label")
+    for stage, score in scores.items():
+        table.add_row(
+            STAGE_TITLES[stage],
+            f"{score['bpb']:.4f}",
+            f"{score['loss_nats']:.4f}",
+            f"{score['tokens']:,}",
+            f"{score['bytes']:,}",
+            shown_label(score["label"], score["bytes_are"]) + form,
+        )
+    return table
 
 
 def _size_parts(results: dict[str, Any]) -> str:

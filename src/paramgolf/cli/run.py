@@ -13,7 +13,7 @@ import tyro
 
 from paramgolf.cli.common import choose, recipe_usage
 from paramgolf.cli.live import standard_output
-from paramgolf.cli.results import print_findings, print_results
+from paramgolf.cli.results import Stage, print_findings, print_results, print_stages
 from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import ConfigError
 from paramgolf.recipes import RECIPES, require_text, with_absolute_paths
@@ -37,6 +37,8 @@ class RunArguments:
     one); other options override it."""
     dry_run: bool = False
     """Only check that the run can succeed, and estimate its time."""
+    until: Stage = "score"
+    """Stop after this stage; `paramgolf run --resume` completes the run."""
     log: Literal["none", "wandb", "tensorboard"] = "none"
     """Also send the run's metrics to this tracker."""
 
@@ -47,6 +49,8 @@ class ResumeArguments:
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
+    until: Stage = "score"
+    """Stop after this stage; `paramgolf run --resume` completes the run."""
     log: Literal["none", "wandb", "tensorboard"] = "none"
     """Also send the run's metrics to this tracker."""
 
@@ -179,10 +183,16 @@ def _resume(arguments: list[str], reporter: Reporter) -> None:
     from paramgolf.pipeline.session import resume
     from paramgolf.pipeline.tracking import tracker
 
-    if not arguments or any(word.startswith("-") for word in arguments[1:] if word != "--log"):
-        raise ConfigError("--resume takes one run directory and no other option but --log")
+    allowed = ("--log", "--until")
+    if not arguments or any(
+        word.startswith("-") and word.partition("=")[0] not in allowed for word in arguments[1:]
+    ):
+        raise ConfigError(
+            "--resume takes one run directory and no other option but --log and --until"
+        )
     parsed = tyro.cli(ResumeArguments, prog="paramgolf run --resume", args=arguments)
-    print_results(resume(parsed.run, reporter, tracker(parsed.log, reporter)), parsed.run, reporter)
+    log = tracker(parsed.log, reporter)
+    _print(resume(parsed.run, reporter, log, parsed.until), parsed.run, reporter)
 
 
 def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
@@ -191,8 +201,21 @@ def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
 
     out = Path(parsed.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     from_run = Path(parsed.from_run) if parsed.from_run else None
+    if from_run is not None:
+        from paramgolf.pipeline.takeover import require_trained
+
+        require_trained(from_run, parsed.config)
     if parsed.dry_run:
         print_findings(dry_run(parsed.config, out, from_run), reporter)
         return
-    results = start(recipe, parsed.config, out, from_run, reporter, tracker(parsed.log, reporter))
-    print_results(results, out, reporter)
+    log = tracker(parsed.log, reporter)
+    results = start(recipe, parsed.config, out, from_run, reporter, log, until=parsed.until)
+    _print(results, out, reporter)
+
+
+def _print(results: dict[str, Any], path: Path, reporter: Reporter) -> None:
+    """Print the results of a run; without them, what its finished stages gave."""
+    if results:
+        print_results(results, path, reporter)
+    else:
+        print_stages(path, reporter)

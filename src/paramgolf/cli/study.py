@@ -1,11 +1,11 @@
-"""Commands over several runs: seeds, a comparison, an ablation grid."""
+"""Commands over several runs: seeds, a comparison, an ablation."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.table import Table
@@ -19,7 +19,7 @@ from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 
 if TYPE_CHECKING:
-    from paramgolf.study.ablate import Grid
+    from paramgolf.study.ablate import Cell, Grid
     from paramgolf.study.compare import Comparison, Group
     from paramgolf.study.seeds import SeedRuns, Statistic
     from paramgolf.study.significance import OneSidedTest
@@ -38,11 +38,19 @@ class SeedsArguments:
 
 @dataclass(frozen=True)
 class AblateArguments:
-    """Run a grid of configurations, summarised as a table and a plot."""
+    """Run variants of a recipe, summarised as a table and a plot."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     vary: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
-    """KEY=A,B,...: a key of the recipe and its values; several keys span a grid. Required."""
+    """KEY=A,B,...: a key of the recipe and its values; several keys span a grid."""
+    cell: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """KEY=VALUE ...: one variant of the recipe, instead of a grid; none: the recipe itself."""
+    until: Literal["train", "adapt", "pack", "score"] = "score"
+    """Stop every run after this stage, and compare its score; `train`: of the averaged weights in
+    full precision, in plain windows."""
+    from_run: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """Reuse the text of this run, and its weights where they would be the same; seed, data, model
+    and train are then its own, and the rest of the configuration the recipe's."""
     seeds: tuple[int, ...] = ()
     """Seeds of every cell; by default the recipe's."""
     out: str = ""
@@ -87,21 +95,28 @@ def seeds(arguments: list[str]) -> None:
 
 
 def ablate(arguments: list[str]) -> None:
-    """`paramgolf ablate`: a grid of configurations."""
+    """`paramgolf ablate`: variants of a configuration."""
     reporter = standard_output()
     if not arguments or arguments[0] in ("--help", "-h"):
         reporter.text(recipe_usage("ablate") + "\n")
         return
     recipe, parsed = parse_recipe(AblateArguments, "ablate", arguments)
 
-    from paramgolf.study.ablate import parse_grid, run_grid
+    from paramgolf.study.ablate import run_grid
+    from paramgolf.study.cells import parse_cells, parse_grid
 
-    grid = parse_grid(parsed.config, [text for some in parsed.vary for text in some])
+    if parsed.vary and parsed.cell:
+        raise ConfigError("name either a grid with --vary or single variants with --cell, not both")
+    if parsed.cell:
+        grid = parse_cells(parsed.config, parsed.cell)
+    else:
+        grid = parse_grid(parsed.config, [text for some in parsed.vary for text in some])
     out = Path(parsed.out or f"runs/ablate-{recipe}")
     seeds = parsed.seeds or (parsed.config.seed,)
-    found = run_grid(recipe, grid, seeds, out, reporter)
+    from_run = Path(parsed.from_run) if parsed.from_run else None
+    found = run_grid(recipe, grid, seeds, out, reporter, parsed.until, from_run)
     _print_grid(recipe, found, reporter)
-    plot = "" if found.num_texts > 1 else ", ablation.svg"
+    plot = ", ablation.svg" if found.is_plotted else ""
     reporter.line(f"wrote {out}: ablation.json{plot} and one folder per cell")
     if found.failed:
         raise UserError(f"{len(found.failed)} of {len(found.cells)} cells lack a run: see above")
@@ -161,39 +176,52 @@ def _cells(name: str, statistic: Statistic, form: str) -> list[str]:
 
 
 def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
+    """Print one row per cell; stage and label are in the title if they are those of all cells."""
+    rows = [_cell_figures(cell, grid.until) for cell in grid.cells]
+    shared: dict[str, str] = {}
+    for column in ("std", "stage", "label", "text"):
+        found = {row[column] for row in rows} - {""}
+        if len(found) < (1 if column == "std" else 2):
+            shared[column] = "".join(found)
+    about = [value for column in ("stage", "label") if (value := shared.get(column))]
+    columns = [column for column in rows[0] if column not in shared]
     keys = list(grid.cells[0].values)
-    table = _table(recipe, *keys, "BPB", "std", "bytes", "seconds")
-    for column in ("stage", "label"):
-        table.add_column(column)
-    several = grid.num_texts > 1
-    if several:
-        table.add_column("text")
-    table.add_column("seeds", justify="right")
-    for cell in grid.cells:
-        figures = [""] * 6
-        if cell.last_stage is not None:
-            (stage, bpb), sizes = cell.last_stage, cell.seeds.sizes()
-            figures = [
-                f"{bpb.mean:.4f}",
-                "-" if bpb.std is None else f"{bpb.std:.4f}",
-                f"{sizes['bytes'].mean:,.0f}",
-                f"{sizes['seconds'].mean:,.1f}",
-                stage,
-                ", ".join(bpb.labels),
-            ]
-        finished = f"{len(cell.seeds.finished)} of {len(cell.seeds.runs)}"
-        text = [cell.text_sha256[:8]] if several else []
-        table.add_row(*(str(cell.values[key]) for key in keys), *figures, *text, finished)
+    titles = [key.replace(".", ".\n") for key in keys]  # narrow, so that many fit
+    table = _table(", ".join([recipe, *about]), *titles, *columns)
+    for cell, row in zip(grid.cells, rows, strict=True):
+        values = [str(cell.values[key]) for key in keys]
+        table.add_row(*values, *(row[column] for column in columns))
     reporter.line("")
     reporter.table(table)
     for cell in grid.failed:
         for run in cell.seeds.left_out:
             reporter.line(f"{cell.folder.name}, seed {run.seed} {run.reason}")
-    if several:
+    if "text" not in shared:
         reporter.line(
             f"the cells were scored on {grid.num_texts} different texts: compare BPB of the same "
             "text only; no plot is drawn"
         )
+
+
+def _cell_figures(cell: Cell, until: str) -> dict[str, str]:
+    """Format the figures of a cell, by the title of their column; empty where it has none."""
+    sizes = cell.seeds.sizes()
+    stage, bpb = cell.last_stage or ("", None)
+    seconds = f"{sizes['seconds'].mean:,.1f}" if sizes else ""
+    figures = {
+        "BPB": f"{bpb.mean:.4f}" if bpb else "",
+        "std": f"{bpb.std:.4f}" if bpb and bpb.std is not None else "",
+    }
+    if until in ("pack", "score"):
+        figures["bytes"] = f"{sizes['bytes'].mean:,.0f}" if sizes else ""
+    else:
+        steps, rate = cell.steps, cell.tokens_per_second
+        figures["steps"] = "" if steps is None else f"{steps:,.0f}"
+        figures["tokens/s"] = "" if rate is None else f"{rate:,.0f}"
+    label = ", ".join(bpb.labels) if bpb else ""
+    finished = f"{len(cell.seeds.finished)} of {len(cell.seeds.runs)}"
+    rest = {"seconds": seconds, "stage": stage, "label": label, "text": cell.text_sha256[:8]}
+    return figures | rest | {"seeds": finished}
 
 
 def _print_comparison(found: Comparison, reporter: Reporter) -> None:

@@ -78,7 +78,7 @@ class PreparedText:
         """
         if split not in self.splits:
             raise UserError(
-                f"the text has no {split!r} split: set --data.val-targets below the size of the "
+                f"the text has no {split!r} split: set --data.val-bytes below the size of the "
                 "validation text (the rest is for adaptation), or --adapt.text none"
             )
         return [self._shard(folder, name) for name in self.splits[split].shards]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paramgolf.config import DataConfig
 from paramgolf.data import shards
 from paramgolf.data.documents import is_jsonl, read_jsonl, read_text, text_digest
 from paramgolf.data.manifest import built_split
@@ -115,38 +118,81 @@ def of_shards(paths: Sequence[Path], tokenizer: Tokenizer) -> Stream:
     return stream
 
 
-def cut(stream: Stream, targets: int, tokenizer: Tokenizer) -> tuple[Stream, Stream | None]:
-    """Return the beginning of a text and the whole documents after it, None if there are none.
+def cut(whole: Stream, data: DataConfig, tokenizer: Tokenizer) -> tuple[Stream, Stream | None]:
+    """Return the part of a validation text that is scored, and the documents behind it.
 
-    The beginning has at most so many targets and ends with a whole character; with a whole document
-    if the tokenizer normalises, since a part of the tokens is then no part of the original.
+    Args:
+        whole: the text.
+        data: says where to cut, and which part to score.
+        tokenizer: of the text.
+
+    Returns:
+        The scored part; and the whole documents behind it, None if there are none.
 
     Raises:
-        UserError: if the tokenizer normalises, and the first document is longer than that.
+        UserError: if the documents behind the cut are to be scored, and there are none; or if the
+            tokenizer normalises, and the first document has more than `data.val_targets`.
     """
-    tokens = stream.tokens
-    starts = shards.document_starts(tokens, tokenizer.bos)
-    begun = int(np.searchsorted(starts, targets + 1))
-    last = int(starts[begun - 1])
+    starts = shards.document_starts(whole.tokens, tokenizer.bos).tolist()
+    ends = [*starts[1:], len(whole.tokens)]
+    if 0 < data.val_targets < len(whole.tokens) - 1:
+        first, begun = _first_targets(whole, starts, ends, data.val_targets, tokenizer)
+    elif 0 < data.val_bytes < whole.bytes:
+        first, begun = _first_bytes(whole, starts, ends, data.val_bytes, tokenizer)
+    else:
+        first, begun = whole, len(starts)
+    behind = whole._replace(tokens=whole.tokens[ends[begun - 1] :], texts=whole.texts[begun:])
+    rest = behind if len(behind.tokens) > len(behind.texts) else None  # more than empty documents
+    if data.val_part == "first":
+        return first, rest
+    if rest is None:
+        raise UserError(
+            "data.val_part = 'rest', but no document is behind the cut: lower --data.val-bytes"
+        )
+    return rest, None
+
+
+def _first_targets(
+    whole: Stream, starts: list[int], ends: list[int], targets: int, tokenizer: Tokenizer
+) -> tuple[Stream, int]:
+    """Return the beginning of a text, and how many of its documents have begun there.
+
+    It has at most so many targets and ends with a whole character; with a whole document if the
+    tokenizer normalises, since a part of the tokens is then no part of the original.
+    """
+    tokens = whole.tokens
+    begun = bisect_left(starts, targets + 1)
+    last = starts[begun - 1]
     end = last + len(_whole_characters(tokens[last : targets + 1], tokenizer))
     texts = tokenizer.decode_documents(tokens[:end])
-    *whole, beginning = texts
-    if stream.texts[: begun - 1] != whole or not stream.texts[begun - 1].startswith(beginning):
-        ends = np.append(starts[1:], len(tokens))
-        count = int(np.searchsorted(ends, targets + 1, side="right"))
+    *before, beginning = texts
+    if whole.texts[: begun - 1] != before or not whole.texts[begun - 1].startswith(beginning):
+        count = bisect_right(ends, targets + 1)
         if not count:
             raise UserError(
                 f"data.val_targets = {targets:,} ends within the first document, but the tokenizer "
-                f"normalises text and needs whole documents: set --data.val-targets {ends[0] - 1}"
+                "normalises text and needs whole documents: set --data.val-bytes, which cuts any "
+                f"text, or --data.val-targets {ends[0] - 1}"
             )
-        end, texts = int(ends[count - 1]), stream.texts[:count]
-    scored = stream._replace(tokens=tokens[:end], texts=texts)
-    if begun == len(starts):
-        return scored, None
-    rest = tokens[int(starts[begun]) :]
-    if len(rest) == len(starts) - begun:  # nothing but the BOS of empty documents
-        return scored, None
-    return scored, stream._replace(tokens=rest, texts=stream.texts[begun:])
+        end, texts = ends[count - 1], whole.texts[:count]
+    return whole._replace(tokens=tokens[:end], texts=texts), begun
+
+
+def _first_bytes(
+    whole: Stream, starts: list[int], ends: list[int], size: int, tokenizer: Tokenizer
+) -> tuple[Stream, int]:
+    """Return the first `size` bytes of a text, and how many of its documents have begun there.
+
+    A document that is cut, at a character, is encoded as what is left of it; so its bytes are
+    original under any tokenizer.
+    """
+    byte_ends = list(accumulate(len(text.encode()) for text in whole.texts))
+    last = bisect_left(byte_ends, size)
+    tokens, texts = whole.tokens[: ends[last]], whole.texts[: last + 1]
+    if surplus := byte_ends[last] - size:
+        texts[last] = texts[last].encode()[:-surplus].decode(errors="ignore")
+        tokens = np.concatenate([tokens[: starts[last]], *tokenizer.encode(texts[last:])])
+    return whole._replace(tokens=tokens, texts=texts), last + 1
 
 
 def require_restored(stream: Stream, tokenizer: Tokenizer) -> None:

@@ -133,11 +133,12 @@ class _Text:
             ratio = {".jsonl": 1}.get(files[0].suffix, 3)  # of compression, roughly
             size = ratio * sum(path.stat().st_size for path in files)
             self.tokens[split] = int(size / 3.5)
-        if self._config.adapt.text == "adapt" and not self._config.data.val_targets:
+        data = self._config.data
+        if self._config.adapt.text == "adapt" and not (data.cuts and data.val_part == "first"):
             raise ConfigError(
                 f"adapt.text = 'adapt' needs text to adapt on, and {folder} has none: set "
-                "--data.val-targets N (the documents behind the first N targets of the validation "
-                "text are adapted on) or --adapt.text none"
+                "--data.val-bytes N (the documents behind the first N bytes of the validation text "
+                "are adapted on) and --data.val-part first, or --adapt.text none"
             )
 
     def _shards(self, folder: Path) -> None:
@@ -152,12 +153,19 @@ class _Text:
             if files:
                 self.tokens[split] = sum(len(shards.open_shard(path)) for path in files)
         stream = shards.read_stream(shards.find_shards(folder, "val"))
-        targets = self._config.data.val_targets or len(stream)
-        bos = stream == tokenizer.bos
-        self.documents["val"] = int(bos[: targets + 1].sum())
-        if "adapt" not in self.tokens and bos[targets + 1 :].any():
-            self.tokens["adapt"] = len(stream) - targets - 1 - int(bos[targets + 1 :].argmax())
-        self.tokens["val"] = min(len(stream), targets + 1)
+        data = self._config.data
+        first = data.val_targets + 1 if data.val_targets else len(stream)
+        if data.val_bytes:
+            first = 2 + int(tokenizer.token_bytes(stream).cumsum().searchsorted(data.val_bytes))
+        starts = shards.document_starts(stream, tokenizer.bos)
+        behind = starts[starts >= first]
+        rest = len(stream) - int(behind[0]) if len(behind) else 0
+        self.tokens["val"] = min(len(stream), first)
+        self.documents["val"] = len(starts) - len(behind)
+        if data.val_part == "rest":
+            self.tokens["val"], self.documents["val"] = rest, len(behind)
+        elif rest:
+            self.tokens.setdefault("adapt", rest)
         self._require_adaptation_text(folder)
 
     def _require_adaptation_text(self, folder: Path) -> None:
@@ -168,7 +176,7 @@ class _Text:
         what = f"an 'adapt' split of {found:,} tokens" if found else "no 'adapt' split"
         raise ConfigError(
             f"adapt.text = 'adapt' needs more than {seq_len:,} tokens to adapt on, and {folder} "
-            f"has {what}: set --adapt.text none, or --data.val-targets below the size of the "
+            f"has {what}: set --adapt.text none, or --data.val-bytes below the size of the "
             "validation text (the rest is then adapted on)"
         )
 

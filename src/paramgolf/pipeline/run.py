@@ -33,11 +33,19 @@ STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
 
 
 def run_job(
-    run: RunDir, recipe: str, config: RunConfig, reporter: Reporter, runtime: Runtime
+    run: RunDir,
+    recipe: str,
+    config: RunConfig,
+    reporter: Reporter,
+    runtime: Runtime,
+    until: str = "score",
 ) -> dict[str, Any]:
-    """Run all stages that are not finished yet; return the content of `results.json`.
+    """Run the stages up to `until` that are not finished yet.
 
     All ranks call this; rank 0 writes the files.
+
+    Returns:
+        The content of `results.json`; empty, and no such file, if a stage is left to be run.
 
     Raises:
         UserError: if a stage fails; what earlier stages wrote is kept.
@@ -49,7 +57,8 @@ def run_job(
             from paramgolf.pipeline.takeover import take_over
 
             take_over(run, config)
-        for name, stage in STAGES.items():
+        names = list(STAGES)
+        for name in names[: names.index(until) + 1]:
             if ranks.from_main(run.stage_result(name) is not None, PREPARATION_SECONDS):
                 reporter.line(f"{name}: finished before")
                 continue
@@ -63,7 +72,7 @@ def run_job(
                 seconds = import_seconds()
                 job.ledger.add("set-up: imports", seconds, earlier=seconds)
                 worked = True
-            result = stage(job)
+            result = STAGES[name](job)
             for scored, score in result.get("scores", {}).items():
                 run.event("score", of=scored, **score)
             seconds_by_phase = job.ledger.close(name)
@@ -76,11 +85,13 @@ def run_job(
                 run.finish_stage(name, {**result, **shared})
                 reporter.stage_finished(name, result, total)
             ranks.barrier(PREPARATION_SECONDS if name == "prepare" else SERIAL_SECONDS)
-        results = collect_results(run, recipe, config)
-        if ranks.main:
-            write_json(run.results_file, results)
-        if worked:
-            run.event("run_finished")
+        results = {}
+        if ranks.from_main(run.stage_result("score") is not None):
+            results = collect_results(run, recipe, config)
+            if ranks.main:
+                write_json(run.results_file, results)
+            if worked:
+                run.event("run_finished")
     signals.resume_with(None)
     return results
 

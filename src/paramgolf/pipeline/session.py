@@ -60,6 +60,7 @@ def start(
     reporter: Reporter,
     log: Callable[[RunDir], Listener] | None = None,
     requested_seeds: Sequence[int] = (),
+    until: str = "score",
 ) -> dict[str, Any]:
     """Run a configuration in a new directory; return the content of `results.json`.
 
@@ -67,10 +68,11 @@ def start(
         recipe: its name.
         config: the configuration.
         out: the new directory.
-        from_run: a run whose text and weights are taken over.
+        from_run: a run whose text, and what else would be the same, is taken over.
         reporter: the console.
         log: opens a listener for the run's events, on rank 0.
         requested_seeds: all seeds of the study that this run belongs to, for environment.json.
+        until: the last stage to run; before the last of all, nothing is returned.
 
     Raises:
         UserError: see `pipeline.run.new_run` and `pipeline.run.run_job`.
@@ -88,7 +90,7 @@ def start(
         if log and runtime.ranks.main:
             run.listener = log(run)
         try:
-            return run_job(run, recipe, config, reporter, runtime)
+            return run_job(run, recipe, config, reporter, runtime, until)
         except UserError as error:
             if runtime.ranks.main and not isinstance(error, Stopped):
                 remove_unprepared(run)
@@ -112,15 +114,14 @@ def dry_run(config: RunConfig, out: Path, from_run: Path | None) -> list[Finding
         UserError: if it could not.
     """
     with session(config.device) as (runtime, _):
-        if from_run is not None:
-            from paramgolf.pipeline.takeover import require_trained
-
-            require_trained(from_run, config)
         return preflight(config, out, runtime.ranks.size, from_run) if runtime.ranks.main else []
 
 
 def resume(
-    path: Path, reporter: Reporter, log: Callable[[RunDir], Listener] | None = None
+    path: Path,
+    reporter: Reporter,
+    log: Callable[[RunDir], Listener] | None = None,
+    until: str = "score",
 ) -> dict[str, Any]:
     """Resume the run at `path`; return the content of `results.json`. Arguments as in `start`.
 
@@ -134,4 +135,4 @@ def resume(
         run = RunDir(path, keeps_events=runtime.ranks.main)
         if log and runtime.ranks.main:
             run.listener = log(run)
-        return run_job(run, recipe, config, reporter, runtime)
+        return run_job(run, recipe, config, reporter, runtime, until)

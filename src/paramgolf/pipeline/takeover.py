@@ -14,7 +14,11 @@ from paramgolf.runtime.files import copy_file, write_bytes
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.runtime.schema import read_record
 
-_DEPENDS_ON = {"prepare": ("seed", "data", "model"), "train": ("train",), "adapt": ("adapt",)}
+_DEPENDS_ON = {
+    "prepare": ("data", "model.vocab_size"),
+    "train": ("seed", "model", "train"),
+    "adapt": ("adapt",),
+}
 """The configuration keys on which a stage's files depend, beyond those of earlier stages."""
 
 
@@ -28,10 +32,11 @@ def create_from(
     """Create the directory of a run with the finished stages that it takes over from another run.
 
     Raises:
-        UserError: if that run has not finished training, or `path` cannot become a run.
-        ConfigError: if the configurations differ in anything that the trained weights depend on.
+        UserError: if that run has not prepared its text, or `path` cannot become a run.
+        ConfigError: if the configurations differ in anything that the text depends on.
     """
-    require_trained(from_run, config)
+    source, _, theirs = RunDir.open(from_run)
+    _stages_to_take(source, theirs, config, required=("prepare",))
     run = RunDir.create(path, recipe, config, from_run, requested_seeds)
     with run.locked():
         take_over(run, config)
@@ -45,7 +50,7 @@ def require_trained(from_run: Path, config: RunConfig) -> None:
         ConfigError: if the configurations differ in anything that the trained weights depend on.
     """
     source, _, theirs = RunDir.open(from_run)
-    _stages_to_take(source, theirs, config)
+    _stages_to_take(source, theirs, config, required=("prepare", "train"))
 
 
 def take_over(run: RunDir, config: RunConfig) -> None:
@@ -60,9 +65,11 @@ def take_over(run: RunDir, config: RunConfig) -> None:
     source, _, theirs = RunDir.open(
         Path(read_record(run.takeover_file, {"from": str}, "restore it")["from"])
     )
-    stages = _stages_to_take(source, theirs, config)
+    stages = _stages_to_take(source, theirs, config, required=("prepare",))
     files = [path for path in sorted(source.data.rglob("*")) if path.is_file()]
-    files += [source.tokenizer, source.trained]
+    files.append(source.tokenizer)
+    if "train" in stages:
+        files.append(source.trained)
     if "adapt" in stages and source.adapted.exists():
         files.append(source.adapted)
     for file in files:
@@ -89,40 +96,47 @@ def best_source(config: RunConfig, runs: Iterable[Path]) -> Path | None:
     """Return the run from which a run of `config` can take over most stages, or None."""
     stages: dict[Path, int] = {}
     for path in runs:
-        with suppress(UserError):  # no run, not trained, or of another configuration
+        with suppress(UserError):  # no run, nothing prepared, or of another text
             source, _, theirs = RunDir.open(path)
-            stages[path] = len(_stages_to_take(source, theirs, config))
+            stages[path] = len(_stages_to_take(source, theirs, config, required=("prepare",)))
     return max(stages, key=lambda path: stages[path], default=None)
 
 
-def _stages_to_take(source: RunDir, source_config: RunConfig, config: RunConfig) -> list[str]:
+def _stages_to_take(
+    source: RunDir, source_config: RunConfig, config: RunConfig, required: Sequence[str]
+) -> list[str]:
     """The stages of another run whose files a run of `config` can take over.
 
     Raises:
-        UserError: if that run has not finished training.
-        ConfigError: if the configurations differ in anything that the trained weights depend on.
+        UserError: if that run has not finished a required stage.
+        ConfigError: if the configurations differ in a key on which a required stage depends.
     """
     ours, theirs = to_json(config), to_json(source_config)
     taken: list[str] = []
     for stage, keys in _DEPENDS_ON.items():
-        different = [key for key in keys if ours[key] != theirs[key]]
-        if stage == "adapt" and (different or source.stage_result(stage) is None):
-            break
-        if different:
+        different = next((found for key in keys if (found := _difference(key, ours, theirs))), "")
+        finished = source.stage_result(stage) is not None
+        if different and stage in required:
             raise ConfigError(
-                f"{_first_difference(different[0], ours, theirs)} differs from that of "
-                f"{source.path}: with --from, only adapt, pack and score may change"
+                f"{different} differs from that of {source.path}: with --from, only adapt, pack "
+                "and score may change"
             )
-        if source.stage_result(stage) is None:
+        if not finished and stage in required:
             raise UserError(
                 f"{source.path} has not finished the stage {stage!r}; resume it first with "
                 f"`paramgolf run --resume {source.path}`"
             )
+        if different or not finished:
+            break
         taken.append(stage)
     return taken
 
 
-def _first_difference(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    if not isinstance(ours[key], dict):
-        return key
-    return next(f"{key}.{name}" for name in ours[key] if ours[key][name] != theirs[key][name])
+def _difference(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Return the first key that differs, of a section or the one that is named; "": none does."""
+    section, _, name = key.partition(".")
+    one, other = ours[section], theirs[section]
+    if not isinstance(one, dict):
+        return key if one != other else ""
+    names = [name] if name else list(one)
+    return next((f"{section}.{name}" for name in names if one[name] != other[name]), "")

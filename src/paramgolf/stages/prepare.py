@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from paramgolf.config import DataConfig
 from paramgolf.data import shards
 from paramgolf.data.claims import tokenizer_claim
 from paramgolf.data.documents import (
@@ -91,7 +92,7 @@ def _prepare_documents(job: Job) -> dict[str, Any]:
             if documents or name != "adapt"
         }
         require_restored(encoded["val"], tokenizer)
-        _cut_validation(encoded, config.data.val_targets, tokenizer)
+        _cut_validation(encoded, config.data, tokenizer)
         claim = tokenizer_claim(tokenizer, file, encoded["train"].sha256)
         return _write(job, digest, tokenizer, claim, encoded)
 
@@ -167,7 +168,7 @@ def _prepare_shards(job: Job, folder: Path) -> dict[str, Any]:
             texts = tokenizer.decode_documents(tokens)
             bytes_are = known["adapt"].split.bytes_are
             encoded["adapt"] = Stream("the 'adapt' split", tokens, texts, bytes_are)
-        _cut_validation(encoded, data.val_targets, tokenizer)
+        _cut_validation(encoded, data, tokenizer)
         digest = hashlib.sha256("".join(hashes["train"] + hashes["val"]).encode()).hexdigest()
         names = [str(path.resolve()) for path in files["train"]]
         tokens = sum(len(shards.open_shard(path)) for path in files["train"])
@@ -256,15 +257,12 @@ def _salt(hashes: dict[str, list[str]]) -> int:
     return salt_of(*(digest for name in shards.SPLITS for digest in hashes.get(name, ())))
 
 
-def _cut_validation(encoded: dict[str, Stream], targets: int, tokenizer: Tokenizer) -> None:
-    """Keep the first `targets` targets for scoring.
+def _cut_validation(encoded: dict[str, Stream], data: DataConfig, tokenizer: Tokenizer) -> None:
+    """Keep what is scored of the validation split.
 
-    The whole documents after them become the adaptation split if the source has none.
+    The documents behind it become the adaptation split if the source has none.
     """
-    whole = encoded["val"]
-    if not 0 < targets < len(whole.tokens) - 1:
-        return
-    encoded["val"], rest = cut(whole, targets, tokenizer)
+    encoded["val"], rest = cut(encoded["val"], data, tokenizer)
     if "adapt" not in encoded and rest is not None:
         encoded["adapt"] = rest
 

@@ -1,25 +1,28 @@
-"""Ablation: run a grid of configurations, summarised as a table and a plot."""
+"""Ablation: run variants of a configuration, summarised as a table and a plot."""
 
 from __future__ import annotations
 
-import difflib
-import itertools
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 
-from paramgolf.config import RunConfig, from_json, to_json
-from paramgolf.errors import ConfigError
-from paramgolf.recipes import with_absolute_paths
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import write_json
+from paramgolf.study.cells import Values, Variant
 from paramgolf.study.plots import SERIES, drawing, save_svg
-from paramgolf.study.runs import flat_config, require_one_process
-from paramgolf.study.seeds import SeedRuns, Statistic, require_configurations, run_seeds
+from paramgolf.study.runs import require_one_process
+from paramgolf.study.seeds import (
+    SeedRuns,
+    Statistic,
+    read_folder,
+    require_configurations,
+    run_seeds,
+)
 
 SUMMARY, PLOT = "ablation.json", "ablation.svg"
 SEED_STD = 0.02
@@ -28,12 +31,9 @@ seed (docs/experiments/tiny-seeds.md): smaller differences between such cells ma
 _MIN_LOG_RATIO = 10.0
 """Ratio of the largest to the smallest value from which the x axis is logarithmic."""
 
-Values = dict[str, Any]
-"""Value of every varied key."""
-
 
 class Cell(NamedTuple):
-    """One point of the grid with its runs, finished or not."""
+    """One variant with its runs, finished or not."""
 
     values: Values
     folder: Path
@@ -44,6 +44,17 @@ class Cell(NamedTuple):
     def text_sha256(self) -> str:
         """SHA-256 of the text that the cell's runs were scored on; empty if it is not known."""
         return next((run.text_sha256 for run in self.seeds.finished if run.text_sha256), "")
+
+    @property
+    def steps(self) -> float | None:
+        """Steps of training, on average over the seeds; None without a finished run."""
+        return _mean([run.results["steps"] for run in self.seeds.finished if run.results])
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of training, on average over the seeds; None if no run measured it in one go."""
+        results = [run.results for run in self.seeds.finished if run.results]
+        return _mean([r for found in results if (r := found["tokens_per_second"].get("train"))])
 
     @property
     def last_stage(self) -> tuple[str, Statistic] | None:
@@ -57,6 +68,8 @@ class Grid:
     """All cells, in the order of the values on the command line."""
 
     cells: list[Cell]
+    until: str = "score"
+    """The last stage of the runs."""
 
     @property
     def num_texts(self) -> int:
@@ -64,118 +77,74 @@ class Grid:
         return len({cell.text_sha256 for cell in self.cells} - {""})
 
     @property
+    def is_plotted(self) -> bool:
+        """Whether the cells are all combinations of some values, scored on the same text.
+
+        A line through scores of different texts would say nothing.
+        """
+        keys = self.cells[0].values
+        values = [{str(cell.values[key]) for cell in self.cells} for key in keys]
+        is_grid = math.prod(map(len, values)) == len(self.cells)
+        return bool(keys) and is_grid and self.num_texts <= 1
+
+    @property
     def failed(self) -> list[Cell]:
         """Cells with an unfinished run."""
         return [cell for cell in self.cells if cell.seeds.left_out]
 
 
-def parse_grid(config: RunConfig, vary: Sequence[str]) -> list[tuple[Values, RunConfig]]:
-    """Return the cells spanned by `KEY=A,B` options with their configurations, last key fastest.
-
-    Args:
-        config: the values of all other keys.
-        vary: one key with its values each, as on the command line.
-
-    Raises:
-        ConfigError: if a key or value is invalid, or named twice.
-    """
-    keys = _parse_keys(flat_config(config), vary)
-    cells: list[tuple[Values, RunConfig]] = []
-    for combination in itertools.product(*keys.values()):
-        changed = to_json(config)
-        for key, value in zip(keys, combination, strict=True):
-            section, _, name = key.rpartition(".")
-            (changed[section] if section else changed)[name] = value
-        cell = with_absolute_paths(from_json(RunConfig, changed))
-        values = {key: flat_config(cell)[key] for key in keys}
-        if any(values == other for other, _ in cells):
-            raise ConfigError(f"--vary names {_folder_name(values)} twice")
-        cells.append((values, cell))
-    return cells
-
-
-def _parse_keys(current: Values, vary: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the values to try of every key in `vary`, converted to the type of its current one."""
-    keys: dict[str, list[Any]] = {}
-    for option in vary:
-        name, equals, values = option.partition("=")
-        key = name.strip().removeprefix("--").replace("-", "_")
-        texts = [text.strip() for text in values.split(",")]
-        if not equals or "" in texts or not key:
-            raise ConfigError(
-                f"invalid --vary {option!r}: expected KEY=A,B, for example "
-                "--vary train.matrix_lr=0.02,0.04"
-            )
-        if key not in current:
-            close = difflib.get_close_matches(key, current, n=1)
-            hint = f"did you mean {close[0]}?" if close else "see `paramgolf run RECIPE --help`"
-            raise ConfigError(f"invalid --vary: there is no key {key!r}; {hint}")
-        if key == "seed":
-            raise ConfigError("invalid --vary seed: name the seeds of every cell with --seeds")
-        if key in keys:
-            raise ConfigError(f"--vary {key} is given twice: name all its values at once")
-        keys[key] = [_typed(text, current[key]) for text in texts]
-    if not keys:
-        raise ConfigError("name what to vary: --vary train.matrix_lr=0.02,0.04")
-    return keys
-
-
-def _typed(text: str, like: Any) -> Any:
-    """Convert `text` to the type of `like`; return it unchanged if it cannot be converted.
-
-    `from_json` refuses such a text later with a message that names its key.
-    """
-    if isinstance(like, bool):
-        return {"true": True, "false": False}.get(text.lower(), text)
-    try:
-        return type(like)(text) if isinstance(like, int | float) else text
-    except ValueError:
-        return text
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def run_grid(
     recipe: str,
-    grid: Sequence[tuple[Values, RunConfig]],
+    grid: Sequence[Variant],
     seeds: Sequence[int],
     out: Path,
     reporter: Reporter,
+    until: str = "score",
+    from_run: Path | None = None,
 ) -> Grid:
-    """Make the unfinished runs of all cells, and write ablation.json and ablation.svg.
+    """Make the unfinished runs of all cells, and write ablation.json after each, and ablation.svg.
 
-    Cells that have everything in common up to the weights share one training per seed.
+    Cells that have the text, or everything up to the weights, in common prepare or train once per
+    seed.
 
     Args:
         recipe: name of the recipe.
-        grid: from `parse_grid`.
+        grid: from `parse_grid` or `parse_cells`.
         seeds: of every cell.
         out: the directory in which every cell is a folder of seeds.
         reporter: the console.
+        until: the last stage to run; its score is compared.
+        from_run: another run that cells take over the same from.
 
     Raises:
         ConfigError: see `run_seeds`.
         UserError: if the directory contains runs of another configuration.
     """
     require_one_process("ablate")
-    folders = [out / _folder_name(values) for values, _ in grid]
-    for (_, config), folder in zip(grid, folders, strict=True):
-        require_configurations(folder, config)
-    cells: list[Cell] = []
-    for number, ((values, config), folder) in enumerate(zip(grid, folders, strict=True), start=1):
-        reporter.line(f"cell {number} of {len(grid)}: {_title(values)}")
-        cells.append(
-            Cell(values, folder, run_seeds(recipe, config, seeds, folder, reporter, folders))
-        )
-    found = Grid(cells)
-    write_json(out / SUMMARY, _to_json(recipe, found))
-    if found.num_texts > 1:  # a line through scores of different texts would say nothing
+    folders = [out / cell.folder for cell in grid]
+    for cell, folder in zip(grid, folders, strict=True):
+        require_configurations(folder, cell.config)
+    sources = [folder / f"seed-{seed}" for folder in folders for seed in seeds]
+    sources += [from_run] if from_run is not None else []
+    cells = [
+        Cell(cell.values, folder, read_folder(folder, seeds, until))
+        for cell, folder in zip(grid, folders, strict=True)
+    ]
+    found = Grid(cells, until)
+    for number, cell in enumerate(grid):
+        reporter.line(f"cell {number + 1} of {len(grid)}: {_title(cell.values) or 'unchanged'}")
+        runs = run_seeds(recipe, cell.config, seeds, folders[number], reporter, sources, until)
+        cells[number] = cells[number]._replace(seeds=runs)
+        write_json(out / SUMMARY, _to_json(recipe, found))
+    if not found.is_plotted:
         (out / PLOT).unlink(missing_ok=True)
     elif any(cell.last_stage for cell in cells):
         _plot(found, out / PLOT)
     return found
-
-
-def _folder_name(values: Values) -> str:
-    return ",".join(f"{key}={quote(str(value), safe='')}" for key, value in values.items())
 
 
 def _title(values: Values) -> str:
@@ -194,15 +163,17 @@ def _to_json(recipe: str, grid: Grid) -> dict[str, Any]:
                 "text_sha256": cell.text_sha256,
                 "stage": stage,
                 "bpb": bpb.to_json() if bpb else None,
-                "bytes": sizes["bytes"].to_json() if sizes else None,
+                "bytes": sizes["bytes"].to_json() if "bytes" in sizes else None,
                 "seconds": sizes["seconds"].to_json() if sizes else None,
+                "steps": cell.steps,
+                "tokens_per_second": cell.tokens_per_second,
                 "left_out": [
                     {"seed": run.seed, "state": run.state, "failure": run.failure}
                     for run in cell.seeds.left_out
                 ],
             }
         )
-    return {"recipe": recipe, "texts": grid.num_texts, "cells": cells}
+    return {"recipe": recipe, "until": grid.until, "texts": grid.num_texts, "cells": cells}
 
 
 def _plot(grid: Grid, path: Path) -> None:

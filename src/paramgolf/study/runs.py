@@ -13,6 +13,7 @@ import torch
 from paramgolf.config import RunConfig, to_json
 from paramgolf.data.claims import shown_form
 from paramgolf.errors import ConfigError, UserError
+from paramgolf.pipeline.run import STAGES
 from paramgolf.pipeline.session import resume, start
 from paramgolf.pipeline.takeover import best_source
 from paramgolf.runtime.console import Reporter
@@ -33,7 +34,8 @@ class SeedRun(NamedTuple):
     path: Path
     seed: int
     results: dict[str, Any] | None
-    """Contents of results.json; None until the run is finished."""
+    """Contents of results.json, or what it will say of the stages that were asked for; None until
+    these are finished."""
     failure: str = ""
     """The error that ended its last attempt, if one did."""
     named: bool = True
@@ -149,20 +151,57 @@ def require_one_process(command: str) -> None:
         )
 
 
-def read_run(path: Path, failure: str = "") -> SeedRun:
+def read_run(path: Path, failure: str = "", until: str = "score") -> SeedRun:
     """Read the run at `path` in whatever state it is.
 
     Args:
         path: a run directory.
         failure: the error that ended its last attempt, if known.
+        until: the last stage that is asked for.
 
     Raises:
         UserError: if `path` contains no run.
     """
     run, _, config = RunDir.open(path)
-    if run.results_file.exists() and run.stage_result("score") is not None:
-        return SeedRun(path, config.seed, read_results(run))
-    return SeedRun(path, config.seed, None, failure)
+    if until != "score":
+        results = _results_until(run, until)
+    elif run.results_file.exists() and run.stage_result("score") is not None:
+        results = read_results(run)
+    else:
+        results = None
+    return SeedRun(path, config.seed, results, failure if results is None else "")
+
+
+def _results_until(run: RunDir, until: str) -> dict[str, Any] | None:
+    """Return those keys of results.json that follow from the stages up to `until`.
+
+    None while one of them is not finished.
+    """
+    by_stage: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        result = run.stage_result(stage)
+        if result is None:
+            return None
+        by_stage[stage] = result
+        if stage == until:
+            break
+    val = by_stage["prepare"]["text"]["splits"]["val"]
+    found: dict[str, Any] = {
+        "text": {
+            "sha256": val["text_sha256"],
+            **{key: val[key] for key in ("bytes", "documents", "bytes_are")},
+        },
+        "steps": by_stage["train"]["steps"],
+        "stages": {},
+        "tokens_per_second": {},
+        "seconds": {},
+    }
+    for result in by_stage.values():
+        found["stages"] |= result.get("scores", {})
+        found["tokens_per_second"] |= result.get("tokens_per_second", {})
+        for phase, seconds in result["seconds"].items():
+            found["seconds"][phase] = found["seconds"].get(phase, 0.0) + seconds
+    return found | {key: value for key, value in by_stage.get("pack", {}).items() if key == "bytes"}
 
 
 def run_or_resume(
@@ -172,6 +211,7 @@ def run_or_resume(
     reporter: Reporter,
     sources: Sequence[Path] = (),
     requested_seeds: Sequence[int] = (),
+    until: str = "score",
 ) -> SeedRun:
     """Start the run of `config` at `path`, resume it, or read it if it is finished.
 
@@ -183,24 +223,28 @@ def run_or_resume(
         config: configuration of the run.
         path: its directory.
         reporter: the console.
-        sources: runs whose weights a new run takes over if `config` would train the same ones.
+        sources: runs from which a new one takes over the text and the weights that would be the
+            same.
         requested_seeds: all seeds that were asked for, which a new run records.
+        until: the last stage to run.
     """
     run = RunDir(path)
     try:
         if not run.config_file.exists():
-            _forget_earlier_runs()
+            _forget_earlier_runs(config, until)
             source = best_source(config, sources)
-            start(recipe, config, path, source, reporter, requested_seeds=requested_seeds)
-        elif read_run(path).results is None:
-            _forget_earlier_runs()
-            resume(path, reporter)
+            start(
+                recipe, config, path, source, reporter, requested_seeds=requested_seeds, until=until
+            )
+        elif read_run(path, until=until).results is None:
+            _forget_earlier_runs(config, until)
+            resume(path, reporter, until=until)
     except (UserError, KeyboardInterrupt) as error:
         if received() or isinstance(error, KeyboardInterrupt):
             raise Stopped(resume="the same command resumes the runs") from error
         reporter.line(f"  failed: {error}")
         return SeedRun(path, config.seed, None, str(error))
-    return read_run(path)
+    return read_run(path, until=until)
 
 
 def seed_directories(folder: Path) -> dict[int, Path]:
@@ -213,13 +257,23 @@ def seed_directories(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _forget_earlier_runs() -> None:
+_compiled_for: tuple[Any, ...] = ()
+"""The shapes of the last run in this process."""
+
+
+def _forget_earlier_runs(config: RunConfig, until: str) -> None:
     """Free memory and compiled code, so that every run compiles for itself as if it were alone.
 
     Reusing an earlier run's code would shorten this one's seconds, and PyTorch stops compiling
-    after a certain number of shapes.
+    after a certain number of shapes. Before packing, only set-up compiles, whose seconds do not
+    count: a run that ends there uses the code of a run before it with the same shapes.
     """
+    global _compiled_for
+    train, score = config.train, config.score
+    shapes = (config.data, config.model, train.micro_batch_tokens, score.batch_tokens)
+    keeps, _compiled_for = until == "train" and shapes == _compiled_for, shapes
     gc.collect()
     if torch.cuda.is_available():
-        torch.compiler.reset()
+        if not keeps:
+            torch.compiler.reset()
         torch.cuda.empty_cache()

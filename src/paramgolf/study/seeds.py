@@ -98,19 +98,18 @@ class SeedRuns:
         }
 
     def sizes(self) -> dict[str, Statistic]:
-        """Return bytes and seconds; nothing without a finished run."""
+        """Return bytes and seconds, as far as all finished runs have them."""
         results = self._results()
-        if not results:
-            return {}
-        quantities: dict[str, Callable[[dict[str, Any]], float]] = {
-            "bytes": lambda found: found["bytes"]["total"],
-            "seconds": lambda found: sum(found["seconds"].values()),
-            "seconds, training": lambda found: found["budgets"]["training"],
-            "seconds, evaluation": lambda found: found["budgets"]["evaluation"],
+        quantities: dict[str, tuple[str, Callable[[Any], float]]] = {
+            "bytes": ("bytes", lambda size: size["total"]),
+            "seconds": ("seconds", lambda by_phase: sum(by_phase.values())),
+            "seconds, training": ("budgets", lambda budgets: budgets["training"]),
+            "seconds, evaluation": ("budgets", lambda budgets: budgets["evaluation"]),
         }
         return {
-            name: Statistic({seed: quantity(found) for seed, found in results.items()})
-            for name, quantity in quantities.items()
+            name: Statistic({seed: quantity(found[key]) for seed, found in results.items()})
+            for name, (key, quantity) in quantities.items()
+            if results and all(key in found for found in results.values())
         }
 
     def coverage(self) -> str:
@@ -130,7 +129,8 @@ def run_seeds(
     seeds: Sequence[int],
     out: Path,
     reporter: Reporter,
-    other_folders: Sequence[Path] = (),
+    sources: Sequence[Path] = (),
+    until: str = "score",
 ) -> SeedRuns:
     """Make those runs `out`/seed-N that are not finished yet, and write `out`/seeds.json.
 
@@ -143,8 +143,8 @@ def run_seeds(
         seeds: the runs to make; other runs found in the folder are part of the result.
         out: the folder of seeds.
         reporter: the console.
-        other_folders: folders of seeds whose weights new runs take over where they would train the
-            same ones.
+        sources: runs from which new ones take over text and weights that would be the same.
+        until: the last stage to run.
 
     Raises:
         ConfigError: if no seed is named, or one twice, or torchrun started this process.
@@ -161,14 +161,13 @@ def run_seeds(
     failures = dict.fromkeys(seeds, "")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     requests = dict.fromkeys(seeds, now) | _read_requests(out)
-    found = _read_folder(out, failures)
-    _write_summary(recipe, config, found, out, requests)
+    found = _read_folder(out, failures, until)
+    _write_summary(recipe, config, found, out, requests, until)
     for seed, path in paths.items():
-        sources = [folder / path.name for folder in other_folders]
-        run = run_or_resume(recipe, configs[seed], path, reporter, sources, sorted(requests))
+        run = run_or_resume(recipe, configs[seed], path, reporter, sources, sorted(requests), until)
         failures[seed] = run.failure
-        found = _read_folder(out, failures)
-        _write_summary(recipe, config, found, out, requests)
+        found = _read_folder(out, failures, until)
+        _write_summary(recipe, config, found, out, requests, until)
     return found
 
 
@@ -210,14 +209,26 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     return read_record(folder / SUMMARY, schema, "restore it, or remove it")
 
 
-def _read_folder(folder: Path, failures: dict[int, str]) -> SeedRuns:
+def read_folder(folder: Path, seeds: Sequence[int], until: str) -> SeedRuns:
+    """Read the runs of a folder up to a stage; those of `seeds` that do not exist are missing.
+
+    Raises:
+        UserError: if its runs were scored on different texts.
+    """
+    known: dict[int, str] = {}
+    if (folder / SUMMARY).exists():
+        known = {entry["seed"]: entry["failure"] for entry in _read_summary(folder)["runs"]}
+    return _read_folder(folder, dict.fromkeys(seeds, "") | known, until)
+
+
+def _read_folder(folder: Path, failures: dict[int, str], until: str = "score") -> SeedRuns:
     """Read all runs of a folder; a failure given here overrides the one in its summary."""
     known: dict[int, str] = {}
     if (folder / SUMMARY).exists():
         known = {entry["seed"]: entry["failure"] for entry in _read_summary(folder)["runs"]}
     known |= failures
     paths = seed_directories(folder)
-    present = {seed: read_run(path, known.get(seed, "")) for seed, path in paths.items()}
+    present = {seed: read_run(path, known.get(seed, ""), until) for seed, path in paths.items()}
     requested = {*_read_requests(folder), *failures}
     for run in present.values():
         requested.update(run.requested_seeds)
@@ -261,13 +272,19 @@ def _require_one_text(runs: Sequence[SeedRun]) -> None:
 
 
 def _write_summary(
-    recipe: str, config: RunConfig, found: SeedRuns, folder: Path, requests: dict[int, str]
+    recipe: str,
+    config: RunConfig,
+    found: SeedRuns,
+    folder: Path,
+    requests: dict[int, str],
+    until: str,
 ) -> None:
     rows = {f"bpb {stage}": bpb for stage, bpb in found.stages().items()} | found.sizes()
     write_json(
         folder / SUMMARY,
         {
             "recipe": recipe,
+            "until": until,
             "config": {key: value for key, value in flat_config(config).items() if key != "seed"},
             "requested": [{"seed": seed, "time": when} for seed, when in sorted(requests.items())],
             "seeds": [run.seed for run in found.runs],

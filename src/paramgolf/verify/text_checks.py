@@ -104,8 +104,7 @@ def _source(config: RunConfig, text: Stream, tokenizer: Tokenizer, same: bool) -
     if whole is None:
         figure = f"source not at hand: {Path(source).name}"
         return Check(name, "bytes", "not applicable", figure, "self-reported")
-    if 0 < config.data.val_targets < len(whole.tokens) - 1:
-        whole, _ = cut(whole, config.data.val_targets, tokenizer)
+    whole, _ = cut(whole, config.data, tokenizer)
     good = (whole.texts, whole.bytes_are) == (text.texts, text.bytes_are)
     figure = f"{len(whole.texts):,} documents of {Path(source).name}, SHA-256 {whole.sha256[:16]}"
     return check(name, "bytes", good, figure if good else f"differs from {figure}")
