@@ -52,9 +52,9 @@ def window_losses(
 class WindowScorer:
     """Scores windows of one stream in batches.
 
-    Only scored positions pass through the output head. Windows that extend past the text are
-    padded (the model is causal, so no scored position sees the padding). A compiled model gets
-    padded batches too, so that there is only one shape to compile.
+    Only scored positions pass through all of the last block and the output head. Windows that
+    extend past the text are padded (the model is causal, so no scored position sees the padding). A
+    compiled model gets padded batches too, so that there is only one shape to compile.
 
     Attributes:
         nats: (N + 1,) losses that this rank has computed so far, 0 elsewhere; the last entry
@@ -134,8 +134,8 @@ class WindowScorer:
         """
 
         def score(tokens: Tensor, next_tokens: Tensor) -> Tensor:
-            hidden = self._model(tokens, self._order)
-            return self._model.target_nats(hidden[:, self._seq_len - scored :], next_tokens)
+            hidden = self._model(tokens, self._order, last=scored)
+            return self._model.target_nats(hidden, next_tokens)
 
         worth_it = self._model.compiled and batches >= _MIN_RECORDED and self._stream.is_cuda
         if scored not in self._recorded and worth_it:
