@@ -53,15 +53,19 @@ def seconds_by_kind(call: Callable[[], object], runtime: Runtime, count: int) ->
     return found
 
 
-def median_seconds(call: Callable[[], object], runtime: Runtime, count: int) -> float:
-    seconds = []
+def median_seconds(
+    calls: dict[str, Callable[[], object]], runtime: Runtime, count: int
+) -> dict[str, float]:
+    """Call them in turn, so that other load on the machine slows them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(count + 1):
-        runtime.synchronize()
-        began = time.perf_counter()
-        call()
-        runtime.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return sorted(seconds[1:])[count // 2]
+        for name, call in calls.items():
+            runtime.synchronize()
+            began = time.perf_counter()
+            call()
+            runtime.synchronize()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: sorted(found[1:])[count // 2] for name, found in seconds.items()}
 
 
 def main() -> None:
@@ -97,7 +101,7 @@ def main() -> None:
     for name, score in {"whole windows": whole, "only what is scored": scored_only}.items():
         ready = Recorded(score, tokens) if runtime.compiled else score
         calls[name] = lambda ready=ready: ready(tokens)
-        seconds = median_seconds(calls[name], runtime, arguments.count)
+    for name, seconds in median_seconds(calls, runtime, arguments.count).items():
         print(f"| {name} | {seconds * 1e3:.2f} | {shape[0] * stride / seconds:,.0f} |", flush=True)
     for name, call in calls.items():
         found = seconds_by_kind(call, runtime, 5)

@@ -100,6 +100,7 @@ class _Coding:
         length = num_targets + 1 + model.config.seq_len  # windows may extend past the end
         self.tokens: Integers = np.zeros(length, np.int32)
         self._found = np.zeros(length, bool)
+        self._num_found = 0
         self.heads = [np.zeros(0, np.int64)]
         self._put(np.array([0]), np.array([first], np.int32))
 
@@ -124,6 +125,7 @@ class _Coding:
     def _put(self, positions: NDArray[np.int64], tokens: Integers) -> None:
         self.tokens[positions] = tokens
         self._found[positions] = True
+        self._num_found += len(positions)
 
     def _code_side_by_side(self, starts: NDArray[np.int64], scored: int) -> None:
         """Code the targets of windows whose contexts are all known."""
@@ -144,7 +146,7 @@ class _Coding:
             if offset + 1 < seq_len:
                 logits_BV = self._read(targets[:, None])
             if self._progress is not None:
-                self._progress(int(self._found.sum()) - 1, self._num_targets)
+                self._progress(self._num_found - 1, self._num_targets)
 
     def _read(self, positions_BT: NDArray[np.int64]) -> torch.Tensor:
         return self._next_token.read(torch.from_numpy(self.tokens[positions_BT]))

@@ -105,14 +105,15 @@ class WindowScorer:
         starts, scored = group
         model, num_targets, last = self._model, self._num_targets, len(self._stream) - 1
         rows = self._batch if model.compiled else max(1, min(self._batch, len(starts)))
-        batches = self._ranks.mine(range(0, len(starts), rows))
+        firsts = range(0, len(starts), rows)
+        padded = np.full(len(firsts) * rows, num_targets)  # padding: windows that score no target
+        padded[: len(starts)] = starts
+        # All at once: a copy from the CPU waits until the device has scored the batches before.
+        begins = torch.from_numpy(padded).to(self._stream.device)[:, None]
+        batches = self._ranks.mine(firsts)
         score = self._scoring(scored, rows, len(batches))
         for first in batches:
-            chosen = starts[first : first + rows]
-            padded = np.full(rows, num_targets)  # padding: windows that score no target
-            padded[: len(chosen)] = chosen
-            begin = torch.from_numpy(padded).to(self._stream.device)[:, None]
-            positions = begin + self._offsets
+            positions = begins[first : first + rows] + self._offsets
             targets = positions[:, self._seq_len - scored :]
             next_tokens = self._stream[(targets + 1).clamp(max=last)]
             nats = score(self._stream[positions.clamp(max=last)], next_tokens)
@@ -120,7 +121,7 @@ class WindowScorer:
             self.nats[slots] = nats
             ones = torch.ones_like(slots).flatten().int()
             self._times_scored.index_add_(0, slots.flatten(), ones)
-            self._done += len(chosen) * scored * self._ranks.size
+            self._done += min(rows, len(starts) - first) * scored * self._ranks.size
             if self._progress is not None:
                 self._progress(min(self._done, num_targets), num_targets)
 
