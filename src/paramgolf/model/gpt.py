@@ -263,8 +263,8 @@ class GPT(nn.Module):
                 (decoding). A sequence may be fed in chunks of any length, up to seq_len positions
                 in all. Nothing runs compiled then, since the shapes differ from call to call.
             last: return only the last so many positions, (B, last, D); 0, T or more: all. The last
-                block visit then computes no more than these need. It does not run compiled, which
-                would take longer than it saves, unless millions of tokens are scored.
+                block visit then computes no more than these need. It does not run compiled: one
+                more variant of the block would take seconds to compile.
         """
         call = self._call if past is None else _uncompiled
         length = tokens_BT.size(1)
