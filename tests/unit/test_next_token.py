@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -68,6 +68,7 @@ def test_logits_are_those_of_the_whole_window(
 
 
 @readers
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.integers(1, LENGTH), min_size=1, max_size=5), st.data())
 def test_a_cache_forgets_the_sequences_before(
     model: GPT, reader: type[NextToken], lengths: list[int], data: st.DataObject
