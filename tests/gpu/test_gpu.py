@@ -12,9 +12,9 @@ import torch
 from paramgolf.compress.gptq import factor_hessians, pivots, solve
 from paramgolf.compress.scales import column_scales, row_scales
 from paramgolf.config import ModelConfig, RunConfig
-from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
+from paramgolf.model.past import Past
 from paramgolf.optim.trainer import Trainer
 from paramgolf.pipeline.run import new_run, run_job
 from paramgolf.recipes import RECIPES
@@ -82,7 +82,8 @@ def test_windows_match_float64() -> None:
 def test_chunks_after_a_past_match_float64() -> None:
     """Prompt, several tokens and single tokens: attention's three cases."""
     fast, exact = pair()
-    order, past = layer_order(SMALL, recurrent=True), Past(SMALL.seq_len)
+    order = layer_order(SMALL, recurrent=True)
+    past = Past(SMALL, order, 2, fast.embedding)
     tokens = torch.randint(512, (2, 50), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         parts = [fast(c, order, past=past) for c in tokens.cuda().split([20, 15, 13, 1, 1], dim=1)]

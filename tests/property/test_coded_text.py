@@ -33,7 +33,11 @@ def test_tokens_are_coded_and_decoded(num_targets: int, stride: int, lanes: int,
     if stride:
         lanes = 1
     encoder = Encoder()
-    code_tokens(MODEL, ORDER, encoder, windows, first, num_targets, tokens, lanes)
+    seen = [(0, num_targets)]
+    how = windows, first, num_targets, tokens, lanes
+    code_tokens(MODEL, ORDER, encoder, *how, progress=lambda *now: seen.append(now))
+    assert seen == sorted(seen)
+    assert seen[-1] == (num_targets, num_targets)
     decoder = Decoder(encoder.content())
     found = code_tokens(MODEL, ORDER, decoder, windows, first, num_targets, None, lanes)
     decoder.finish()

@@ -156,6 +156,37 @@ def test_losses_equal_those_of_windows_alone(
     torch.testing.assert_close(losses, expected, rtol=1e-10, atol=1e-10)
 
 
+@settings(max_examples=40)
+@given(
+    parallel_from=st.integers(0, 3),
+    recurrent=st.booleans(),
+    kv_heads=st.sampled_from([1, 2]),
+    stride=st.integers(1, LENGTH),
+    num_targets=st.integers(1, 70),
+    tolerance=st.sampled_from([(torch.float64, 1e-12), (torch.float32, 1e-5)]),
+)
+def test_what_is_not_scored_does_not_change_what_is(
+    parallel_from: int,
+    recurrent: bool,
+    kv_heads: int,
+    stride: int,
+    num_targets: int,
+    tolerance: tuple[torch.dtype, float],
+) -> None:
+    """The last block is computed at scored positions only, whatever its kind and the order."""
+    dtype, error = tolerance
+    config = ModelConfig(
+        vocab_size=VOCAB, num_layers=3, width=16, num_heads=2, num_kv_heads=kv_heads, mlp_ratio=2,
+        seq_len=LENGTH, rotary_dims=4, loop_first=1, loop_last=2, loop_visits=2,
+        parallel_from=parallel_from,
+    )  # fmt: skip
+    model, order = random_model(config, seed=7, dtype=dtype), layer_order(config, recurrent)
+    tokens = stream(num_targets)
+    losses = window_losses(model, order, tokens, sliding_windows(num_targets, LENGTH, stride), 64)
+    expected = losses_one_by_one(model, order, tokens, brute_sliding(num_targets, LENGTH, stride))
+    torch.testing.assert_close(losses, expected, rtol=error, atol=error)
+
+
 def test_losses_differ_between_strides(model: GPT, order: LayerOrder) -> None:
     """The comparisons above would be meaningless if context made no difference."""
     tokens = stream(80)

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from paramgolf.model.attention import (
-    Past,
     causal_attention,
     exclude_self_value,
     rotary_tables,
@@ -25,6 +24,7 @@ from paramgolf.model.attention import (
 from paramgolf.model.gpt import GPT, num_parameters
 from paramgolf.model.losses import SoftcappedCrossEntropy, target_nats
 from paramgolf.model.order import layer_order, num_skips
+from paramgolf.model.past import Past
 from paramgolf.model.roles import MATRIX_NAMES, BlockInputs
 from paramgolf.recipes import RECIPES
 from tests.helpers import (
@@ -525,6 +525,38 @@ def test_a_block_is_recomputed_from_its_observed_inputs(layer: int) -> None:
     assert torch.equal(inputs.up, inputs.attention) == (layer >= config.parallel_from)
 
 
+# Only the last positions
+
+
+@each_variant
+@pytest.mark.parametrize("last", [1, 5, 15, 16, 20])
+def test_the_last_positions_are_those_of_all(variant: Variant, last: int) -> None:
+    changes, recurrent, encoder, decoder = variant
+    config = small_config(**changes)
+    model, tokens = random_model(config, seed=3), random_tokens(config, 2, 16)
+    with torch.no_grad():
+        found = model(tokens, layer_order(config, recurrent), last=last)
+    expected = reference_forward(in_numpy(model), config, tokens, encoder, decoder).stream
+    np.testing.assert_allclose(found.numpy(), expected[:, -last:], rtol=0, atol=1e-10)
+
+
+def test_the_last_block_computes_no_more_than_the_last_positions_need() -> None:
+    """Of other positions only keys and values. (Attention is not counted on a CPU.)"""
+    config = small_config()
+    model, tokens = random_model(config, seed=3), random_tokens(config, 2, 16)
+    order = layer_order(config, recurrent=True)
+
+    def operations(last: int) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(tokens, order, last=last)
+        return counter.get_total_flops()
+
+    block = model.block_list()[order.decoder[-1]]
+    spared = (block.query, block.output, block.up, block.down)
+    saved = 2 * (16 - 3) * sum(2 * matrix.numel() for matrix in spared)
+    assert operations(0) - operations(3) == saved
+
+
 # Chunks after a past
 
 
@@ -551,7 +583,7 @@ def test_in_chunks_is_the_same_as_all_at_once(variant: Variant, chunks: list[int
     config = small_config(**changes)
     model, order = random_model(config, seed=3), layer_order(config, recurrent)
     tokens = random_tokens(config, 2, 16)
-    past = Past(16)
+    past = Past(config, order, 2, model.embedding)
     with torch.no_grad():
         parts = [model(chunk, order, past=past) for chunk in tokens.split(chunks, dim=1)]
     expected = reference_forward(in_numpy(model), config, tokens, encoder, decoder).stream
@@ -563,7 +595,7 @@ def test_in_chunks_is_the_same_as_all_at_once(variant: Variant, chunks: list[int
 def test_in_random_chunks_is_the_same_as_all_at_once(lengths: list[int]) -> None:
     config = small_config()
     model, order = random_model(config, seed=3), layer_order(config, recurrent=True)
-    tokens, past = random_tokens(config, 2, 16), Past(16)
+    tokens, past = random_tokens(config, 2, 16), Past(config, order, 2, model.embedding)
     ends = [end for end in itertools.accumulate(lengths) if end < 16]
     with torch.no_grad():
         parts = [model(c, order, past=past) for c in tokens.tensor_split(ends, dim=1)]

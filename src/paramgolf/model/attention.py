@@ -37,59 +37,30 @@ def rotate(x_BTHd: Tensor, cos_Tr: Tensor, sin_Tr: Tensor) -> Tensor:
     return torch.cat([rotated.to(x_BTHd.dtype), rest], dim=-1)
 
 
-class Past:
-    """The key/value cache: keys and values of all positions so far, for every visit to a block.
-
-    Attributes:
-        length: positions so far.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        """Create an empty cache; memory for `capacity` positions is allocated at first use."""
-        self.length = 0
-        self._capacity = capacity
-        self._visit = 0
-        self._kept: list[tuple[Tensor, Tensor]] = []
-
-    def extended(self, k_BTKd: Tensor, v_BTKd: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of the next visit; return all, (B, length + T, K, d)."""
-        if self._visit == len(self._kept):
-            shape = k_BTKd.size(0), self._capacity, *k_BTKd.shape[2:]
-            self._kept.append((k_BTKd.new_zeros(shape), v_BTKd.new_zeros(shape)))
-        kept = self._kept[self._visit]
-        self._visit += 1
-        end = self.length + k_BTKd.size(1)
-        for cache, new in zip(kept, (k_BTKd, v_BTKd), strict=True):
-            cache[:, self.length : end] = new
-        return kept[0][:, :end], kept[1][:, :end]
-
-    def advance(self, positions: int) -> None:
-        """Count positions that all visits have appended."""
-        self.length += positions
-        self._visit = 0
-
-
-def causal_attention(q_BTHd: Tensor, k_BSKd: Tensor, v_BSKd: Tensor) -> Tensor:
+def causal_attention(
+    q_BTHd: Tensor, k_BSKd: Tensor, v_BSKd: Tensor, seen_TS: Tensor | None = None
+) -> Tensor:
     """Softmax attention with scale 1/sqrt(d), (B, T, H, d), in the dtype of the inputs.
 
-    The T queries are those of the last of S positions: query i attends to keys 0 .. S - T + i.
-    Query heads share key/value heads in consecutive groups of H / K. PyTorch picks the backend:
-    on Hopper cuDNN, which reads grouped heads without repeating them. Only several queries after
-    a past need a mask, which rules out the fastest backends.
+    The T queries are those of the last of S positions: query i attends to keys 0 .. S - T + i, or
+    to those that are True in row i of `seen_TS`. Query heads share key/value heads in consecutive
+    groups of G = H / K. PyTorch picks the backend: on Hopper cuDNN, which reads grouped heads
+    without repeating them. With a mask only the slow backend does; so the heads of a group become
+    further queries of their one key/value head.
     """
-    T, S = q_BTHd.size(1), k_BSKd.size(1)
-    mask_TS = None
-    if 1 < T < S:
-        mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHd.device).tril(S - T)
-    y_BHTd = F.scaled_dot_product_attention(
-        q_BTHd.transpose(1, 2),
-        k_BSKd.transpose(1, 2),
-        v_BSKd.transpose(1, 2),
-        attn_mask=mask_TS,
-        is_causal=T == S,
-        enable_gqa=q_BTHd.size(2) != k_BSKd.size(2),
-    )
-    return y_BHTd.transpose(1, 2)
+    T, H = q_BTHd.shape[1:3]
+    S, K = k_BSKd.shape[1:3]
+    k_BKSd, v_BKSd = k_BSKd.transpose(1, 2), v_BSKd.transpose(1, 2)
+    if seen_TS is None and 1 < T < S:
+        seen_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHd.device).tril(S - T)
+    if seen_TS is None:
+        y_BHTd = F.scaled_dot_product_attention(
+            q_BTHd.transpose(1, 2), k_BKSd, v_BKSd, is_causal=T == S, enable_gqa=H != K
+        )
+        return y_BHTd.transpose(1, 2)
+    q_BKNd = q_BTHd.unflatten(2, (K, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # N = G * T
+    y_BKNd = F.scaled_dot_product_attention(q_BKNd, k_BKSd, v_BKSd, seen_TS.repeat(H // K, 1))
+    return y_BKNd.unflatten(2, (-1, T)).flatten(1, 2).transpose(1, 2)
 
 
 def exclude_self_value(y_BTHd: Tensor, v_BTKd: Tensor) -> Tensor:

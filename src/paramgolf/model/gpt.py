@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from paramgolf.config import ModelConfig
 from paramgolf.model.attention import (
-    Past,
     causal_attention,
     exclude_self_value,
     rotary_tables,
@@ -28,6 +27,7 @@ from paramgolf.model.attention import (
 )
 from paramgolf.model.losses import softcapped, target_nats
 from paramgolf.model.order import LayerOrder, num_skips
+from paramgolf.model.past import Past
 from paramgolf.model.roles import BLOCK_MATRICES, BlockInputs
 
 _EMBEDDING_STD = 0.005
@@ -75,7 +75,7 @@ class Block(nn.Module):
         self.head_dim = config.head_dim
         self.num_kv_heads = config.num_kv_heads
         self.fused = False
-        """Whether the kernels of `model.kernels` are used (compiled, in bfloat16 on a GPU)."""
+        """Whether the kernels of `model.kernels` are used when the block is compiled."""
 
     def forward(
         self,
@@ -85,14 +85,20 @@ class Block(nn.Module):
         sin: Tensor,
         with_inputs: bool = False,
         past: Past | None = None,
+        last: int = 0,
     ) -> Tensor | tuple[Tensor, BlockInputs]:
-        """Return the new stream (B, T, D) and, on request, what the block's matrices multiplied."""
+        """Return the new stream (B, T, D) and, on request, what the block's matrices multiplied.
+
+        With `last`, only that of the last so many positions: (B, last, D).
+        """
         dtype = x_BTD.dtype
         mix = self.stream_mix.to(dtype)
         x = mix[0] * x_BTD + mix[1] * x0_BTD
         scale = self.depth_scale.to(dtype)
         attention_in = _norm(x) * scale
-        attended, output_in = self._attention(attention_in, cos, sin, past)
+        attended, output_in = self._attention(attention_in, cos, sin, past, last)
+        if last:
+            x, attention_in = x[:, -last:], attention_in[:, -last:]
         if self.parallel:
             up_in = attention_in
         else:
@@ -107,32 +113,44 @@ class Block(nn.Module):
         return x
 
     def _attention(
-        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: Past | None
+        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: Past | None, last: int
     ) -> tuple[Tensor, Tensor]:
         B, T, _ = x_BTD.shape
         dtype, K = x_BTD.dtype, self.num_kv_heads
-        weight = torch.cat([self.query, self.key, self.value]).to(dtype)
         output = _with_scaled_outputs(self.output, self.attention_scale).to(dtype)
-        heads = F.linear(x_BTD, weight).view(B, T, -1, self.head_dim)
-        if self.fused:
+        if self._uses_kernels():
             from paramgolf.model.kernels import Heads, Xsa
 
+            heads = self._heads(x_BTD, self.query, self.key, self.value)
             q, k, v, own = Heads.apply(heads, cos, sin, self.query_gain, K, _NORM_EPS)  # pyright: ignore[reportGeneralTypeIssues]
             y_BTHd = causal_attention(q, k, v).contiguous()
             y_BTD = Xsa.apply(y_BTHd, own).reshape(B, T, -1)  # pyright: ignore[reportOptionalMemberAccess]
             return F.linear(y_BTD, output), y_BTD
-        q, k, v = heads.split([heads.size(2) - 2 * K, K, K], dim=2)
-        q = rotate(_norm(q), cos, sin) * self.query_gain.to(dtype)[:, None]
+        if last:
+            q = self._heads(x_BTD[:, -last:], self.query)
+            k, v = self._heads(x_BTD, self.key, self.value).split(K, dim=2)
+        else:
+            heads = self._heads(x_BTD, self.query, self.key, self.value)
+            q, k, v = heads.split([heads.size(2) - 2 * K, K, K], dim=2)
+        q = rotate(_norm(q), cos[-last:], sin[-last:]) * self.query_gain.to(dtype)[:, None]
         k = rotate(_norm(k), cos, sin)
-        keys, values = (k, v) if past is None else past.extended(k, v)
-        y_BTD = exclude_self_value(causal_attention(q, keys, values), v).reshape(B, T, -1)
+        keys, values, seen = (k, v, None) if past is None else past.extended(k, v)
+        y_BTHd = causal_attention(q, keys, values, seen)
+        y_BTD = exclude_self_value(y_BTHd, v[:, -last:]).flatten(2)  # all values for 0
         return F.linear(y_BTD, output), y_BTD
+
+    def _heads(self, x_BTD: Tensor, *weights: Tensor) -> Tensor:
+        heads = F.linear(x_BTD, torch.cat(weights).to(x_BTD.dtype))
+        return heads.view(*x_BTD.shape[:2], -1, self.head_dim)
+
+    def _uses_kernels(self) -> bool:
+        return self.fused and torch.compiler.is_compiling()
 
     def _mlp(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the MLP's output (B, T, D), and what its second matrix multiplied."""
         up = self.up.to(x_BTD.dtype)
         down = _with_scaled_outputs(self.down, self.mlp_scale).to(x_BTD.dtype)
-        if self.fused:
+        if self._uses_kernels():
             from paramgolf.model.kernels import SquaredMlp
 
             return SquaredMlp.apply(x_BTD, up, down, _LEAKY_SLOPE)  # pyright: ignore[reportReturnType]
@@ -264,6 +282,7 @@ class GPT(nn.Module):
         order: LayerOrder,
         observe: Callable[[int, BlockInputs], None] | None = None,
         past: Past | None = None,
+        last: int = 0,
     ) -> Tensor:
         """Return the final normalised stream (B, T, D) in the compute dtype.
 
@@ -274,20 +293,26 @@ class GPT(nn.Module):
             past: the cache of the positions before these tokens, which are appended to it
                 (decoding). A sequence may be fed in chunks of any length, up to seq_len positions
                 in all. Nothing runs compiled then, since the shapes differ from call to call.
+            last: return only the last so many positions, (B, last, D); 0, T or more: all. The last
+                block visit then computes no more than these need. It does not run compiled: one
+                more variant of the block would take seconds to compile.
         """
         call = self._call if past is None else _uncompiled
-        begin, length = past.length if past else 0, tokens_BT.size(1)
-        cos, sin = self._rotary_tables(max(begin + length, self.config.seq_len if past else 0))
-        cos, sin = cos[begin : begin + length], sin[begin : begin + length]
+        length = tokens_BT.size(1)
+        last = 0 if last >= length else last
+        cos, sin = self._rotary_tables(length if past is None else self.config.seq_len)
+        if past is not None:
+            places = past.places(length)
+            cos, sin = cos[places], sin[places]
         embedded = call(embed, tokens_BT.long(), self.embedding)
         visits = len(order.encoder) + len(order.decoder)
         x, *x0s = _Shared.apply(embedded, 1 + visits, call)  # pyright: ignore[reportGeneralTypeIssues]
         skips: list[Tensor] = []
 
-        def run_block(layer: int, x: Tensor) -> Tensor:
+        def run_block(layer: int, x: Tensor, last: int = 0) -> Tensor:
             x0 = x0s.pop()
-            if past is not None:
-                return self.blocks[layer].forward(x, x0, cos, sin, past=past)
+            if past is not None or last:
+                return self.blocks[layer].forward(x, x0, cos, sin, past=past, last=last)
             if observe is None:
                 return self.blocks[layer](x, x0, cos, sin)
             x, inputs = self.blocks[layer](x, x0, cos, sin, with_inputs=True)
@@ -301,10 +326,10 @@ class GPT(nn.Module):
             if skips:
                 weight, gate = self.skip_weight[position], self.skip_gate[position]
                 x = call(merge_skip, x, skips.pop(), weight, gate)
-            x = run_block(layer, x)
+            x = run_block(layer, x, last if position == len(order.decoder) - 1 else 0)
         if past is not None:
             past.advance(length)
-        return call(final_norm, x)
+        return final_norm(x) if last else call(final_norm, x)
 
     def target_nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return every target's loss in nats, float32, shape of `targets`; hidden is (..., D)."""

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from paramgolf.compress.entropy import Coder, Integers, known_at
 from paramgolf.config import ScoreFirstConfig
 from paramgolf.errors import UserError
-from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
 from paramgolf.runtime.device import reproducible
+from paramgolf.scoring.next_token import NextToken
 from paramgolf.scoring.score_first import score_then_learn
 from paramgolf.scoring.windows import Windows
 
@@ -94,11 +94,13 @@ class _Coding:
         lanes: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self._model, self._order, self._coder, self._known = model, order, coder, known
-        self._num_targets, self._lanes, self._progress = num_targets, lanes, progress
+        self._config, self._next_token = model.config, NextToken(model, order)
+        self._coder, self._known, self._lanes = coder, known, lanes
+        self._num_targets, self._progress = num_targets, progress
         length = num_targets + 1 + model.config.seq_len  # windows may extend past the end
         self.tokens: Integers = np.zeros(length, np.int32)
         self._found = np.zeros(length, bool)
+        self._num_found = 0
         self.heads = [np.zeros(0, np.int64)]
         self._put(np.array([0]), np.array([first], np.int32))
 
@@ -109,12 +111,11 @@ class _Coding:
                 self._code_group(group)
         return self.tokens
 
-    @torch.no_grad()
     def _code_group(self, group: Windows) -> None:
         starts, scored = group
         runs = np.array_split(starts, min(self._lanes, len(starts)))
         heads = np.array([run[0] for run in runs[1:]], np.int64)
-        limits = np.full(len(heads), self._model.config.vocab_size, np.int32)
+        limits = np.full(len(heads), self._config.vocab_size, np.int32)
         self._put(heads, self._coder.code_below(limits, known_at(self._known, heads)))
         self.heads.append(heads)
         for turn in range(len(runs[0])):
@@ -124,17 +125,17 @@ class _Coding:
     def _put(self, positions: NDArray[np.int64], tokens: Integers) -> None:
         self.tokens[positions] = tokens
         self._found[positions] = True
+        self._num_found += len(positions)
 
     def _code_side_by_side(self, starts: NDArray[np.int64], scored: int) -> None:
         """Code the targets of windows whose contexts are all known."""
-        seq_len, past = self._model.config.seq_len, Past(self._model.config.seq_len)
-        context = seq_len - scored
-        hidden = self._read(starts[:, None] + np.arange(context + 1), past)
+        seq_len, context = self._config.seq_len, self._config.seq_len - scored
+        self._next_token.begin(len(starts))
+        logits_BV = self._read(starts[:, None] + np.arange(context + 1))
         for offset in range(context, seq_len):
             targets = starts + offset + 1  # as positions in the stream
             if not (targets <= self._num_targets).any():
                 break
-            logits_BV = self._model.logits(hidden)
             shares_BV = logits_BV.double().softmax(-1).cpu().numpy()
             if not np.isfinite(shares_BV).all():
                 raise UserError("the model's losses are not finite")
@@ -143,10 +144,9 @@ class _Coding:
                     at = np.array([position])
                     self._put(at, self._coder.code(shares, 1, known_at(self._known, at)))
             if offset + 1 < seq_len:
-                hidden = self._read(targets[:, None], past)
+                logits_BV = self._read(targets[:, None])
             if self._progress is not None:
-                self._progress(int(self._found.sum()) - 1, self._num_targets)
+                self._progress(self._num_found - 1, self._num_targets)
 
-    def _read(self, positions_BT: NDArray[np.int64], past: Past) -> torch.Tensor:
-        tokens = torch.from_numpy(self.tokens[positions_BT]).to(self._model.embedding.device)
-        return self._model(tokens, self._order, past=past)[:, -1]
+    def _read(self, positions_BT: NDArray[np.int64]) -> torch.Tensor:
+        return self._next_token.read(torch.from_numpy(self.tokens[positions_BT]))

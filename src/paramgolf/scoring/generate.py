@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from paramgolf.data.tokenizer import Tokenizer
-from paramgolf.model.attention import Past
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
+from paramgolf.scoring.next_token import NextToken
 
 
-@torch.no_grad()
 def sample_tokens(
     model: GPT,
     order: LayerOrder,
@@ -36,17 +35,19 @@ def sample_tokens(
         top_p: sample from the smallest set of tokens with this total probability.
         generator: on the CPU.
     """
-    seq_len, device = model.config.seq_len, model.embedding.device
+    seq_len = model.config.seq_len
     unread = prompt[-seq_len:]
     window: list[int] = []
-    past = Past(seq_len)
+    next_token = NextToken(model, order)
+    next_token.begin(rows=1)
     while True:
         if len(window) + len(unread) > seq_len:
             unread = (window + unread)[-max(1, seq_len // 2) :]
-            window, past = [], Past(seq_len)
-        hidden = model(torch.tensor([unread], device=device), order, past=past)
+            window = []
+            next_token.begin(rows=1)
+        logits_V = next_token.read(torch.tensor([unread]))[0].cpu()
         window += unread
-        unread = [_sample(model.logits(hidden[0, -1]).cpu(), temperature, top_p, generator)]
+        unread = [_sample(logits_V, temperature, top_p, generator)]
         yield unread[0]
 
 

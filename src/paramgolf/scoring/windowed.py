@@ -52,9 +52,9 @@ def window_losses(
 class WindowScorer:
     """Scores windows of one stream in batches.
 
-    Only scored positions pass through the output head. Windows that extend past the text are
-    padded (the model is causal, so no scored position sees the padding). A compiled model gets
-    padded batches too, so that there is only one shape to compile.
+    Only scored positions pass through all of the last block and the output head. Windows that
+    extend past the text are padded (the model is causal, so no scored position sees the padding). A
+    compiled model gets padded batches too, so that there is only one shape to compile.
 
     Attributes:
         nats: (N + 1,) losses that this rank has computed so far, 0 elsewhere; the last entry
@@ -105,14 +105,15 @@ class WindowScorer:
         starts, scored = group
         model, num_targets, last = self._model, self._num_targets, len(self._stream) - 1
         rows = self._batch if model.compiled else max(1, min(self._batch, len(starts)))
-        batches = self._ranks.mine(range(0, len(starts), rows))
+        firsts = range(0, len(starts), rows)
+        padded = np.full(len(firsts) * rows, num_targets)  # padding: windows that score no target
+        padded[: len(starts)] = starts
+        # All at once: a copy from the CPU waits until the device has scored the batches before.
+        begins = torch.from_numpy(padded).to(self._stream.device)[:, None]
+        batches = self._ranks.mine(firsts)
         score = self._scoring(scored, rows, len(batches))
         for first in batches:
-            chosen = starts[first : first + rows]
-            padded = np.full(rows, num_targets)  # padding: windows that score no target
-            padded[: len(chosen)] = chosen
-            begin = torch.from_numpy(padded).to(self._stream.device)[:, None]
-            positions = begin + self._offsets
+            positions = begins[first : first + rows] + self._offsets
             targets = positions[:, self._seq_len - scored :]
             next_tokens = self._stream[(targets + 1).clamp(max=last)]
             nats = score(self._stream[positions.clamp(max=last)], next_tokens)
@@ -120,7 +121,7 @@ class WindowScorer:
             self.nats[slots] = nats
             ones = torch.ones_like(slots).flatten().int()
             self._times_scored.index_add_(0, slots.flatten(), ones)
-            self._done += len(chosen) * scored * self._ranks.size
+            self._done += min(rows, len(starts) - first) * scored * self._ranks.size
             if self._progress is not None:
                 self._progress(min(self._done, num_targets), num_targets)
 
@@ -134,8 +135,8 @@ class WindowScorer:
         """
 
         def score(tokens: Tensor, next_tokens: Tensor) -> Tensor:
-            hidden = self._model(tokens, self._order)
-            return self._model.target_nats(hidden[:, self._seq_len - scored :], next_tokens)
+            hidden = self._model(tokens, self._order, last=scored)
+            return self._model.target_nats(hidden, next_tokens)
 
         worth_it = self._model.compiled and batches >= _MIN_RECORDED and self._stream.is_cuda
         if scored not in self._recorded and worth_it:
