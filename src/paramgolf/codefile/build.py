@@ -29,13 +29,15 @@ INSTALLED_ONLY = {
     "paramgolf.data.tokenizer_check",
     "paramgolf.data.tokenizer_training",
     "paramgolf.pipeline.estimate",
+    "paramgolf.pipeline.preflight",
     "paramgolf.pipeline.takeover",
     "paramgolf.runtime.records",
     "paramgolf.runtime.schema",
     "paramgolf.scoring.generate",
 }
 """Modules that only the installed package needs: the file is given its text and tokenizer, copies
-itself as the code file, runs all stages, reads only what it wrote itself, and generates no text."""
+itself as the code file, repeats a run that succeeded, with all stages, reads only what it wrote
+itself, and generates no text."""
 
 _ROOT = Path(__file__).parents[1]
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from paramgolf.codefile.running import code_file, running_file
+from paramgolf.codefile.running import code_file
 from paramgolf.config import ModelConfig, RunConfig
 from paramgolf.data import shards
 from paramgolf.data.claims import counted_bytes, tokenizer_claim
@@ -60,6 +60,8 @@ def preflight(
         ConfigError: if a setting cannot work: it names the key and a value that would.
         UserError: if the text, the tokenizer, the memory or the disk is not sufficient.
     """
+    from paramgolf.pipeline.estimate import expected_seconds  # which imports this module
+
     config.require_work_for(num_ranks)
     text = _Text(config, from_run)
     findings = [
@@ -69,11 +71,7 @@ def preflight(
         _memory(config),
         _disk(config, out, text),
     ]
-    if running_file() is None:
-        from paramgolf.pipeline.estimate import expected_seconds
-
-        findings += expected_seconds(config, text.tokens, num_ranks)
-    return findings
+    return [*findings, *expected_seconds(config, text.tokens, num_ranks)]
 
 
 class _Text:

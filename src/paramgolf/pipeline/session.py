@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch.distributed as dist
 
+from paramgolf.codefile.running import running_file
 from paramgolf.config import RunConfig
 from paramgolf.errors import UserError
-from paramgolf.pipeline.preflight import Finding, preflight
 from paramgolf.pipeline.run import new_run, run_job
 from paramgolf.runtime import ranks as distributed
 from paramgolf.runtime.console import Reporter
@@ -21,6 +21,9 @@ from paramgolf.runtime.files import exclusive
 from paramgolf.runtime.rundir import Listener, RunDir
 from paramgolf.runtime.signals import Stopped
 from paramgolf.runtime.watch import Watch
+
+if TYPE_CHECKING:
+    from paramgolf.pipeline.preflight import Finding
 
 
 class Session(NamedTuple):
@@ -80,7 +83,9 @@ def start(
     with session(config.device) as (runtime, log_to):
         config, out = runtime.ranks.from_main((config, out))
         config.require_work_for(runtime.ranks.size)
-        if runtime.ranks.main:
+        if runtime.ranks.main and running_file() is None:  # a code file repeats a run
+            from paramgolf.pipeline.preflight import preflight
+
             for finding in preflight(config, out, runtime.ranks.size, from_run):
                 if finding.warning:
                     reporter.line(f"warning: {finding.text}")
@@ -113,6 +118,8 @@ def dry_run(config: RunConfig, out: Path, from_run: Path | None) -> list[Finding
     Raises:
         UserError: if it could not.
     """
+    from paramgolf.pipeline.preflight import preflight
+
     with session(config.device) as (runtime, _):
         return preflight(config, out, runtime.ranks.size, from_run) if runtime.ranks.main else []
 
