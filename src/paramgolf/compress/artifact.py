@@ -14,11 +14,9 @@ Layout (integers little-endian; see docs/format.md):
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +37,7 @@ from paramgolf.model.roles import input_of, role
 from paramgolf.runtime.files import read_file
 
 MAGIC = b"PARAGOLF"
-VERSION = 4
+VERSION = 5
 _HEADER_KEYS = {
     "model",
     "tokenizer_sha256",
@@ -97,16 +95,12 @@ def encode(
     """
     sections, tensors = _sections(artifact.model), _tensors(artifact)
     total, done = sum(section.numbers for section in sections.values()), 0
-    with ThreadPoolExecutor() as pool:  # constriction releases the interpreter lock
-        coding = {
-            pool.submit(_encoded, section, tensors[name]): section
-            for name, section in sections.items()
-        }
-        for finished in as_completed(coding):
-            done += coding[finished].numbers
-            if progress is not None:
-                progress(done, total)
-    stored = {name: future.result() for name, future in zip(sections, coding, strict=True)}
+    stored = {}
+    for name, section in sections.items():
+        stored[name] = _encoded(section, tensors[name])
+        done += section.numbers
+        if progress is not None:
+            progress(done, total)
     header = {
         "model": asdict(artifact.model),
         "tokenizer_sha256": artifact.tokenizer_sha256,
@@ -167,10 +161,10 @@ def _encoded(section: _Section, tensors: dict[str, Tensor]) -> bytes:
     encoder = Encoder()
     parts = [tensors[name].cpu().contiguous() for name in section.shapes]
     if section.kind == "integers":
-        if min(int(part.min()) for part in parts) < -MAX_INTEGER:
-            raise ValueError(f"an integer is below {-MAX_INTEGER}")
         known = [part.numpy() for part in parts]
-        code_matrices(encoder, _rows_columns(section), MAX_INTEGER, known)
+        if min(int(matrix.min()) for matrix in known) < -MAX_INTEGER:
+            raise ValueError(f"an integer is below {-MAX_INTEGER}")
+        code_matrices(encoder, _rows_columns(section), known)
     elif section.kind == "scales":
         model = ScaleModel()
         for scales in parts:
@@ -210,7 +204,7 @@ def _decoded(section: _Section, content: bytes) -> dict[str, Tensor]:
     """
     decoder = Decoder(content)
     if section.kind == "integers":
-        matrices = code_matrices(decoder, _rows_columns(section), MAX_INTEGER)
+        matrices = code_matrices(decoder, _rows_columns(section))
         tensors = {n: torch.from_numpy(m) for n, m in zip(section.shapes, matrices, strict=True)}
     elif section.kind == "scales":
         model = ScaleModel()
@@ -316,13 +310,11 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
         raise ValueError("a section's length is not a count of bytes")
     if sum(lengths.values()) != len(body):
         raise ValueError("the sections' lengths do not add up to the file's")
-    ends = list(itertools.accumulate(lengths.values()))
-    with ThreadPoolExecutor() as pool:
-        coding = [
-            pool.submit(_decoded, section, bytes(body[end - lengths[name] : end]))
-            for (name, section), end in zip(sections.items(), ends, strict=True)
-        ]
-    tensors = {name: future.result() for name, future in zip(sections, coding, strict=True)}
+    tensors, begin = {}, 0
+    for name, section in sections.items():
+        end = begin + lengths[name]
+        tensors[name] = _decoded(section, bytes(body[begin:end]))
+        begin = end
     rows, columns, vectors = (tensors.pop(name) for name in ("rows", "columns", "vectors"))
     for name, tensor in (rows | columns | vectors).items():
         if not bool(tensor.isfinite().all()):
