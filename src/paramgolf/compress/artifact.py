@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,27 +79,16 @@ class Artifact:
         return state | {name: vector.float() for name, vector in self.vectors.items()}
 
 
-def encode(
-    artifact: Artifact, progress: Callable[[int, int], None] | None = None
-) -> tuple[bytes, dict[str, int]]:
+def encode(artifact: Artifact) -> tuple[bytes, dict[str, int]]:
     """Return the file's content, and the bytes of its parts, which add up to its length.
-
-    Args:
-        artifact: what to store.
-        progress: called with how many numbers are coded, and with the total.
 
     Raises:
         ValueError: for a scale that is not a power of 2^(1/8), scales of columns that differ
             between matrices of one input, an integer of -128, or a vector that is not bfloat16.
     """
-    sections, tensors = _sections(artifact.model), _tensors(artifact)
-    total, done = sum(section.numbers for section in sections.values()), 0
-    stored = {}
-    for name, section in sections.items():
-        stored[name] = _encoded(section, tensors[name])
-        done += section.numbers
-        if progress is not None:
-            progress(done, total)
+    tensors = _tensors(artifact)
+    sections = _sections(artifact.model).items()
+    stored = {name: _encoded(section, tensors[name]) for name, section in sections}
     header = {
         "model": asdict(artifact.model),
         "tokenizer_sha256": artifact.tokenizer_sha256,
@@ -137,10 +125,6 @@ class _Section:
     kind: Literal["integers", "scales", "vectors"]
     shapes: dict[str, torch.Size]
 
-    @property
-    def numbers(self) -> int:
-        return sum(shape.numel() for shape in self.shapes.values())
-
 
 def _sections(config: ModelConfig) -> dict[str, _Section]:
     """Return all sections in order: integers by role, scales of rows and of columns, vectors."""
@@ -164,7 +148,7 @@ def _encoded(section: _Section, tensors: dict[str, Tensor]) -> bytes:
         known = [part.numpy() for part in parts]
         if min(int(matrix.min()) for matrix in known) < -MAX_INTEGER:
             raise ValueError(f"an integer is below {-MAX_INTEGER}")
-        code_matrices(encoder, _rows_columns(section), known)
+        code_matrices(encoder, list(section.shapes.values()), known)
     elif section.kind == "scales":
         model = ScaleModel()
         for scales in parts:
@@ -204,7 +188,7 @@ def _decoded(section: _Section, content: bytes) -> dict[str, Tensor]:
     """
     decoder = Decoder(content)
     if section.kind == "integers":
-        matrices = code_matrices(decoder, _rows_columns(section))
+        matrices = code_matrices(decoder, list(section.shapes.values()))
         tensors = {n: torch.from_numpy(m) for n, m in zip(section.shapes, matrices, strict=True)}
     elif section.kind == "scales":
         model = ScaleModel()
@@ -221,10 +205,6 @@ def _decoded(section: _Section, content: bytes) -> dict[str, Tensor]:
             tensors[name] = vector.view(shape)
     decoder.finish()
     return tensors
-
-
-def _rows_columns(section: _Section) -> list[tuple[int, int]]:
-    return [(shape[0], shape[1]) for shape in section.shapes.values()]
 
 
 def decode(content: bytes, name: str = "artifact") -> Artifact:
@@ -310,11 +290,10 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
         raise ValueError("a section's length is not a count of bytes")
     if sum(lengths.values()) != len(body):
         raise ValueError("the sections' lengths do not add up to the file's")
-    tensors, begin = {}, 0
+    tensors = {}
     for name, section in sections.items():
-        end = begin + lengths[name]
-        tensors[name] = _decoded(section, bytes(body[begin:end]))
-        begin = end
+        tensors[name] = _decoded(section, bytes(body[: lengths[name]]))
+        body = body[lengths[name] :]
     rows, columns, vectors = (tensors.pop(name) for name in ("rows", "columns", "vectors"))
     for name, tensor in (rows | columns | vectors).items():
         if not bool(tensor.isfinite().all()):

@@ -84,8 +84,8 @@ class RateModel:
         numbers = torch.arange(len(spreads))
         self._num_rows = torch.tensor([len(part) for part in rows])
         self._rows, self._of_rows = torch.cat(rows), numbers.repeat_interleave(self._num_rows)
-        lengths = torch.tensor([len(part) for part in columns])
-        self._columns, self._of_columns = torch.cat(columns), numbers.repeat_interleave(lengths)
+        num_columns = torch.tensor([len(part) for part in columns])
+        self._columns, self._of_columns = torch.cat(columns), numbers.repeat_interleave(num_columns)
 
     def learn(self, bin_widths: BinWidths, size: int) -> None:
         """Calibrate on the bytes that a solve with these bin widths took."""

@@ -27,7 +27,6 @@ from paramgolf.compress.entropy import (
 )
 from paramgolf.compress.scales import MAX_INTEGER
 
-_SMALL_GROUP, _LARGE_GROUP, _GROWTH = 8, 128, 12
 _GUIDE_ROWS = 512
 _NUM_SPREADS = 32
 _SPREAD_RATIO = 1.15
@@ -44,7 +43,7 @@ _CENTERS = np.rint(4096 * _SPREAD_RATIO ** (np.arange(_NUM_SPREADS) - 19.5)) / 4
 
 
 def code_matrices(
-    coder: Coder, shapes: Sequence[tuple[int, int]], known: Sequence[NDArray[np.int8]] | None = None
+    coder: Coder, shapes: Sequence[Sequence[int]], known: Sequence[NDArray[np.int8]] | None = None
 ) -> list[NDArray[np.int8]]:
     """Code the matrices of one role, integers between -MAX_INTEGER and MAX_INTEGER.
 
@@ -65,23 +64,28 @@ def code_matrices(
         largest = np.array([max(1, *magnitudes) - 1], np.int32)
     # Decoding searches the alphabet: a small one saves a fifth of its time.
     most = 1 + int(coder.code_below(np.array([MAX_INTEGER], np.int32), largest)[0])
-    mean = _Mean(most / 5)
-    integers = Histogram(_priors(mean.value, most), symmetric=True)
+    total, count = 2.0 * most, 10.0
+    integers = Histogram(_priors(total / count, most), symmetric=True)
     levels = Histogram(1 / (1.0 + _LEVELS[None]))
     coded = []
     for number, (rows, columns) in enumerate(shapes):
         matrix = np.zeros((rows, columns), np.int8)
         truth = None if known is None else known[number]
-        guide = None if truth is None else _Guide(truth)
+        guide = None if truth is None else _guide(truth)
         column_sums = np.zeros(columns)
         for begin, end in _groups(rows):
             references, chosen = _code_references(coder, levels, begin, end, guide)
-            predicted = _predicted(matrix, references, chosen)
-            of_columns = (column_sums + _PRIOR_ROWS * mean.value) / (
-                (begin + _PRIOR_ROWS) * mean.value
-            )
-            contexts = _contexts(chosen, of_columns)
-            integers.prior = _priors(mean.value, most)
+            similar = np.flatnonzero(chosen)
+            predicted = np.zeros((end - begin, columns), np.int16)
+            weights = _WEIGHT_OF_LEVEL[chosen[similar], None]
+            predicted[similar] = (matrix[references[similar]] * weights + 128) >> 8
+            # Above 0 even if all matrices of the role are zero.
+            mean = max(total / count, 1e-3)
+            of_columns = (column_sums + _PRIOR_ROWS * mean) / ((begin + _PRIOR_ROWS) * mean)
+            # One row of contexts stands for all if no row has a reference.
+            spreads = _SPREAD_OF_LEVEL[chosen if len(similar) else chosen[:1], None]
+            contexts = np.searchsorted(_BOUNDARIES, spreads * of_columns).astype(np.uint8)
+            integers.prior = _priors(mean, most)
             symbols = None
             if truth is not None:
                 symbols = _wrapped(truth[begin:end] - predicted, most).astype(np.int32) + most
@@ -93,29 +97,10 @@ def code_matrices(
             matrix[begin:end] = group
             sums = np.abs(group).sum(axis=0, dtype=np.int64)
             column_sums += sums
-            mean.add(float(sums.sum()), group.size)
+            total += float(sums.sum())
+            count += group.size
         coded.append(matrix)
     return coded
-
-
-def _contexts(chosen: Integers, of_columns: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Return the contexts of a group's integers, from the levels of its rows and its columns.
-
-    One row stands for all if they have none but level 0.
-    """
-    spreads = _SPREAD_OF_LEVEL[chosen if chosen.any() else chosen[:1]]
-    return np.searchsorted(_BOUNDARIES, spreads[:, None] * of_columns).astype(np.uint8)
-
-
-def _predicted(
-    matrix: NDArray[np.int8], references: Integers, chosen: Integers
-) -> NDArray[np.int16]:
-    """Return the prediction of a group's integers: a share of the rows' references."""
-    predicted = np.zeros((len(chosen), matrix.shape[1]), np.int16)
-    rows = np.flatnonzero(chosen)
-    weights = _WEIGHT_OF_LEVEL[chosen[rows]][:, None]
-    predicted[rows] = (matrix[references[rows]] * weights + 128) >> 8
-    return predicted
 
 
 def _priors(mean: float, most: int) -> NDArray[np.float64]:
@@ -132,29 +117,14 @@ def _groups(rows: int) -> list[tuple[int, int]]:
     """Return the first row of every group and the row after its last.
 
     Counts are updated after each group: groups have 1, 1, 2, 4, then 8 rows, and later a twelfth of
-    the rows before them, which are enough to learn from.
+    the rows before them, which are enough to learn from, but at most 128.
     """
     groups, begin = [], 0
     while begin < rows:
-        size = max(min(max(1, begin), _SMALL_GROUP), begin // _GROWTH)
-        end = min(begin + min(size, _LARGE_GROUP), rows)
+        end = min(begin + max(min(max(1, begin), 8), min(begin // 12, 128)), rows)
         groups.append((begin, end))
         begin = end
     return groups
-
-
-class _Mean:
-    """The mean magnitude of all integers coded so far."""
-
-    def __init__(self, guess: float) -> None:
-        self._sum, self._count = 10 * guess, 10.0
-        self.value = guess
-
-    def add(self, total: float, count: int) -> None:
-        self._sum += total
-        self._count += count
-        # Above 0 even if all matrices of the role are zero.
-        self.value = max(self._sum / self._count, 1e-3)
 
 
 def _wrapped(values: NDArray[np.int16], most: int) -> NDArray[np.int16]:
@@ -166,45 +136,46 @@ def _wrapped(values: NDArray[np.int16], most: int) -> NDArray[np.int16]:
 # Rows predicted from earlier rows.
 
 
-class _Guide:
-    """The encoder's choice of a reference and a level for every row of a matrix."""
-
-    def __init__(self, matrix: NDArray[np.int8]) -> None:
-        rows, columns = matrix.shape
-        self.levels = np.zeros(rows, np.int32)
-        self.references = np.zeros(rows, np.int32)
-        values = matrix.astype(np.float32)
-        # Every column counts the same: similarity in a few large ones would save little.
-        values /= np.maximum(np.sqrt((values**2).mean(axis=0)), 0.1)
-        values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-3)
-        # Rows before a row's group, which may be its reference.
-        earlier = np.concatenate([np.full(end - begin, begin) for begin, end in _groups(rows)])
-        for first in range(0, rows, _GUIDE_ROWS):
-            block = slice(first, first + _GUIDE_ROWS)
-            limits = earlier[block, None]
-            similarity = values[block] @ values[: max(1, limits[-1, 0])].T
-            similarity[np.arange(similarity.shape[1]) >= limits] = 0
-            cosines = similarity.max(axis=1).clip(0, 0.999)
-            bits = -np.log2(1 - cosines**2) / 2  # that an integer takes less
-            worth_it = bits * columns > np.log2(limits[:, 0].clip(1)) + 8
-            # By the definition of a level.
-            self.levels[block] = np.where(worth_it, (16 * bits).round().clip(0, _NUM_LEVELS - 1), 0)
-            self.references[block] = similarity.argmax(axis=1)
+def _guide(matrix: NDArray[np.int8]) -> tuple[Integers, Integers]:
+    """Return the encoder's choice of a level and a reference for every row of a matrix."""
+    rows, columns = matrix.shape
+    values = matrix.astype(np.float32)
+    # Every column counts the same: similarity in a few large ones would save little.
+    values /= np.maximum(np.sqrt((values**2).mean(axis=0)), 0.1)
+    values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-3)
+    # Rows before a row's group, which may be its reference.
+    earlier = np.concatenate([np.full(end - begin, begin) for begin, end in _groups(rows)])
+    levels, references = np.zeros((2, rows), np.int32)
+    for first in range(0, rows, _GUIDE_ROWS):
+        block = slice(first, first + _GUIDE_ROWS)
+        limits = earlier[block]
+        similarity = values[block] @ values[: block.stop].T
+        similarity[np.arange(rows)[: block.stop] >= limits[:, None]] = 0
+        cosines = similarity.max(axis=1).clip(max=0.999)
+        bits = -np.log2(1 - cosines**2) / 2  # that an integer takes less
+        worth_it = bits * columns > np.log2(limits.clip(1)) + 8
+        # By the definition of a level.
+        levels[block] = np.where(worth_it, (16 * bits).round().clip(max=_NUM_LEVELS - 1), 0)
+        references[block] = similarity.argmax(axis=1)
+    return levels, references
 
 
 def _code_references(
-    coder: Coder, levels: Histogram, begin: int, end: int, guide: _Guide | None
+    coder: Coder,
+    levels: Histogram,
+    begin: int,
+    end: int,
+    guide: tuple[Integers, Integers] | None,
 ) -> tuple[Integers, Integers]:
     """Code the reference and the level of the rows begin .. end - 1; level 0: no reference."""
     references = np.zeros(end - begin, np.int32)
     if begin == 0:
         return references, references
-    known_levels = known_references = None
-    if guide is not None:
-        known_levels, known_references = guide.levels[begin:end], guide.references[begin:end]
-    found = coder.code(levels.probabilities(0), end - begin, known_levels)
+    known_levels, known_references = guide or (None, None)
+    group = slice(begin, end)
+    found = coder.code(levels.probabilities(0), end - begin, known_at(known_levels, group))
     levels.add(0, found)
     rows = np.flatnonzero(found)
     limits = np.full(len(rows), begin, np.int32)
-    references[rows] = coder.code_below(limits, known_at(known_references, rows))
+    references[rows] = coder.code_below(limits, known_at(known_references, begin + rows))
     return references, found

@@ -25,7 +25,7 @@ def divergences(
     order: LayerOrder,
     tokens_BT: Tensor,
     replacements: Mapping[str, Tensor],
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, float]:
     """Measure the Kullback-Leibler divergence from the model to itself with one matrix replaced.
 
@@ -46,25 +46,22 @@ def divergences(
     visits = order.encoder + order.decoder
     blocks = model.blocks
     model.blocks = replay = _Replay(blocks)
-    try:
-        expected = list(_log_probabilities(model, model(tokens_BT, order)))
-        replay.known = replay.outputs
-        for number, (name, value) in enumerate(replacements.items(), start=1):
-            replay.first = 0 if name == EMBEDDING else visits.index(int(name.split(".")[1]))
-            replay.outputs = []
-            parameter = model.get_parameter(name)
-            kept = parameter.clone()
-            parameter.copy_(value)
-            found = _log_probabilities(model, model(tokens_BT, order))
-            total = torch.zeros((), dtype=torch.float64, device=kept.device)
-            for before_NV, after_NV in zip(expected, found, strict=True):
-                total += (before_NV.exp() * (before_NV - after_NV)).sum(dtype=torch.float64)
-            parameter.copy_(kept)
-            measured[name] = float(total) / tokens_BT.numel()
-            if progress is not None:
-                progress(number)
-    finally:
-        model.blocks = blocks
+    replay.known = replay.outputs = []
+    expected = list(_log_probabilities(model, model(tokens_BT, order)))
+    for number, (name, value) in enumerate(replacements.items(), start=1):
+        replay.first = 0 if name == EMBEDDING else visits.index(int(name.split(".")[1]))
+        replay.outputs = []
+        parameter = model.get_parameter(name)
+        kept = parameter.clone()
+        parameter.copy_(value)
+        found = _log_probabilities(model, model(tokens_BT, order))
+        total = torch.zeros((), dtype=torch.float64, device=kept.device)
+        for before_NV, after_NV in zip(expected, found, strict=True):
+            total += (before_NV.exp() * (before_NV - after_NV)).sum(dtype=torch.float64)
+        parameter.copy_(kept)
+        measured[name] = float(total) / tokens_BT.numel()
+        progress(number)
+    model.blocks = blocks
     return measured
 
 
@@ -75,19 +72,14 @@ def _log_probabilities(model: GPT, hidden_BTD: Tensor) -> Iterator[Tensor]:
 
 
 class _Replay(nn.ModuleList):
-    """The blocks of a model, which pass over the visits before a change: their outputs are known.
+    """The blocks of a model, which pass over visits before a change: their outputs are known."""
 
-    Attributes:
-        known: the outputs of all visits.
-        first: the first visit that is computed.
-        outputs: those of the visits so far.
-    """
-
-    def __init__(self, blocks: nn.ModuleList) -> None:
-        super().__init__(blocks)
-        self.known: list[Tensor] = []
-        self.first = 0
-        self.outputs: list[Tensor] = []
+    known: list[Tensor]
+    """Outputs of all visits."""
+    first = 0
+    """The first visit that is computed."""
+    outputs: list[Tensor]
+    """Outputs of the visits so far."""
 
     def __getitem__(self, layer: Any) -> Any:
         return partial(self._visit, super().__getitem__(layer))
