@@ -2,7 +2,7 @@
 
 Works on random weights, and on random integers whose entropies are those of the bench's artifact
 (docs/experiments/coding.md). With a GPU: the model of the recipe h200; without: of tiny, and coding
-of both. Cost: one to three minutes on two cores. Expected on two idle cores, with OMP_NUM_THREADS=1:
+of both. Cost: one to three minutes on two cores. Expected on two idle cores, OMP_NUM_THREADS=1:
 h200's 36 M weights are coded in 2.1 s and decoded in 1.6 s, and two threads decode no faster.
 
     python scripts/pack_speed.py
