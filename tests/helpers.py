@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paramgolf.compress.entropy import Encoder, Integers
 from paramgolf.config import ModelConfig, RunConfig, ScoreConfig, TrainConfig
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
@@ -222,3 +223,22 @@ class FakeClock:
     def monotonic(self) -> float:
         self.now += self.tick
         return self.now
+
+
+class MeasuringEncoder(Encoder):
+    """An encoder that adds up the information content of its symbols, in bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ideal_bits = 0.0
+
+    def code(
+        self, probabilities: NDArray[np.float64], count: int, known: Integers | None
+    ) -> Integers:
+        shares = probabilities / probabilities.sum()
+        self.ideal_bits -= float(np.log2(shares)[known].sum())
+        return super().code(probabilities, count, known)
+
+    def code_below(self, limits: Integers, known: Integers | None) -> Integers:
+        self.ideal_bits += float(np.log2(np.maximum(2, limits)).sum())
+        return super().code_below(limits, known)

@@ -29,7 +29,7 @@ from paramgolf.model.roles import input_of
 from tests.helpers import random_model, random_tokens, small_config
 
 HERE = Path(__file__).parent
-ARTIFACT_FILE = HERE / "artifact_v4.bin"
+ARTIFACT_FILE = HERE / "artifact_v5.bin"
 SHARD_FILE = HERE / "shard_v1.bin"
 
 # The artifact.
@@ -53,16 +53,16 @@ MODEL = ModelConfig(
 )
 HEADER_SHA256 = "ce7a8f126cba1db409df44d2957b2d46a4ecb17159013d4ae3824e02380a369a"
 SECTION_SHA256 = {
-    "embedding": "aa7f021730e45761143b6757250274c9098cc0180edca2755051974b75bbb825",
-    "query": "9848c410935255725294e765d422ad2502c3e62c211682e3d4c929cf538c0cc9",
-    "key": "0625f0b7ea188eb777200acfc2a887558769d5832da32193a678827e85973e40",
-    "value": "ce73d38113d4a2dc8c9f100baa6dc8565c2c2e39d3449ba36776fa9d24a879cb",
-    "output": "a527644e6c883539465f15003b0821b563b8ffc023107679020832d6f0b3a567",
-    "up": "83866f78fe8cf22f31e92bdfc6ac89b8902276a2593ebefea0e9ffca46dff3ac",
-    "down": "96d1900604bac12c4306d0c64036746107cd245e22e1dfff184e7e387661b88f",
-    "rows": "0edbb480e61b19ae637b9c8af73b836155050ef65932fa936bb2c28f7a58f8c8",
-    "columns": "2d2e2ed3aa86774df97b6214618cb81375bca8da7596540612a713bd42ca02cb",
-    "vectors": "368447627da4a5e9ac49003d07698e7daf233fe4e40e7a5739056fd7c47051a0",
+    "embedding": "10077cea275ec6b0ad4c93c08393a4cc83b0d97ae0625cf19247dc87003bd18c",
+    "query": "969f9c1223ce3c1c2004eb4861b662d5ed18758b2c464b971747873ac49ad0b3",
+    "key": "6502b4ffcf95d1ebbb296d9298f4ae74cae99a2ab773ce95ddd1b7b97c7ac975",
+    "value": "43a9887addcc15b82f6226e0319653dfd4d63edc23d6f1084438a1997d82973d",
+    "output": "bfaa9a2d523bc13901ef18587992e3c6a39093d2f558b8f69ede0e6dbd740aba",
+    "up": "628ba70916975f2d212131207196366431107b9651f43f88dad7d2629a96458b",
+    "down": "55496dea091ba05be8d14b5335527120c7d91cd662a8cd7933fe36446aa3f004",
+    "rows": "5dfca14211b3cc03638da4c0d1109fe53015a2791e72989591c37c56932d4608",
+    "columns": "622d5001f3d87a493f2abb443de3caa2d6e0a0a84d3e0062ca029c0d40d93a88",
+    "vectors": "11fe5c1f1be6266ec09e7f14107a8acf955d784e5f4f03825eed046dff5e578d",
 }
 
 
@@ -97,7 +97,7 @@ def fixed_artifact() -> Artifact:
 def header_and_sections(content: bytes) -> tuple[dict[str, object], dict[str, bytes]]:
     """Take an artifact apart by docs/format.md, without the package."""
     magic, version, header_bytes, digest = struct.unpack_from("<8sII32s", content)
-    assert (magic, version) == (b"PARAGOLF", 4)
+    assert (magic, version) == (b"PARAGOLF", 5)
     assert hashlib.sha256(content[48:]).digest() == digest
     header = json.loads(content[80 : 80 + header_bytes])
     sections = {}
@@ -130,9 +130,9 @@ def test_the_golden_file_is_as_pinned() -> None:
     check_pinned(ARTIFACT_FILE.read_bytes())
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_a_file_of_an_old_version_is_rejected_by_its_number(version: int) -> None:
-    wanted = f"version {version}; this program reads version 4"
+    wanted = f"version {version}; this program reads version 5"
     with pytest.raises(artifact.ArtifactError, match=wanted):
         artifact.decode((HERE / f"artifact_v{version}.bin").read_bytes())
 

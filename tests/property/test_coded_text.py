@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.compress.entropy import Decoder, Encoder
+from paramgolf.compress.entropy import Decoder
 from paramgolf.model.order import layer_order
 from paramgolf.scoring.coded_text import code_tokens
 from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import windows_of
-from tests.helpers import random_model, small_config
+from tests.helpers import MeasuringEncoder, random_model, small_config
 
 CONFIG = small_config()
 MODEL = random_model(CONFIG, seed=5, dtype=torch.float32)
@@ -32,7 +32,7 @@ def test_tokens_are_coded_and_decoded(num_targets: int, stride: int, lanes: int,
     windows, first = windows_of(num_targets, seq_len, stride), int(tokens[0])
     if stride:
         lanes = 1
-    encoder = Encoder()
+    encoder = MeasuringEncoder()
     seen = [(0, num_targets)]
     how = windows, first, num_targets, tokens, lanes
     code_tokens(MODEL, ORDER, encoder, *how, progress=lambda *now: seen.append(now))

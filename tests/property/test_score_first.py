@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.compress.entropy import Decoder, Encoder
+from paramgolf.compress.entropy import Decoder
 from paramgolf.config import ScoreFirstConfig
 from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
@@ -20,7 +20,7 @@ from paramgolf.scoring.coded_text import code_tokens
 from paramgolf.scoring.score_first import PASS_TOKENS, score_first_losses
 from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import in_chunks, plain_windows, windows_of
-from tests.helpers import random_model, small_config
+from tests.helpers import MeasuringEncoder, random_model, small_config
 
 CONFIG = small_config()
 LENGTH = CONFIG.seq_len
@@ -131,7 +131,7 @@ def test_a_learning_model_codes_and_decodes(
     model, tokens = small_model(torch.float32), some_tokens(6 * LENGTH + 1).astype(np.int32)
     count = len(tokens) - 1
     windows, first = windows_of(count, LENGTH, stride), int(tokens[0])
-    encoder = Encoder()
+    encoder = MeasuringEncoder()
     code_tokens(model, ORDER, encoder, windows, first, count, tokens, lanes, config)
     decoder = Decoder(encoder.content())
     found = code_tokens(model, ORDER, decoder, windows, first, count, None, lanes, config)
@@ -160,7 +160,7 @@ def test_the_beginning_of_a_text_is_coded_with_the_rates_of_the_whole() -> None:
     part, known = windows_of(count, LENGTH, 4), tokens[: count + 1].astype(np.int32)
     bits: dict[int, float] = {}
     for total in (0, whole):
-        encoder = Encoder()
+        encoder = MeasuringEncoder()
         how = (part, int(tokens[0]), count)
         code_tokens(model, ORDER, encoder, *how, known, 1, SGD, total)
         decoder = Decoder(encoder.content())

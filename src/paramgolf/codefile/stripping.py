@@ -57,9 +57,10 @@ def _spans(source: str) -> Callable[[_Node], _Span]:
 def _unused_imports(source: str) -> Iterator[_Edit]:
     """Names that the module imports at its top and does not mention again."""
     tree, span = ast.parse(source), _spans(source)
-    mentioned = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    nodes = list(ast.walk(tree))
+    mentioned = {node.id for node in nodes if isinstance(node, ast.Name)}
     # Those in strings, too: annotations in quotes, and `__all__`.
-    mentioned |= {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    mentioned |= {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module != "__future__":
             names = [n for n in node.names if (n.asname or n.name) in mentioned]
@@ -71,12 +72,13 @@ def _unused_imports(source: str) -> Iterator[_Edit]:
 def _docstrings_and_annotations(source: str) -> Iterator[_Edit]:
     tree, span = ast.parse(source), _spans(source)
     kept: set[ast.AST] = set()
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    for node in nodes:
         if isinstance(node, ast.ClassDef):
             kept.update(node.body)
         elif isinstance(node, ast.FunctionDef) and node.decorator_list:
             kept.update(ast.walk(node))
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             strings = [s for s in node.body if _is_string(s)]
             # A body that consists of its docstring alone must not become empty.

@@ -14,11 +14,8 @@ Layout (integers little-endian; see docs/format.md):
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import struct
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +36,7 @@ from paramgolf.model.roles import input_of, role
 from paramgolf.runtime.files import read_file
 
 MAGIC = b"PARAGOLF"
-VERSION = 4
+VERSION = 5
 _HEADER_KEYS = {
     "model",
     "tokenizer_sha256",
@@ -82,31 +79,16 @@ class Artifact:
         return state | {name: vector.float() for name, vector in self.vectors.items()}
 
 
-def encode(
-    artifact: Artifact, progress: Callable[[int, int], None] | None = None
-) -> tuple[bytes, dict[str, int]]:
+def encode(artifact: Artifact) -> tuple[bytes, dict[str, int]]:
     """Return the file's content, and the bytes of its parts, which add up to its length.
-
-    Args:
-        artifact: what to store.
-        progress: called with how many numbers are coded, and with the total.
 
     Raises:
         ValueError: for a scale that is not a power of 2^(1/8), scales of columns that differ
             between matrices of one input, an integer of -128, or a vector that is not bfloat16.
     """
-    sections, tensors = _sections(artifact.model), _tensors(artifact)
-    total, done = sum(section.numbers for section in sections.values()), 0
-    with ThreadPoolExecutor() as pool:  # constriction releases the interpreter lock
-        coding = {
-            pool.submit(_encoded, section, tensors[name]): section
-            for name, section in sections.items()
-        }
-        for finished in as_completed(coding):
-            done += coding[finished].numbers
-            if progress is not None:
-                progress(done, total)
-    stored = {name: future.result() for name, future in zip(sections, coding, strict=True)}
+    tensors = _tensors(artifact)
+    sections = _sections(artifact.model).items()
+    stored = {name: _encoded(section, tensors[name]) for name, section in sections}
     header = {
         "model": asdict(artifact.model),
         "tokenizer_sha256": artifact.tokenizer_sha256,
@@ -143,10 +125,6 @@ class _Section:
     kind: Literal["integers", "scales", "vectors"]
     shapes: dict[str, torch.Size]
 
-    @property
-    def numbers(self) -> int:
-        return sum(shape.numel() for shape in self.shapes.values())
-
 
 def _sections(config: ModelConfig) -> dict[str, _Section]:
     """Return all sections in order: integers by role, scales of rows and of columns, vectors."""
@@ -167,10 +145,10 @@ def _encoded(section: _Section, tensors: dict[str, Tensor]) -> bytes:
     encoder = Encoder()
     parts = [tensors[name].cpu().contiguous() for name in section.shapes]
     if section.kind == "integers":
-        if min(int(part.min()) for part in parts) < -MAX_INTEGER:
-            raise ValueError(f"an integer is below {-MAX_INTEGER}")
         known = [part.numpy() for part in parts]
-        code_matrices(encoder, _rows_columns(section), MAX_INTEGER, known)
+        if min(int(matrix.min()) for matrix in known) < -MAX_INTEGER:
+            raise ValueError(f"an integer is below {-MAX_INTEGER}")
+        code_matrices(encoder, list(section.shapes.values()), known)
     elif section.kind == "scales":
         model = ScaleModel()
         for scales in parts:
@@ -210,7 +188,7 @@ def _decoded(section: _Section, content: bytes) -> dict[str, Tensor]:
     """
     decoder = Decoder(content)
     if section.kind == "integers":
-        matrices = code_matrices(decoder, _rows_columns(section), MAX_INTEGER)
+        matrices = code_matrices(decoder, list(section.shapes.values()))
         tensors = {n: torch.from_numpy(m) for n, m in zip(section.shapes, matrices, strict=True)}
     elif section.kind == "scales":
         model = ScaleModel()
@@ -227,10 +205,6 @@ def _decoded(section: _Section, content: bytes) -> dict[str, Tensor]:
             tensors[name] = vector.view(shape)
     decoder.finish()
     return tensors
-
-
-def _rows_columns(section: _Section) -> list[tuple[int, int]]:
-    return [(shape[0], shape[1]) for shape in section.shapes.values()]
 
 
 def decode(content: bytes, name: str = "artifact") -> Artifact:
@@ -316,13 +290,10 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
         raise ValueError("a section's length is not a count of bytes")
     if sum(lengths.values()) != len(body):
         raise ValueError("the sections' lengths do not add up to the file's")
-    ends = list(itertools.accumulate(lengths.values()))
-    with ThreadPoolExecutor() as pool:
-        coding = [
-            pool.submit(_decoded, section, bytes(body[end - lengths[name] : end]))
-            for (name, section), end in zip(sections.items(), ends, strict=True)
-        ]
-    tensors = {name: future.result() for name, future in zip(sections, coding, strict=True)}
+    tensors = {}
+    for name, section in sections.items():
+        tensors[name] = _decoded(section, bytes(body[: lengths[name]]))
+        body = body[lengths[name] :]
     rows, columns, vectors = (tensors.pop(name) for name in ("rows", "columns", "vectors"))
     for name, tensor in (rows | columns | vectors).items():
         if not bool(tensor.isfinite().all()):

@@ -6,7 +6,6 @@ multiplications and divisions in float64, which IEEE 754 rounds the same on ever
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +17,8 @@ Integers = NDArray[np.int32]
 _Categorical = stream.model.Categorical
 _Uniform = stream.model.Uniform
 
-_PRIOR_COUNT = 24.0
-_MIN_COUNT = 1e-3  # no symbol is impossible
+_PRIOR_COUNT = 64.0
+_MIN_COUNT = 1e-2  # no symbol is impossible
 
 
 class Coder(Protocol):
@@ -42,19 +41,16 @@ def known_at(known: Integers | None, where: Any) -> Integers | None:
 
 
 class Encoder:
-    """Writes symbols; `ideal_bits` is the sum of their information content."""
+    """Writes symbols."""
 
     def __init__(self) -> None:
         self._coder = stream.queue.RangeEncoder()
-        self.ideal_bits = 0.0
 
     def code(
         self, probabilities: NDArray[np.float64], count: int, known: Integers | None
     ) -> Integers:
         """Write `known`."""
         assert known is not None
-        shares = probabilities / probabilities.sum()
-        self.ideal_bits -= float(np.log2(shares)[known].sum())
         self._coder.encode(known, _Categorical(probabilities, perfect=False))
         return known
 
@@ -63,7 +59,6 @@ class Encoder:
         assert known is not None
         for limit, number in zip(limits.tolist(), known.tolist(), strict=True):
             self._coder.encode(np.array([number], np.int32), _Uniform(max(2, limit)))
-            self.ideal_bits += math.log2(max(2, limit))
         return known
 
     def content(self) -> bytes:
@@ -139,33 +134,35 @@ def code_in_contexts(
     coder: Coder,
     histogram: Histogram,
     contexts: NDArray[np.integer[Any]],
+    rows: int,
     known: Integers | None = None,
 ) -> Integers:
-    """Code symbols in the order of their contexts, all of one context with one distribution.
+    """Code rows of symbols by context, all of one context with one distribution.
+
+    Within a context they are coded row by row.
 
     Args:
         coder: an encoder or a decoder.
         histogram: learns the symbols, one context at a time.
-        contexts: (N,) the context of every symbol.
-        known: (N,) the symbols; None to decode.
+        contexts: (N,) the context of every column, the same in all rows.
+        rows: R.
+        known: (R, N) the symbols; None to decode.
 
     Returns:
-        (N,) the symbols in their original order.
+        (R, N) the symbols.
     """
     order = np.argsort(contexts, kind="stable")
+    ordered = None if known is None else known.take(order, axis=1)
     sizes = np.bincount(contexts)
-    ordered = known_at(known, order)
-    found = np.empty(len(contexts), np.int32)
-    begin = 0
+    parts, begin = [], 0
     for context in np.flatnonzero(sizes).tolist():
         end = begin + int(sizes[context])
-        part = known_at(ordered, slice(begin, end))
-        found[begin:end] = coder.code(histogram.probabilities(context), end - begin, part)
-        histogram.add(context, found[begin:end])
+        part = None if ordered is None else ordered[:, begin:end].ravel()
+        part = coder.code(histogram.probabilities(context), rows * (end - begin), part)
+        histogram.add(context, part)
+        parts.append(part.reshape(rows, -1))
         begin = end
-    result = np.empty(len(contexts), np.int32)
-    result[order] = found
-    return result
+    return np.concatenate(parts, axis=1).take(np.argsort(order), axis=1)
 
 
 # Scales: powers of 2^(1/8).
@@ -234,6 +231,8 @@ class VectorModel:
             size = group.stop - begin
             heads = coder.code(self._heads.probabilities(0), size, known_at(high, group))
             self._heads.add(0, heads)
-            mantissas = code_in_contexts(coder, self._mantissas, heads, known_at(low, group))
+            mantissas = code_in_contexts(
+                coder, self._mantissas, heads, 1, None if low is None else low[None, group]
+            )[0]
             patterns[group] = (heads << _MANTISSA_BITS) | mantissas
         return patterns

@@ -20,7 +20,7 @@ def collect_hessians(
     model: GPT,
     order: LayerOrder,
     batches: Iterable[Tensor],
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Tensor]:
     """Sum the Hessians of all matrices over batches of tokens (B, T) on the model's device.
 
@@ -48,6 +48,5 @@ def collect_hessians(
 
     for number, tokens_BT in enumerate(batches, start=1):
         add(EMBEDDING, model(tokens_BT, order, observe))
-        if progress is not None:
-            progress(number)
+        progress(number)
     return hessians

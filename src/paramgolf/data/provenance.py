@@ -222,7 +222,9 @@ class Provenance:
             texts: dict[str, Text] = {}
             for name, of_text in notes["texts"].items():
                 documents, sha256, shards = map(of_text.get, ("documents", "sha256", "shards"))
-                runs = np.unique(arrays[name].astype(np.uint64))
+                runs = arrays[name].astype(np.uint64)
+                if not (runs[:-1] < runs[1:]).all():
+                    raise ValueError("its hashes are not in rising order")
                 texts[name] = Text(runs, documents, sha256, tuple(shards), sampling)
             known = cls(texts, notes["uses"])
             numbers = (*sampling, *(text.documents for text in texts.values()))

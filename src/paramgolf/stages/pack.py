@@ -156,8 +156,7 @@ class _Packer:
                     score_first=job.config.score_first,
                     matrices=quantized,
                     vectors=self._vectors,
-                ),
-                job.reporter.progress("pack", unit="weights").update,
+                )
             )
         packed = _Packed(bin_widths, quantized, content, by_part)
         self._solves += 1

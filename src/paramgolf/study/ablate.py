@@ -46,6 +46,12 @@ class Cell(NamedTuple):
         return next((run.text_sha256 for run in self.seeds.finished if run.text_sha256), "")
 
     @property
+    def text(self) -> tuple[str, str]:
+        """The scored text, and in which form it comes back; empty if not known."""
+        restores = next((run.restores for run in self.seeds.finished), "")
+        return (self.text_sha256, restores) if self.text_sha256 else ("", "")
+
+    @property
     def steps(self) -> float | None:
         """Steps of training, on average over the seeds; None without a finished run."""
         return _mean([run.results["steps"] for run in self.seeds.finished if run.results])
@@ -73,8 +79,8 @@ class Grid:
 
     @property
     def num_texts(self) -> int:
-        """Number of different scored texts; if over 1, the cells' BPB are not comparable."""
-        return len({cell.text_sha256 for cell in self.cells} - {""})
+        """Number of different scored texts and forms; over 1, BPB are not comparable."""
+        return len({cell.text for cell in self.cells} - {("", "")})
 
     @property
     def is_plotted(self) -> bool:
