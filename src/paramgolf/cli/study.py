@@ -198,8 +198,8 @@ def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
             reporter.line(f"{cell.folder.name}, seed {run.seed} {run.reason}")
     if "text" not in shared:
         reporter.line(
-            f"the cells were scored on {grid.num_texts} different texts, or forms of a text: compare "
-            "BPB of the same text only; no plot is drawn"
+            f"the cells were scored on {grid.num_texts} different texts, or forms of a text: "
+            "compare BPB of the same text only; no plot is drawn"
         )
 
 

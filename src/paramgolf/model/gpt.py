@@ -96,7 +96,8 @@ class Block(nn.Module):
         x = mix[0] * x_BTD + mix[1] * x0_BTD
         scale = self.depth_scale.to(dtype)
         attention_in = _norm(x) * scale
-        attended, output_in = self._attention(attention_in, cos, sin, past, last)
+        fused = self.fused and past is None and not last
+        attended, output_in = self._attention(attention_in, cos, sin, past, last, fused)
         if last:
             x, attention_in = x[:, -last:], attention_in[:, -last:]
         if self.parallel:
@@ -104,7 +105,7 @@ class Block(nn.Module):
         else:
             x = x + attended
             up_in = _norm(x) * scale
-        mlp_out, down_in = self._mlp(up_in)
+        mlp_out, down_in = self._mlp(up_in, fused)
         x = x + mlp_out
         if self.parallel:
             x = x + attended
@@ -113,12 +114,12 @@ class Block(nn.Module):
         return x
 
     def _attention(
-        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: Past | None, last: int
+        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: Past | None, last: int, fused: bool
     ) -> tuple[Tensor, Tensor]:
         B, T, _ = x_BTD.shape
         dtype, K = x_BTD.dtype, self.num_kv_heads
         output = _with_scaled_outputs(self.output, self.attention_scale).to(dtype)
-        if self._uses_kernels():
+        if fused:
             from paramgolf.model.kernels import Heads, Xsa
 
             heads = self._heads(x_BTD, self.query, self.key, self.value)
@@ -143,14 +144,11 @@ class Block(nn.Module):
         heads = F.linear(x_BTD, torch.cat(weights).to(x_BTD.dtype))
         return heads.view(*x_BTD.shape[:2], -1, self.head_dim)
 
-    def _uses_kernels(self) -> bool:
-        return self.fused and torch.compiler.is_compiling()
-
-    def _mlp(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def _mlp(self, x_BTD: Tensor, fused: bool) -> tuple[Tensor, Tensor]:
         """Return the MLP's output (B, T, D), and what its second matrix multiplied."""
         up = self.up.to(x_BTD.dtype)
         down = _with_scaled_outputs(self.down, self.mlp_scale).to(x_BTD.dtype)
-        if self._uses_kernels():
+        if fused:
             from paramgolf.model.kernels import SquaredMlp
 
             return SquaredMlp.apply(x_BTD, up, down, _LEAKY_SLOPE)  # pyright: ignore[reportReturnType]
