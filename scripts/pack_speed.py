@@ -151,10 +151,7 @@ def hessians(config: ModelConfig, batch_tokens: int, device: str) -> None:
         if how == "compiled":
             model.compile_parts()
         elif how == "kernels":
-            from paramgolf.model.kernels import support
-
-            for block in model.block_list():
-                block.fused = support(config)
+            model.use_kernels()
         first = seconds(lambda model=model: collect_hessians(model, order, batches[:1]))
         rest = seconds(lambda model=model: collect_hessians(model, order, batches)) / BATCHES
         plain = seconds(lambda model=model: [_forward(model, order, batch) for batch in batches])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paramgolf.compress.entropy import Decoder, Encoder
+from paramgolf.compress.entropy import Decoder
 from paramgolf.config import ModelConfig, ScoreFirstConfig
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import layer_order
@@ -20,7 +20,7 @@ from paramgolf.scoring.generate import sample_tokens
 from paramgolf.scoring.next_token import NextToken
 from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import sliding_windows, windows_of
-from tests.helpers import random_model, random_tokens
+from tests.helpers import MeasuringEncoder, random_model, random_tokens
 
 pytestmark = [
     pytest.mark.gpu,
@@ -100,9 +100,9 @@ def test_tokens_are_coded_and_decoded(stride: int, lanes: int, learns: bool) -> 
     tokens = np.random.default_rng(1).integers(0, CONFIG.vocab_size, count + 1).astype(np.int32)
     learning = ScoreFirstConfig("adamw", 1e-3, epochs=1, chunk_tokens=2 * LENGTH)
     windows = windows_of(count, LENGTH, stride)
-    encoder = Encoder()
+    encoder = MeasuringEncoder()
 
-    def code(coder: Encoder | Decoder, known: np.ndarray | None) -> np.ndarray:
+    def code(coder: MeasuringEncoder | Decoder, known: np.ndarray | None) -> np.ndarray:
         how = windows, int(tokens[0]), count, known, lanes, learning if learns else None
         return code_tokens(on_gpu(), ORDER, coder, *how).tokens
 

@@ -75,7 +75,7 @@ class Block(nn.Module):
         self.head_dim = config.head_dim
         self.num_kv_heads = config.num_kv_heads
         self.fused = False
-        """Whether the kernels of `model.kernels` are used when the block is compiled."""
+        """Whether the kernels of `model.kernels` are used."""
 
     def forward(
         self,
@@ -241,16 +241,19 @@ class GPT(nn.Module):
         # Static shapes and several stages, each with its own gradient mode, compile more variants
         # of the one block than PyTorch allows by default (8).
         torch._dynamo.config.recompile_limit = 64
-        fused = False
-        if self.dtype is torch.bfloat16 and self.embedding.is_cuda:
-            from paramgolf.model.kernels import support
-
-            fused = support(self.config)
+        self.use_kernels()
         for block in self.block_list():
-            block.fused = fused
             block.compile(fullgraph=True, dynamic=False)
         self._call = lambda function, *args: _compiled(function)(*args)
         self.compiled = True
+
+    def use_kernels(self) -> None:
+        """Use the kernels of `model.kernels` from now on, in bfloat16 on a GPU; compiled or not."""
+        if self.dtype is torch.bfloat16 and self.embedding.is_cuda:
+            from paramgolf.model.kernels import support
+
+            for block in self.block_list():
+                block.fused = support(self.config)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
