@@ -113,10 +113,6 @@ def rerun(cli: Cli, mini_run: FinishedRun, tmp_path_factory: pytest.TempPathFact
     return folder / "again"
 
 
-def claim_seconds(results: dict[str, Any]) -> None:
-    results["budgets"]["training"] = 0.0
-
-
 def claim_steps(results: dict[str, Any]) -> None:
     results["steps"] += 1
 
@@ -145,7 +141,6 @@ def claim_stage(results: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "fact"),
     [
-        (claim_seconds, "seconds, training"),
         (claim_steps, "steps"),
         (claim_score, "BPB, sliding"),
         (claim_label, "BPB, sliding"),
@@ -165,6 +160,19 @@ def test_a_false_claim_is_not_verified(
     assert f"is not verified: {fact}" in result.stderr
     assert f"NOT verified: {fact}" in result.stdout
     assert json.loads((run_copy / "verify.json").read_text())["verified"] is False
+
+
+def test_fewer_seconds_than_a_rerun_takes_are_not_verified(
+    cli: Cli, run_copy: Path, rerun: Path, tmp_path: Path
+) -> None:
+    """Below a second, in which this run trains, they are noise: so the rerun takes a minute."""
+    slow = Path(shutil.copytree(rerun, tmp_path / "slow"))
+    stage = json.loads((slow / "stages" / "train.json").read_text())
+    stage["seconds"]["train: steps"] += 60
+    write_json(slow / "stages" / "train.json", stage)
+    result = cli("verify", run_copy, "--out", slow)
+    assert result.code == 1
+    assert "is not verified: seconds, training" in result.stderr
 
 
 def test_weights_from_elsewhere_are_not_verified(cli: Cli, run_copy: Path, rerun: Path) -> None:
