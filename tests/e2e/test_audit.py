@@ -143,6 +143,7 @@ def test_its_score_is_proven_by_decoding(legal: Path) -> None:
     assert "proven: score_first" in result.stdout
 
 
+@pytest.mark.slow
 def test_its_positions_are_random_and_can_be_repeated(cli: Cli, run_copy: Path) -> None:
     def figures(*options: str) -> list[str]:
         said = cli("audit", run_copy, "--positions", "1", *options, patch=FAST).stdout

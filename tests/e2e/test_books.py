@@ -411,6 +411,7 @@ def test_a_run_that_took_stages_over_passes(mini_run: FinishedRun, tmp_path: Pat
 # The clock of training.
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_clock_was_set_back(options: list[str], tmp_path: Path) -> None:
     longer = ("--train.max-steps", "60", "--train.checkpoint-seconds", "0.05")
     run = tmp_path / "run"

@@ -436,6 +436,7 @@ def test_without_an_audit_the_page_names_the_command(page: Page, mini_run: Finis
     assert "compliant" not in page.words
 
 
+@pytest.mark.slow
 def test_the_verdict_is_that_of_the_audit(
     cli: Cli, run_copy: Path, passage: dict[str, Any]
 ) -> None:

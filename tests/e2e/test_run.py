@@ -603,6 +603,7 @@ def test_from_takes_trained_and_adapted_weights_over(
     assert paramgolf.load(moved / "model.bin", device="cpu").score("Some words.").bytes == 11
 
 
+@pytest.mark.slow
 def test_from_adapts_anew_where_adaptation_differs(
     cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path
 ) -> None:

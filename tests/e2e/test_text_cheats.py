@@ -169,6 +169,7 @@ def write_source_json(folder: Path, model: Path, **changed: Any) -> dict[str, An
     return origin
 
 
+@pytest.mark.slow
 def test_a_source_json_written_by_hand(cli: Cli, source: Path, tmp_path: Path) -> None:
     """The tokenizer of the scored text is not counted; every verdict says who says so."""
     model = tmp_path / "given.model"
@@ -391,6 +392,7 @@ def test_another_text_after_prepare(
 
 
 @pytest.mark.parametrize(("part", "other"), [("first", "rest"), ("rest", "first")])
+@pytest.mark.slow
 def test_another_part_of_the_text_than_is_configured(
     part: str, other: str, cli: Cli, options: list[str], tmp_path: Path
 ) -> None:

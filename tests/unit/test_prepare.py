@@ -579,6 +579,7 @@ def test_stdlib_splits_hardly_overlap(stdlib: list[Document]) -> None:
         assert len(known[one] & known[other]) < 0.01 * len(known[one])
 
 
+@pytest.mark.slow
 def test_stdlib_prepared(stdlib: list[Document], tokenizer_file: Path, tmp_path: Path) -> None:
     """All documents are encoded, each in exactly one split."""
     job = new_job(tmp_path / "run", "stdlib", tokenizer=str(tokenizer_file))
