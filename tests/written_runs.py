@@ -113,7 +113,12 @@ def write_run(
     write_json(path / "stages" / "score.json", {"scores": packed_scores, "seconds": {}, "xz": xz})
     write_json(
         path / "stages" / "pack.json",
-        {"bytes": sizes, "artifact_sha256": "abc", "raised_dampings": {}, "seconds": {}},
+        {
+            "bytes": sizes,
+            "artifact_sha256": f"of seed {seed}",
+            "raised_dampings": {},
+            "seconds": {},
+        },
     )
     contents = {
         "model.bin": bytes(1000 + seed), "train_gpt.py": b"code", "tokenizer.model": b"pieces",
@@ -145,7 +150,8 @@ def write_run(
             },
             "bytes": sizes, "adaptation": [], "raised_dampings": {}, "peak_gpu_bytes": None,
             "tokens_per_second": {"train": 5000.0}, "xz": xz,
-            "artifact_sha256": "abc", "seconds": {"train: steps": 10.0 + seed, "pack: GPTQ": 1.0},
+            "artifact_sha256": f"of seed {seed}",
+            "seconds": {"train: steps": 10.0 + seed, "pack: GPTQ": 1.0},
             "budgets": {"training": 11.0 + seed, "evaluation": 0.0, "none": 0.0},
         },
     )  # fmt: skip

@@ -12,8 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from paramgolf.compress import artifact
+from paramgolf.data.documents import text_digest
+from paramgolf.data.prepared import PreparedText
 from paramgolf.data.provenance import Provenance
+from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.runtime.files import read_tensors, sha256_of_file, write_json, write_tensors
+from paramgolf.runtime.rundir import RunDir
+from paramgolf.verify.recomputed import recomputed
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import read_results
@@ -94,6 +100,50 @@ def test_losses_that_no_stream_reaches_are_not_proven(
     assert "verdict   not proven" in result.stdout
     assert " is not proven: the stream takes " in result.stderr
     assert "the reported losses of these documents claim " in result.stderr
+
+
+def test_the_order_of_the_scores_says_nothing(cli: Cli, run_copy: Path) -> None:
+    """The final score is that of the last stage, not the one that stands last."""
+    results = read_results(run_copy)
+    final = results["stages"]["sliding"]["bpb"]
+    results["stages"]["ema"] = results["stages"].pop("ema") | {"bpb": 0.5}
+    write_json(run_copy / "results.json", results)
+    assert list(read_results(run_copy)["stages"])[-1] == "ema"
+    listed = cli("list", run_copy).stdout
+    assert f"{final:.4f}" in listed
+    assert "0.5000" not in listed
+
+
+def test_originals_that_its_tokens_do_not_restore_are_not_proven(cli: Cli, run_copy: Path) -> None:
+    run, _, _ = RunDir.open(run_copy)
+    scored = PreparedText.of(run).scored_text(run.data, Tokenizer.load(run.tokenizer))
+    longer = [10 * text for text in scored.texts]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in longer)
+    (run_copy / "data" / "originals_val.jsonl").write_text(lines)
+    file = run_copy / "stages" / "prepare.json"
+    values = json.loads(file.read_text())
+    values["text"]["splits"]["val"]["text_sha256"] = text_digest(longer).hex()
+    write_json(file, values)
+    assert "does not come back from its tokens" in cli.error("prove", run_copy, *_CODED)
+
+
+def test_a_model_of_another_shape_or_recipe(run_copy: Path) -> None:
+    run, _, config = RunDir.open(run_copy)
+    packed = artifact.read(run.artifact)
+    model = dataclasses.replace(packed.model, logit_softcap=3.0)
+    changed = dataclasses.replace(packed, stride=1, model=model)
+    run.artifact.write_bytes(artifact.encode(changed)[0])
+    checks = recomputed(run, config, read_results(run_copy))
+    (found,) = (c for c in checks if c.name == "configuration is that of train_gpt.py")
+    assert found.outcome == "FAIL"
+    assert found.figure == "different: model in model.bin, score.stride in model.bin"
+
+
+def test_a_recipe_is_a_printable_name(cli: Cli, run_copy: Path) -> None:
+    values = json.loads((run_copy / "config.json").read_text())
+    write_json(run_copy / "config.json", values | {"recipe": "tiny\x1b[2K\n9.99 forged"})
+    assert "invalid recipe 'tiny" in cli.error("audit", run_copy)
+    assert "forged" not in cli("list", run_copy).stdout
 
 
 # What only a rerun can check.

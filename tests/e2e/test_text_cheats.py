@@ -415,6 +415,15 @@ def test_a_source_that_is_gone_is_self_reported(run_copy: Path) -> None:
     )
 
 
+def test_a_source_of_which_some_is_gone_is_not_hashed(run_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.jsonl").write_text('{"text": "a"}\n{"text"\n')
+    source = str(tmp_path)
+    rewrite(run_copy / "config.json", lambda values: values["data"].update(source=source))
+    run, _, config = RunDir.open(run_copy)
+    checks = {c.name: c for c in recomputed(run, config, read_results(run_copy))}
+    assert checks["corpus hashed again"].outcome == "not applicable"
+
+
 def test_pieces_that_count_nothing(mini_run: FinishedRun) -> None:
     """SentencePiece decodes an unused piece as its text, though it counts no bytes."""
     model = (mini_run.path / "tokenizer.model").read_bytes()

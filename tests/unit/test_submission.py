@@ -190,6 +190,24 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 # Stale and forged papers.
 
 
+def test_one_run_is_not_two_seeds(tmp_path: Path) -> None:
+    write_seeds(tmp_path / "runs", {1: NATS_D, 2: NATS_D})
+    first, second = (tmp_path / "runs" / f"seed-{seed}" / "results.json" for seed in (1, 2))
+    values = json.loads(second.read_text())
+    values["artifact_sha256"] = json.loads(first.read_text())["artifact_sha256"]
+    second.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"seed-2 and .*seed-1 have the same model\.bin"):
+        read_runs([tmp_path / "runs"], incomplete=False)
+
+
+def test_a_run_without_events_is_refused(tmp_path: Path) -> None:
+    folder = audited(tmp_path / "seeds")
+    for seed in SCALES:
+        (folder / f"seed-{seed}" / "events.jsonl").unlink()
+    with pytest.raises(UserError, match=r"no events\.jsonl"):
+        submit([folder], tmp_path / "out")
+
+
 def asked_for(folder: Path) -> Path:
     """Record in the folder and in its runs that seeds 5, 7 and 9 were asked for."""
     summary = json.loads((folder / "seeds.json").read_text())

@@ -198,6 +198,8 @@ def _verdict(found: Submission) -> str:
 def _dates(runs: Sequence[SeedRun]) -> tuple[str, str]:
     """Return the time of the first event of all runs and the day of the last one, in UTC."""
     times = [event["time"] for run in runs for event in RunDir(run.path).read_events()]
+    if not times:
+        raise UserError(f"{runs[0].path} has no events.jsonl, which says when it ran: restore it")
     began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(times)))
     return began, time.strftime("%Y-%m-%d", time.gmtime(max(times)))
 

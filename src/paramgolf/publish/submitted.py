@@ -90,6 +90,7 @@ def read_runs(paths: Sequence[Path], incomplete: bool) -> Submission:
     if not incomplete:
         _require_complete(seeds)
     recipe, config = _require_same_configuration(seeds.finished)
+    _require_different_models(seeds.finished)
     stage = list((seeds.finished[0].results or {})["stages"])[-1]
     scores = [read_score(run, stage) for run in seeds.finished]
     require_same(scores, ("text_sha256", "restores", "bytes", "tokens", "label"))
@@ -117,6 +118,21 @@ def _require_complete(seeds: SeedRuns) -> None:
         f"seed {run.seed} has no score here ({run.reason}): `{command}`; or submit without it, and "
         "say so, by --incomplete"
     )
+
+
+def _require_different_models(runs: Sequence[SeedRun]) -> None:
+    """Refuse one model that is submitted under several seeds.
+
+    Raises:
+        UserError: naming two runs with the same artifact.
+    """
+    seen: dict[str, Path] = {}
+    for run in runs:
+        other = seen.setdefault((run.results or {})["artifact_sha256"], run.path)
+        if other != run.path:
+            raise UserError(
+                f"{run.path} and {other} have the same model.bin: it is one run, not two seeds"
+            )
 
 
 def _require_same_configuration(runs: Sequence[SeedRun]) -> tuple[str, RunConfig]:

@@ -27,7 +27,8 @@ _SCORE: dict[str, Any] = {
     "documents": int,
     "seen_bytes": int,
 }
-_SCORES = {frozenset(("ema", "adapted", "quantized", "sliding", "score_first")): _SCORE}
+_SCORED_STAGES = ("ema", "adapted", "quantized", "sliding", "score_first")
+_SCORES = {frozenset(_SCORED_STAGES): _SCORE}
 _EPOCHS = [{"epoch": COUNT, "train_loss_nats": POSITIVE, "bpb?": POSITIVE, "label?": _LABEL}]
 _BYTES = {
     "total": COUNT,
@@ -192,13 +193,18 @@ def read_events(run: RunDir) -> list[dict[str, Any]]:
 
 
 def read_results(run: RunDir) -> dict[str, Any]:
-    """Return the content of results.json.
+    """Return the content of results.json, its stages in the order of the pipeline.
+
+    The last one is the final score, whatever the order in the file.
 
     Raises:
         UserError: if it cannot be read, or naming the first key that is missing or wrong.
     """
     advice = f"restore it, or remove it and `paramgolf run --resume {run.path}`"
-    return read_record(run.results_file, _RESULTS, advice)
+    results = read_record(run.results_file, _RESULTS, advice)
+    scores = results["stages"]
+    results["stages"] = {name: scores[name] for name in _SCORED_STAGES if name in scores}
+    return results
 
 
 def read_environment(run: RunDir) -> dict[str, Any]:

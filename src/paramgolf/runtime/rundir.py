@@ -136,6 +136,8 @@ class RunDir:
         if not isinstance(values, dict):
             raise UserError(f"{run.config_file} contains no configuration")
         recipe = str(values.pop("recipe", "?"))
+        if not recipe.isprintable():  # it would be printed
+            raise UserError(f"{run.config_file}: invalid recipe {recipe!r}: expected a name")
         try:
             config = from_json(RunConfig, values)
         except ConfigError as error:

@@ -96,6 +96,8 @@ def _read(path: Path) -> ListedRun:
     try:
         config = read_json(run.config_file)
         recipe, seed = config["recipe"], config["seed"]
+        if not recipe.isprintable():
+            raise UserError("the name of the recipe has control characters")
         if not run.results_file.exists():
             following = next((file.stem for file in files if not file.exists()), _STAGES[-1])
             state = f"before {following}"

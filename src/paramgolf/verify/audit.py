@@ -122,7 +122,7 @@ class Audit:
             lines = [f"verdict        NOT compliant: {', '.join(self.failed)}"]
         lines.append(f"{_INDENT}judged by the run's own limits: {judged}")
         lines.append(f"{_INDENT}the conditions are explained in docs/rules.md")
-        if "provenance" in self.failed:
+        if any(score["label"] == "in-sample" for score in self.scores.values()):
             lines.append(
                 f"{_INDENT}the weights were shaped by scored text: reviewers consider that a "
                 "violation of 1 (causal) and 3 (score before update)"

@@ -27,7 +27,7 @@ from torch import Tensor
 from paramgolf.data.documents import read_text
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.shards import document_starts
-from paramgolf.data.streams import Stream, encoded
+from paramgolf.data.streams import Stream, encoded, require_counted, require_restored
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
@@ -278,6 +278,8 @@ def _scored_part(folder: Path, mode: ScoreMode, max_bytes: int) -> _Part:
         raise UserError(f"{folder} is not finished: `paramgolf run --resume {folder}` first")
     tokenizer = Tokenizer.load(run.tokenizer)
     scored = PreparedText.of(run).scored_text(run.data, tokenizer)
+    require_restored(scored, tokenizer)  # its bytes are those that the score counts
+    require_counted(scored, tokenizer)
     tokens, texts = scored.tokens, tokenizer.decode_documents(scored.tokens)
     sizes = np.array([len(text.encode()) for text in scored.texts])
     count = len(beginning(sizes.tolist(), max_bytes))

@@ -19,7 +19,7 @@ from paramgolf.codefile.reading import configuration_in
 from paramgolf.compress.artifact import Artifact, bytes_by_part, read
 from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import MAX_INTEGER
-from paramgolf.config import RunConfig
+from paramgolf.config import RunConfig, ScoreFirstConfig
 from paramgolf.data.documents import find_jsonl, read_jsonl, text_digest
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.provenance import Provenance
@@ -151,9 +151,9 @@ def recomputed(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Itera
 
 
 def _recomputed_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
-    yield _configuration(run, config, results)
-    yield _keys(config, results)
     artifact = read(run.artifact)
+    yield _configuration(run, config, artifact, results)
+    yield _keys(config, results)
     sizes = _sizes(run, artifact, results)
     yield _compared("sizes recomputed", "bytes", sizes, results)
     total, budget = sizes["bytes.total"], config.pack.budget_bytes
@@ -176,8 +176,10 @@ def _recomputed_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) 
     yield _quantization(run, config, artifact)
 
 
-def _configuration(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
-    """Compare config.json with the configuration that the counted code contains."""
+def _configuration(
+    run: RunDir, config: RunConfig, artifact: Artifact, results: dict[str, Any]
+) -> Check:
+    """Compare config.json with the configurations in the counted code and in the artifact."""
     name = "configuration is that of train_gpt.py"
     try:
         theirs = dict(leaves(configuration_in(run.code)))
@@ -193,6 +195,13 @@ def _configuration(run: RunDir, config: RunConfig, results: dict[str, Any]) -> C
         ("bytes", "budget"): config.pack.budget_bytes,
     }
     wrong += [".".join(path) for path, value in derived.items() if claimed.get(path) != value]
+    learning = config.score_first if config.score_first.learns else ScoreFirstConfig()
+    packed = [
+        ("model", artifact.model, config.model),
+        ("score.stride", artifact.stride, config.score.stride),
+        ("score_first", artifact.score_first, learning),
+    ]
+    wrong += [f"{key} in model.bin" for key, theirs, ours in packed if theirs != ours]
     figure = f"different: {', '.join(wrong)}" if wrong else "all but the paths and the device"
     return check(name, "code", not wrong, figure)
 
@@ -277,27 +286,32 @@ def _text(
 def _corpus(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Check:
     """Hash the source of the text again, if it is at hand."""
     name, condition = "corpus hashed again", "provenance"
-    source = config.data.source
-    if source == "stdlib":
-        if not same_python(run):
-            figure = f"it is the documentation of Python {read_environment(run)['python']}"
-            return Check(name, condition, "not applicable", figure)
-        from paramgolf.data.corpus import stdlib_documents
-
-        digest = text_digest(document.text for document in stdlib_documents()).hex()
-    elif not Path(source).is_dir():
-        return Check(name, condition, "not applicable", f"{source} is not at hand")
-    elif kind_of_text(source) == "shards":
-        files = find_splits(Path(source))
-        paths = [path for split in ("train", "val") for path in files[split]]
-        digest = hashlib.sha256("".join(map(sha256_of_file, paths)).encode()).hexdigest()
-    else:
-        paths = [path for split in ("train", "val") for path in find_jsonl(Path(source), split)]
-        digest = text_digest(d.text for path in paths for d in read_jsonl(path)).hex()
+    try:
+        digest = _corpus_digest(run, config.data.source)
+    except UserError as error:  # it is gone, or some of it, or damaged
+        return Check(name, condition, "not applicable", str(error))
     claimed = results["corpus"]["sha256"]
     same = claimed == digest
     figure = f"SHA-256 {digest[:16]}" + ("" if same else f", reported {claimed[:16]}")
     return check(name, condition, same, figure)
+
+
+def _corpus_digest(run: RunDir, source: str) -> str:
+    if source == "stdlib":
+        if not same_python(run):
+            python = read_environment(run)["python"]
+            raise UserError(f"it is the documentation of Python {python}")
+        from paramgolf.data.corpus import stdlib_documents
+
+        return text_digest(document.text for document in stdlib_documents()).hex()
+    if not Path(source).is_dir():
+        raise UserError(f"{source} is not at hand")
+    if kind_of_text(source) == "shards":
+        files = find_splits(Path(source))
+        paths = [path for split in ("train", "val") for path in files[split]]
+        return hashlib.sha256("".join(map(sha256_of_file, paths)).encode()).hexdigest()
+    paths = [path for split in ("train", "val") for path in find_jsonl(Path(source), split)]
+    return text_digest(d.text for path in paths for d in read_jsonl(path)).hex()
 
 
 def _xz(text: Stream, results: dict[str, Any]) -> Check:

@@ -35,7 +35,7 @@ _MAX_SAME_ARTIFACT = 1e-3  # rounding on another machine
 MAX_RATIO = 3.0
 """How much faster than the rerun a run on the same hardware may claim to have been: the rerun may
 share its machine with other work."""
-_MIN_SECONDS = 1.0  # of a difference between two times, below which it is noise
+_MIN_SECONDS = 5.0  # of a difference between two times, below which it is noise
 
 
 @dataclass(frozen=True)
