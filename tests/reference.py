@@ -128,9 +128,8 @@ def attention(x_TD: Array, shape: Shape, weight: Any) -> Array:
         scores = np.where(later, -np.inf, queries @ keys.T / np.sqrt(d))
         shares = np.exp(scores - scores.max(axis=1, keepdims=True))
         y = shares / shares.sum(axis=1, keepdims=True) @ values
-        square = (values * values).sum(axis=1, keepdims=True)
-        along = (y * values).sum(axis=1, keepdims=True) / np.where(square > 0, square, 1)
-        result[:, of_head] = y - along * values
+        own = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+        result[:, of_head] = y - (y * own).sum(axis=1, keepdims=True) * own
     return result
 
 

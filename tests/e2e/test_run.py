@@ -721,7 +721,7 @@ def test_text_without_adaptation_split(cli: Cli, tiny: list[str], tmp_path: Path
     out = tmp_path / "run"
     message = cli.error(*tiny, "--data.val-targets", "0", "--out", out, code=2)
     assert not out.exists()
-    assert "--data.val-targets" in message
+    assert "--data.val-bytes" in message
     assert "--adapt.text none" in message
 
 
