@@ -1,10 +1,9 @@
-"""Small models, and a second implementation of the model as a reference."""
+"""Small models with random parameters, and instruments for tests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,119 +98,6 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
     assert message
     assert "\n" not in message
     return message
-
-
-class Reference(NamedTuple):
-    """The results of the second implementation."""
-
-    stream: Array
-    """The final normalised stream, (B, T, D)."""
-    inputs: dict[str, list[Array]]
-    """By "blocks.<i>.<attention, output, up or down>": what the matrices multiply, (T, C) for
-    every sequence and visit."""
-
-
-def rms_norm(x: Array) -> Array:
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-6)
-
-
-def reference_forward(
-    weights: dict[str, Array],
-    config: ModelConfig,
-    tokens_BT: Tensor,
-    encoder: Sequence[int],
-    decoder: Sequence[int],
-) -> Reference:
-    """The forward pass in numpy, sequence by sequence, head by head, position by position."""
-    inputs: dict[str, list[Array]] = {}
-    streams = []
-    for tokens_T in tokens_BT.numpy():
-        x0 = rms_norm(weights["embedding"][tokens_T])
-        x = x0
-        outputs = []
-        for layer in encoder:
-            x = _reference_block(weights, config, layer, x, x0, inputs)
-            outputs.append(x)
-        for position, layer in enumerate(decoder):
-            if position < len(encoder):  # the last encoder output meets the first decoder block
-                skip = weights["skip_weight"][position] * outputs[len(encoder) - 1 - position]
-                keep = 1 / (1 + np.exp(-weights["skip_gate"][position]))
-                x = keep * x + (1 - keep) * skip
-            x = _reference_block(weights, config, layer, x, x0, inputs)
-        streams.append(rms_norm(x))
-    return Reference(np.stack(streams), inputs)
-
-
-def _reference_block(
-    weights: dict[str, Array],
-    config: ModelConfig,
-    layer: int,
-    x: Array,
-    x0: Array,
-    inputs: dict[str, list[Array]],
-) -> Array:
-    def weight(name: str) -> Array:
-        return weights[f"blocks.{layer}.{name}"]
-
-    def note(name: str, value: Array) -> Array:
-        inputs.setdefault(f"blocks.{layer}.{name}", []).append(value)
-        return value
-
-    mix = weight("stream_mix")
-    x = mix[0] * x + mix[1] * x0
-    attention_in = note("attention", rms_norm(x) / np.sqrt(layer + 1))
-    heads = note("output", reference_attention(attention_in, config, weight))
-    attended = weight("attention_scale") * (heads @ weight("output").T)
-    if layer >= config.parallel_from:
-        up_in = attention_in
-    else:
-        up_in = rms_norm(x + attended) / np.sqrt(layer + 1)
-    hidden = note("up", up_in) @ weight("up").T
-    hidden = note("down", np.where(hidden > 0, hidden, 0.5 * hidden) ** 2)
-    return x + attended + weight("mlp_scale") * (hidden @ weight("down").T)
-
-
-def reference_attention(x_TD: Array, config: ModelConfig, weight: Any) -> Array:
-    """The input of the output matrix: all heads concatenated, (T, D)."""
-    T, d = len(x_TD), config.head_dim
-    base = config.rotary_base
-    if config.seq_len < T:
-        base *= (T / config.seq_len) ** (config.rotary_dims / (config.rotary_dims - 2))
-    result = np.zeros((T, config.width))
-    for head in range(config.num_heads):
-        group = head // (config.num_heads // config.num_kv_heads)
-        of_head, of_group = slice(head * d, head * d + d), slice(group * d, group * d + d)
-        queries = rms_norm(x_TD @ weight("query")[of_head].T)
-        keys = rms_norm(x_TD @ weight("key")[of_group].T)
-        values = x_TD @ weight("value")[of_group].T
-        queries = rotate_rows(queries, config.rotary_dims, base) * weight("query_gain")[head]
-        keys = rotate_rows(keys, config.rotary_dims, base)
-        for t in range(T):
-            scores = np.array([queries[t] @ keys[s] for s in range(t + 1)]) / np.sqrt(d)
-            shares = np.exp(scores - scores.max())
-            shares /= shares.sum()
-            y = sum(share * values[s] for s, share in enumerate(shares))
-            own = values[t]
-            result[t, of_head] = y - (y @ own) / (own @ own) * own
-    return result
-
-
-def rotate_rows(x_Td: Array, dims: int, base: float) -> Array:
-    """Row t rotated by t * base^(-2i/dims) in the planes (i, i + dims / 2), as complex numbers."""
-    half = dims // 2
-    frequencies = base ** (-2.0 * np.arange(half) / dims)
-    turns = np.exp(1j * np.arange(len(x_Td))[:, None] * frequencies)
-    turned = (x_Td[:, :half] + 1j * x_Td[:, half:dims]) * turns
-    return np.concatenate([turned.real, turned.imag, x_Td[:, dims:]], axis=1)
-
-
-def reference_nats(
-    stream_BTD: Array, embedding_VD: Array, targets_BT: Tensor, softcap: float
-) -> Array:
-    """Minus the log-probability of every target, (B, T)."""
-    logits = softcap * np.tanh(stream_BTD @ embedding_VD.T / softcap)
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    return -np.log(np.take_along_axis(probabilities, targets_BT.numpy()[..., None], -1)[..., 0])
 
 
 class FakeClock:

@@ -19,35 +19,14 @@ from paramgolf.model.order import LayerOrder, layer_order
 from paramgolf.scoring.bits_per_byte import document_nats
 from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import Windows, plain_windows, sliding_windows, windows_of
+from tests import reference
 from tests.helpers import random_model
 
 LENGTH = 16
 VOCAB = 300
 
-Window = tuple[int, list[int]]
-"""The start of a window and the targets it scores."""
 
-
-def brute_plain(num_targets: int, length: int) -> list[Window]:
-    windows: list[Window] = []
-    for target in range(num_targets):
-        if target % length == 0:
-            windows.append((target, []))
-        windows[-1][1].append(target)
-    return windows
-
-
-def brute_sliding(num_targets: int, length: int, stride: int) -> list[Window]:
-    windows: list[Window] = [(0, list(range(min(length, num_targets))))]
-    start = stride
-    while start + length - stride < num_targets:
-        end = min(start + length, num_targets)
-        windows.append((start, list(range(start + length - stride, end))))
-        start += stride
-    return windows
-
-
-def listed(windows: Sequence[Windows], num_targets: int, length: int) -> list[Window]:
+def listed(windows: Sequence[Windows], num_targets: int, length: int) -> list[reference.Window]:
     """Return the package's windows one by one."""
     return [
         (int(start), [t for t in range(start + length - scored, start + length) if t < num_targets])
@@ -66,7 +45,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int]:
 def test_plain_windows_match_the_definition(shape: tuple[int, int, int]) -> None:
     num_targets, length, _ = shape
     windows = listed(plain_windows(num_targets, length), num_targets, length)
-    assert windows == brute_plain(num_targets, length)
+    assert windows == reference.plain_windows(num_targets, length)
     assert [t for _, targets in windows for t in targets] == list(range(num_targets))
 
 
@@ -75,7 +54,7 @@ def test_plain_windows_match_the_definition(shape: tuple[int, int, int]) -> None
 def test_sliding_windows_match_the_definition(shape: tuple[int, int, int]) -> None:
     num_targets, length, stride = shape
     windows = listed(sliding_windows(num_targets, length, stride), num_targets, length)
-    assert windows == brute_sliding(num_targets, length, stride)
+    assert windows == reference.sliding_windows(num_targets, length, stride)
 
 
 @settings(max_examples=400)
@@ -97,7 +76,7 @@ def test_sliding_windows_score_all_once_with_enough_context(shape: tuple[int, in
 def test_stride_of_a_whole_window_is_plain() -> None:
     for num_targets in range(1, 70):
         sliding = listed(sliding_windows(num_targets, LENGTH, LENGTH), num_targets, LENGTH)
-        assert sliding == brute_plain(num_targets, LENGTH)
+        assert sliding == reference.plain_windows(num_targets, LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +100,7 @@ def stream(num_targets: int, seed: int = 0) -> NDArray[np.uint16]:
 
 @torch.no_grad()
 def losses_one_by_one(
-    model: GPT, order: LayerOrder, tokens: NDArray[np.uint16], windows: list[Window]
+    model: GPT, order: LayerOrder, tokens: NDArray[np.uint16], windows: list[reference.Window]
 ) -> Tensor:
     """Score every window separately, without padding."""
     ids = torch.tensor(tokens.tolist())
@@ -147,9 +126,9 @@ def test_losses_equal_those_of_windows_alone(
     windows = windows_of(num_targets, LENGTH, stride)
     losses = window_losses(model, order, tokens, windows, batch_tokens)
     if stride:
-        expected_windows = brute_sliding(num_targets, LENGTH, stride)
+        expected_windows = reference.sliding_windows(num_targets, LENGTH, stride)
     else:
-        expected_windows = brute_plain(num_targets, LENGTH)
+        expected_windows = reference.plain_windows(num_targets, LENGTH)
     expected = losses_one_by_one(model, order, tokens, expected_windows)
     assert losses.shape == (num_targets,)
     assert losses.dtype == torch.float64
@@ -183,7 +162,8 @@ def test_what_is_not_scored_does_not_change_what_is(
     model, order = random_model(config, seed=7, dtype=dtype), layer_order(config, recurrent)
     tokens = stream(num_targets)
     losses = window_losses(model, order, tokens, sliding_windows(num_targets, LENGTH, stride), 64)
-    expected = losses_one_by_one(model, order, tokens, brute_sliding(num_targets, LENGTH, stride))
+    windows = reference.sliding_windows(num_targets, LENGTH, stride)
+    expected = losses_one_by_one(model, order, tokens, windows)
     torch.testing.assert_close(losses, expected, rtol=error, atol=error)
 
 

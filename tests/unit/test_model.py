@@ -1,4 +1,4 @@
-"""The model against a second implementation in numpy (tests/helpers.py) and closed forms."""
+"""The model against a second implementation in numpy (tests/reference.py) and closed forms."""
 
 from __future__ import annotations
 
@@ -27,16 +27,14 @@ from paramgolf.model.order import layer_order, num_skips
 from paramgolf.model.past import Past
 from paramgolf.model.roles import MATRIX_NAMES, BlockInputs
 from paramgolf.recipes import RECIPES
+from tests import reference
 from tests.helpers import (
     in_numpy,
     random_model,
     random_tokens,
-    reference_forward,
-    reference_nats,
-    rms_norm,
-    rotate_rows,
     small_config,
 )
+from tests.reference import rms_norm, rotate_rows
 
 # Changes to small_config, recurrence, and the layer order (encoder, decoder) written out by hand.
 Variant = tuple[dict[str, Any], bool, list[int], list[int]]
@@ -95,8 +93,11 @@ def test_record_layer_orders() -> None:
 @each_variant
 def test_layer_orders_of_small_models(variant: Variant) -> None:
     changes, recurrent, encoder, decoder = variant
-    order = layer_order(small_config(**changes), recurrent)
+    config = small_config(**changes)
+    order = layer_order(config, recurrent)
     assert (list(order.encoder), list(order.decoder)) == (encoder, decoder)
+    if recurrent:
+        assert reference.visits(config) == (encoder, decoder)
 
 
 # The whole forward pass
@@ -109,14 +110,14 @@ def test_forward_and_losses_equal_the_reference(variant: Variant, length: int) -
     config = small_config(**changes)
     model = random_model(config, seed=1)
     tokens = random_tokens(config, 2, length + 1)
-    expected = reference_forward(in_numpy(model), config, tokens[:, :-1], encoder, decoder)
+    expected = reference.forward(in_numpy(model), config, tokens[:, :-1], encoder, decoder)
     order = layer_order(config, recurrent)
 
     stream = model(tokens[:, :-1], order)
     nats = model.target_nats(stream, tokens[:, 1:])
 
     np.testing.assert_allclose(stream.detach().numpy(), expected.stream, rtol=0, atol=1e-10)
-    expected_nats = reference_nats(
+    expected_nats = reference.nats(
         expected.stream, in_numpy(model)["embedding"], tokens[:, 1:], config.logit_softcap
     )
     np.testing.assert_allclose(nats.detach().numpy(), expected_nats, rtol=0, atol=1e-10)
@@ -130,11 +131,11 @@ def test_float32_losses_equal_the_reference(recurrent: bool) -> None:
     model = random_model(config, seed=2, dtype=torch.float32)
     tokens = random_tokens(config, 2, 17)
     encoder, decoder = VARIANTS["recurrent" if recurrent else "plain"][2:]
-    expected = reference_forward(in_numpy(model), config, tokens[:, :-1], encoder, decoder)
+    expected = reference.forward(in_numpy(model), config, tokens[:, :-1], encoder, decoder)
     stream = model(tokens[:, :-1].int(), layer_order(config, recurrent))
     nats = model.target_nats(stream, tokens[:, 1:].int())
     assert stream.dtype == nats.dtype == torch.float32
-    expected_nats = reference_nats(
+    expected_nats = reference.nats(
         expected.stream, in_numpy(model)["embedding"], tokens[:, 1:], config.logit_softcap
     )
     np.testing.assert_allclose(nats.detach().numpy(), expected_nats, rtol=0, atol=1e-3)
@@ -470,7 +471,7 @@ def test_observed_inputs_are_those_of_the_reference(variant: Variant) -> None:
     config = small_config(**changes)
     model = random_model(config, seed=8)
     tokens = random_tokens(config, 2, 16)
-    expected = reference_forward(in_numpy(model), config, tokens, encoder, decoder)
+    expected = reference.forward(in_numpy(model), config, tokens, encoder, decoder)
     seen: dict[str, list[Tensor]] = {}
     visited: list[int] = []
 
@@ -486,9 +487,9 @@ def test_observed_inputs_are_those_of_the_reference(variant: Variant) -> None:
     assert seen.keys() == expected.inputs.keys()
     for name, visits in seen.items():
         # The reference computes sequence by sequence, the model visit by visit.
-        reference = np.stack(expected.inputs[name]).reshape(2, len(visits), 16, -1)
+        wanted = np.stack(expected.inputs[name]).reshape(2, len(visits), 16, -1)
         got = torch.stack(visits, dim=1).numpy()
-        np.testing.assert_allclose(got, reference, rtol=0, atol=1e-10, err_msg=name)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-10, err_msg=name)
 
 
 @pytest.mark.parametrize("layer", [1, 5], ids=["sequential", "parallel"])
@@ -536,7 +537,7 @@ def test_the_last_positions_are_those_of_all(variant: Variant, last: int) -> Non
     model, tokens = random_model(config, seed=3), random_tokens(config, 2, 16)
     with torch.no_grad():
         found = model(tokens, layer_order(config, recurrent), last=last)
-    expected = reference_forward(in_numpy(model), config, tokens, encoder, decoder).stream
+    expected = reference.forward(in_numpy(model), config, tokens, encoder, decoder).stream
     np.testing.assert_allclose(found.numpy(), expected[:, -last:], rtol=0, atol=1e-10)
 
 
@@ -586,7 +587,7 @@ def test_in_chunks_is_the_same_as_all_at_once(variant: Variant, chunks: list[int
     past = Past(config, order, 2, model.embedding)
     with torch.no_grad():
         parts = [model(chunk, order, past=past) for chunk in tokens.split(chunks, dim=1)]
-    expected = reference_forward(in_numpy(model), config, tokens, encoder, decoder).stream
+    expected = reference.forward(in_numpy(model), config, tokens, encoder, decoder).stream
     np.testing.assert_allclose(torch.cat(parts, dim=1).numpy(), expected, rtol=0, atol=1e-10)
     assert past.length == 16
 

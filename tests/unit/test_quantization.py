@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paramgolf.compress.gptq import factor_hessians, pivots, report, solve
@@ -23,10 +24,9 @@ from tests.helpers import (
     randn,
     random_model,
     random_tokens,
-    reference_forward,
-    rms_norm,
     small_config,
 )
+from tests.reference import forward, rms_norm
 
 
 def correlated_hessian(columns: int, seed: int, samples: int | None = None) -> Tensor:
@@ -124,7 +124,9 @@ def test_diverged_weights_are_rejected(value: float) -> None:
 # GPTQ
 
 
-def naive_gptq(weights: Array, hessian: Array, order: Array, scales: Array, given: Array) -> Array:
+def naive_gptq(
+    weights: Array, hessian: Array, order: NDArray[np.intp], scales: Array, given: Array
+) -> Array:
     """The integer that each column should get, if those before it got the `given` ones.
 
     Column by column with an explicit inverse Hessian: quantize, move the error to the columns
@@ -380,7 +382,7 @@ def test_hessians_equal_sums_over_all_visits(recurrent: bool) -> None:
 
     expected: dict[str, Array] = {}
     for batch in batches:
-        reference = reference_forward(in_numpy(model), config, batch, *orders[recurrent])
+        reference = forward(in_numpy(model), config, batch, *orders[recurrent])
         inputs = reference.inputs | {"embedding": list(reference.stream)}
         for name, vectors in inputs.items():
             for x in np.concatenate(vectors):
