@@ -48,7 +48,7 @@ setup: .venv/package
 setup-dev: .venv/dev
 
 run: setup
-	$(if $(filter 1,$(GPUS)),$(BIN)/paramgolf,$(BIN)/torchrun --standalone --nproc-per-node=$(GPUS) -m paramgolf) run $(RECIPE) $(ARGS)
+	$(if $(filter 1,$(GPUS)),$(BIN)/paramgolf,$(BIN)/torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node=$(GPUS) -m paramgolf) run $(RECIPE) $(ARGS)
 
 test: setup-dev
 	$(PARALLEL) -m "not slow and not gpu"

@@ -193,16 +193,6 @@ def test_module_and_console_script_are_the_same_command(cli: Cli) -> None:
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, expected.stdout, b"")
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
-    process = command.start("--help")
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    process.wait(command.TIMEOUT)
-
-
 # Mistakes in what is asked for: exit code 2, and what is possible.
 
 

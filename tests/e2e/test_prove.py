@@ -79,7 +79,13 @@ def test_a_repetitive_text_is_proven(
     different += ["--pack.budget-bytes", "130000", "--out", tmp_path / "run"]
     result = cli("run", "tiny", *options, *different)
     assert result.code == 0, result.stderr
-    result = cli("prove", tmp_path / "run", "--out", tmp_path / "proof.json")
+    command = ["prove", tmp_path / "run", "--overwrite", "--out", tmp_path / "proof.json"]
+    assert "verdict   proven" in cli(*command).stdout
+    proof = json.loads((tmp_path / "proof.json").read_text())
+    assert proof["lanes"] == 4  # of at least 1,024 targets
+    assert proof["stream_bytes"] - proof["claimed_bytes"] < 3 * 11 / 8 + proof["slack_bytes"]
+    many_lanes = "import paramgolf.scoring.text_coder as coder; coder._LANE_TARGETS = 1"
+    result = cli(*command, patch=many_lanes)
     assert "verdict   proven" in result.stdout
     proof = json.loads((tmp_path / "proof.json").read_text())
     assert proof["lanes"] == 64

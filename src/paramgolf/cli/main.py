@@ -13,7 +13,7 @@ from paramgolf.cli import live
 from paramgolf.cli.common import as_options, choose, usage
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime import signals, startup  # noqa: F401 (startup records when it is imported)
-from paramgolf.runtime.console import is_main_rank
+from paramgolf.runtime.console import guard_output
 from paramgolf.version import __version__
 
 _COMMANDS = {
@@ -44,13 +44,12 @@ def main() -> NoReturn:
     """Entry point of the command `paramgolf`."""
     arguments = sys.argv[1:]
     signals.install(notify=_announce_stop)
-    if not is_main_rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    guard_output()
     try:
-        _dispatch([word for word in arguments if word not in ("--debug", "--verbose")])
-    except BrokenPipeError:  # `paramgolf ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _exit(1, "")
+        try:
+            _dispatch([word for word in arguments if word not in ("--debug", "--verbose")])
+        finally:
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exc()

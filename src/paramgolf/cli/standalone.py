@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from paramgolf.config import RunConfig, from_json
 from paramgolf.errors import ConfigError
 from paramgolf.runtime import signals
-from paramgolf.runtime.console import Reporter, is_main_rank, standard_output
+from paramgolf.runtime.console import Reporter, guard_output, is_main_rank, standard_output
 
 _MAX_BPB_DIFFERENCE = 0.02
 """Between a run and its repetition on other hardware or by the clock: what seeds of `tiny` differ
@@ -26,8 +27,29 @@ def main(values: dict[str, Any], file: str) -> None:
         values: the configuration of the run that wrote the file, as JSON values.
         file: the path of train_gpt.py.
     """
-    config = from_json(RunConfig, values)
     signals.install(f"python {file} run")
+    guard_output()
+    try:
+        try:
+            _dispatch(from_json(RunConfig, values), file)
+        finally:
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in sys.argv:
+            raise
+        code, message = signals.explain(error)
+        # Messages name the options of the package.
+        message = re.sub("paramgolf run( tiny)?", f"python {file} run", message)
+        message = message.replace("--data.tokenizer", "--tokenizer")
+        if re.search(r"--\w+\.", message):
+            message += " (options of paramgolf; this file repeats one run)"
+        if message and is_main_rank():
+            print(message, file=sys.stderr)
+        sys.exit(code)
+
+
+def _dispatch(config: RunConfig, file: str) -> None:
+    """Parse the command line and run the command."""
     parser = argparse.ArgumentParser(prog=Path(file).name)
     commands = parser.add_subparsers(required=True, dest="command")
     score = commands.add_parser("score", help="score texts with the model.bin beside this file")
@@ -45,32 +67,21 @@ def main(values: dict[str, Any], file: str) -> None:
         command.add_argument("--device", default=config.device, choices=("auto", "cpu", "cuda"))
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     chosen = parser.parse_args()
-    try:
-        if chosen.command == "run" and not chosen.resume:
-            if not chosen.source:
-                raise ConfigError("--source is required: a folder with the text, e.g. data/")
-            if not Path(chosen.tokenizer).exists():
-                raise ConfigError(f"{chosen.tokenizer} does not exist: name it with --tokenizer")
-        if chosen.command == "score":
-            _score(chosen, config, Path(file))
-        else:
-            data = dataclasses.replace(
-                config.data,
-                source=str(Path(chosen.source or ".").resolve()),
-                tokenizer=str(Path(chosen.tokenizer).resolve()),
-            )
-            config = dataclasses.replace(config, data=data, device=chosen.device)
-            _run(chosen, config, Path(file))
-    except (Exception, KeyboardInterrupt) as error:
-        if chosen.debug:
-            raise
-        code, message = signals.explain(error)
-        # Messages name the options of the package.
-        message = re.sub("paramgolf run( tiny)?", f"python {file} run", message)
-        message = message.replace("--data.tokenizer", "--tokenizer")
-        if re.search(r"--\w+\.", message):
-            message += " (options of paramgolf; this file repeats one run)"
-        parser.exit(code, f"{message}\n" if message and is_main_rank() else None)
+    if chosen.command == "run" and not chosen.resume:
+        if not chosen.source:
+            raise ConfigError("--source is required: a folder with the text, e.g. data/")
+        if not Path(chosen.tokenizer).exists():
+            raise ConfigError(f"{chosen.tokenizer} does not exist: name it with --tokenizer")
+    if chosen.command == "score":
+        _score(chosen, config, Path(file))
+    else:
+        data = dataclasses.replace(
+            config.data,
+            source=str(Path(chosen.source or ".").resolve()),
+            tokenizer=str(Path(chosen.tokenizer).resolve()),
+        )
+        config = dataclasses.replace(config, data=data, device=chosen.device)
+        _run(chosen, config, Path(file))
 
 
 def _score(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from paramgolf.data.shards import MANIFEST
 from paramgolf.errors import UserError
-from paramgolf.runtime.files import read_json, sha256_of_file
+from paramgolf.runtime.files import read_json, read_key, sha256_of_file
 
 VERSION = 2
 
@@ -65,8 +65,10 @@ def built_split(paths: Sequence[Path], tokenizer_sha256: str) -> dict[str, Any] 
     None if there is no manifest of `data build`, or the shards are not as it wrote them.
 
     Raises:
-        UserError: if the manifest names another tokenizer.
+        UserError: if the folder of a shard names another tokenizer.
     """
+    for folder in dict.fromkeys(path.parent for path in paths):
+        require_tokenizer(folder, tokenizer_sha256)
     built = built_by_us(paths[0].parent)
     if built is None:
         return None
@@ -74,10 +76,7 @@ def built_split(paths: Sequence[Path], tokenizer_sha256: str) -> dict[str, Any] 
     for split in built["splits"].values():
         if list(split["shards"]) == names:
             hashes = list(map(sha256_of_file, paths))
-            if list(split["shards"].values()) != hashes:
-                return None
-            require_tokenizer(paths[0].parent, tokenizer_sha256)
-            return split
+            return split if list(split["shards"].values()) == hashes else None
     return None
 
 
@@ -85,12 +84,16 @@ def require_tokenizer(folder: Path, sha256: str) -> None:
     """Check that a tokenizer is the one that a folder's shards were built with.
 
     Raises:
-        UserError: if the manifest of `data build` in the folder names another one.
+        UserError: if the manifest of `data build` in the folder, or the source.json of `data
+            fetch`, names another one.
     """
-    built = built_by_us(folder)
-    if built is not None and built["tokenizer"]["sha256"] != sha256:
+    built, fetched, named = built_by_us(folder), folder / "source.json", None
+    if built is not None:
+        named = built["tokenizer"]["sha256"]
+    elif fetched.exists():
+        named = read_key(fetched, "files", "tokenizer.model", "sha256")
+    if named not in (None, sha256):
         raise UserError(
-            f"{folder} was built with another tokenizer (SHA-256 "
-            f"{built['tokenizer']['sha256'][:16]} instead of {sha256[:16]}): use its own, "
-            f"{folder / 'tokenizer.model'}"
+            f"{folder} was built with another tokenizer (SHA-256 {str(named)[:16]} instead of "
+            f"{sha256[:16]}): use its own, {folder / 'tokenizer.model'}"
         )

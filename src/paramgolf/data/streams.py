@@ -203,11 +203,7 @@ def require_restored(stream: Stream, tokenizer: Tokenizer) -> None:
             SentencePiece's own, or a document comes back neither as it was nor in its normal form.
     """
     _require_rule(stream, tokenizer)
-    if unknown := tokenizer.unknown(stream.tokens):
-        raise UserError(
-            f"{stream.name}: {unknown:,} of {len(stream.tokens):,} tokens are unknown pieces: use "
-            "a tokenizer with byte fallback"
-        )
+    _require_known(stream, tokenizer)
     decoded = tokenizer.decode_documents(stream.tokens)
     for number, (text, back) in enumerate(zip(stream.texts, decoded, strict=True), start=1):
         if back not in (text, tokenizer.normal_form(text)):
@@ -221,9 +217,10 @@ def require_counted(stream: Stream, tokenizer: Tokenizer) -> None:
     """Check that tokens are whole documents of the tokenizer, each worth the bytes of its text.
 
     Raises:
-        UserError: if they do not begin with BOS, are control or unused pieces, or if a document
-            counts other bytes than its decoded text has.
+        UserError: if they do not begin with BOS, are unknown, control or unused pieces, or if a
+            document counts other bytes than its decoded text has.
     """
+    _require_known(stream, tokenizer)
     if stream.tokens[:1] != tokenizer.bos:
         raise UserError(
             f"{stream.name} does not begin with BOS ({tokenizer.bos}), as every document must: its "
@@ -240,12 +237,20 @@ def require_counted(stream: Stream, tokenizer: Tokenizer) -> None:
     decoded = tokenizer.decode_documents(stream.tokens)
     sizes = np.array([len(text.encode()) for text in decoded])
     wrong = np.flatnonzero(counted != sizes)
-    if len(wrong) and not tokenizer.unknown(stream.tokens):
+    if len(wrong):
         first = int(wrong[0])
         raise UserError(
             f"{stream.name}: the tokens of document {first + 1:,} count {counted[first]:,} bytes, "
             f"but decode to {sizes[first]:,}: every document must begin with BOS "
             f"({tokenizer.bos}) and be valid UTF-8"
+        )
+
+
+def _require_known(stream: Stream, tokenizer: Tokenizer) -> None:
+    if unknown := tokenizer.unknown(stream.tokens):
+        raise UserError(
+            f"{stream.name}: {unknown:,} of {len(stream.tokens):,} tokens are unknown pieces: use "
+            "a tokenizer with byte fallback"
         )
 
 
@@ -269,6 +274,7 @@ def _whole_characters(document: NDArray[np.uint16], tokenizer: Tokenizer) -> NDA
 
 def _with_text(stream: Stream, tokenizer: Tokenizer) -> Stream:
     """Return a stream that has a text to score; a score per byte of none is not a number."""
+    _require_known(stream, tokenizer)
     if not tokenizer.token_bytes(stream.tokens).any():
         raise UserError(f"{stream.name} contains no text that the tokenizer keeps")
     return stream

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
+
+from paramgolf.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -149,3 +152,36 @@ def is_main_rank() -> bool:
 def standard_output() -> Reporter:
     """Return a reporter on standard output; on ranks other than 0, it prints nothing."""
     return Reporter(sys.stdout if is_main_rank() else None)
+
+
+class _StandardOutput(io.FileIO):
+    """Fails once; what is printed afterwards, also when the interpreter ends, is dropped."""
+
+    _failed = False
+
+    def write(self, content: Any) -> int | None:
+        if self._failed:
+            return len(content)
+        try:
+            return super().write(content)
+        except OSError as error:
+            self._failed = True
+            quiet = isinstance(error, BrokenPipeError)  # `paramgolf ... | head`
+            raise UserError(
+                "" if quiet else f"cannot write to standard output: {error.strerror}"
+            ) from error
+
+
+def guard_output() -> None:
+    """Make standard output fail with a UserError, without a message if nobody reads it any more.
+
+    The program must flush it before it ends. Ranks other than 0, and a program whose standard
+    output is closed, print nothing.
+    """
+    if sys.stdout is None or not is_main_rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return
+    old, raw = sys.stdout, _StandardOutput(sys.stdout.fileno(), "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(raw), old.encoding, old.errors, line_buffering=old.isatty()
+    )

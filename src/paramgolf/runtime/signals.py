@@ -95,14 +95,13 @@ def deferred() -> Iterator[Callable[[], bool]]:
 def explain(error: BaseException) -> tuple[int, str]:
     """Return the exit code and a one-line message for the error that ended the program.
 
-    The message is empty if the user interrupted something that cannot be resumed.
+    The message is empty if the user interrupted something that cannot be resumed, or if nobody
+    reads standard output any more.
     """
     if isinstance(error, KeyboardInterrupt) or (_received and not isinstance(error, UserError)):
         error = Stopped()
         if error.exit_code == INTERRUPTED and not _resume:
             return INTERRUPTED, ""
-    if isinstance(error, BrokenPipeError):  # `paramgolf ... | head`
-        return 1, "standard output was closed"
     if isinstance(error, UserError):
         return error.exit_code, " ".join(str(error).split())
     message = f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)"

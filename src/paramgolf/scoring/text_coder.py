@@ -25,6 +25,8 @@ _HEADER = struct.Struct("<8sIIIIQQ32s32s")
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of header and stream, between the two
 MAX_LANES = 64
 """Windows coded side by side. An extra lane costs one token coded without a prediction."""
+_LANE_TARGETS = 1024
+"""A lane has at least as many: then that token costs little, in a well-predicted text too."""
 
 Progress = Callable[[int, int], None]
 
@@ -86,8 +88,10 @@ class TextCoder:
         encoder = Encoder()
         count = len(tokens) - 1
         total = of_targets or count
-        coded = self._code(encoder, count, total, stride, fixed, tokens.astype(np.int32), progress)
-        shape = (stride, MAX_LANES, int(fixed), count, total)
+        lanes = 1 if stride else min(MAX_LANES, max(1, count // _LANE_TARGETS))
+        known = tokens.astype(np.int32)
+        coded = self._code(encoder, count, total, stride, lanes, fixed, known, progress)
+        shape = (stride, lanes, int(fixed), count, total)
         header = _HEADER.pack(MAGIC, VERSION, *shape, self._sha256, text_digest(texts))
         stream = encoder.content()
         checksum = _CHECKSUM.pack(zlib.crc32(header + stream))
@@ -112,7 +116,7 @@ class TextCoder:
         if version != VERSION:
             raise UserError(f"{name} has version {version}; this paramgolf reads {VERSION}")
         # No symbol takes less than 2^-16 bits, which bounds the number of tokens in a stream.
-        possible = lanes == MAX_LANES and count <= min(total, (8 * len(stream) + 64) << 16)
+        possible = 0 < lanes <= MAX_LANES and count <= min(total, (8 * len(stream) + 64) << 16)
         if zlib.crc32(content[: _HEADER.size] + stream) != checksum or not possible:
             raise UserError(f"{name} is damaged: its checksum does not match")
         if artifact != self._sha256:
@@ -122,8 +126,10 @@ class TextCoder:
             )
         try:
             decoder = Decoder(stream)
-            tokens = self._code(decoder, count, total, stride, bool(fixed), None, progress).tokens
+            lanes = 1 if stride else lanes  # older versions wrote 64
+            coded = self._code(decoder, count, total, stride, lanes, bool(fixed), None, progress)
             decoder.finish()
+            tokens = coded.tokens
             texts = self._predictor.tokenizer.decode_documents(tokens.astype(np.uint16))
             same = text_digest(texts) == digest
         except ValueError:
@@ -141,6 +147,7 @@ class TextCoder:
         count: int,
         of_targets: int,
         stride: int,
+        lanes: int,
         fixed: bool,
         known: np.ndarray | None,
         progress: Progress | None,
@@ -154,7 +161,7 @@ class TextCoder:
             predictor.tokenizer.bos,
             count,
             known,
-            1 if stride else MAX_LANES,
+            lanes,
             predictor.learning(fixed),
             of_targets,
             progress,
