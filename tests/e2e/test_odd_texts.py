@@ -230,8 +230,8 @@ def test_many_files_on_a_narrow_terminal(
         (folder / f"a note with a rather long name, number {number}.txt").write_text("Words.")
     terminal = (
         "from rich.console import Console\n"
-        "from paramgolf.runtime.console import Reporter\n"
-        f"Reporter.table = lambda self, table: Console(width={columns}).print(table)"
+        "from paramgolf.cli.live import LiveReporter\n"
+        f"LiveReporter.table = lambda self, table: Console(width={columns}).print(table)"
     )
     result = cli("score", mini_run.path, folder, patch=terminal)
     assert (result.code, result.stderr) == (0, "")

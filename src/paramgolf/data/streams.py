@@ -73,11 +73,10 @@ def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream
     for path in files:
         if path in bins:
             continue
-        documents = read_jsonl(path) if is_jsonl(path) else None
-        if documents is None:
-            texts = [read_text(path).removeprefix("\ufeff")]
+        if is_jsonl(path):
+            texts = [text for _, text in read_jsonl(path)]
         else:
-            texts = [text for _, text in documents]
+            texts = [read_text(path).removeprefix("\ufeff")]
         yield encoded(str(path), texts, tokenizer)
 
 
