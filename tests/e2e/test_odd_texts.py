@@ -60,6 +60,8 @@ def test_score(cli: Cli, mini_run: FinishedRun, odd: Path) -> None:
         code, said = checked(cli, "score", mini_run.path, given)
         if odd.stem == "empty" or (odd.stem == "BOM" and given == odd):
             assert (code, " is empty\n" in said) == (1, True)
+        elif odd.stem == "NUL" and given == odd:  # as `data build` says
+            assert (code, "is not text (byte 0 is 0)" in said) == (1, True)
         else:
             assert code == 0
             assert table_rows(said)[0][4] == str(odd.stat().st_size)

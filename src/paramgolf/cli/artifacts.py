@@ -59,7 +59,7 @@ class CompressArguments:
     artifact: _Artifact
     """A packed model (model.bin), or the run or bundle that contains it."""
     file: _File
-    """A UTF-8 text file."""
+    """A UTF-8 text file, or a pipe."""
     out: Path
     """The file to write."""
     tokenizer: Path | None = None

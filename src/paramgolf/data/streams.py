@@ -51,7 +51,7 @@ class Stream(NamedTuple):
 
 
 def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream]:
-    """Yield one stream of all shards (.bin) together, and one per text or JSON Lines file.
+    """Yield one stream of all shards (.bin) together, and one per JSON Lines file or UTF-8 text.
 
     Sidecars, which a glob may match together with their shards, are not read as text.
 
