@@ -106,7 +106,7 @@ def test_every_document_is_in_one_split(built: Path) -> None:
         stated = manifest["splits"][name]
         assert stated["documents"] == len(texts)
         assert stated["bytes"] == sum(len(text.encode()) for text in texts)
-    assert manifest["documents"] == {"read": 42, "empty": 1, "duplicates": 1}
+    assert manifest["documents"] == {"read": 42, "empty": 1, "duplicates": 1, "blank": 0}
     assert not (built / ".build").exists()
 
 
@@ -258,7 +258,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "gzip": ("a.jsonl.gz", lambda: truncated(gzip.compress(jsonl(TEXTS))), "after line"),
     "xz": ("a.jsonl.xz", lambda: truncated(lzma.compress(jsonl(TEXTS))), "after line"),
     "zstd": ("a.jsonl.zst", lambda: truncated(zstandard.compress(jsonl(TEXTS))), "after line"),
-    "no zstd": ("a.jsonl.zst", lambda: b"this is something else", "after line 0"),
+    "no zstd": ("a.jsonl.zst", lambda: b"this is something else", "line 1"),
     "no JSON": ("a.jsonl", lambda: jsonl(TEXTS) + b"{", "line 41"),
     "no text": ("a.jsonl", lambda: jsonl(TEXTS, "body"), 'a "text" string'),
     "no UTF-8": ("a.md", lambda: b"caf\xe9", "byte 3"),
@@ -282,7 +282,7 @@ def test_columns_of_a_parquet_file(cli: Cli, tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "a.parquet")
     command = ("data", "build", tmp_path / "a.parquet", "--out", tmp_path / "out")
     unclear = cli(*command, "--vocab-size", str(VOCAB))
-    assert (unclear.code, "title, body" in unclear.stderr) == (2, True)
+    assert (unclear.code, "title (string), body (string)" in unclear.stderr) == (2, True)
     wrong = cli(*command, "--vocab-size", str(VOCAB), "--text-key", "number")
     assert (wrong.code, "'number'" in wrong.stderr) == (2, True)
     assert cli(*command, "--vocab-size", str(VOCAB), "--text-key", "body").code == 0

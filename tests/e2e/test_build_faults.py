@@ -137,12 +137,8 @@ def test_byte_order_marks(encoding: str, block: int, cli: Cli, tmp_path: Path) -
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     (tmp_path / "marked" / "1.md").write_bytes((mark + text).encode(encoding))
     patch = f"""
-from paramgolf.data import sources
-real = sources._utf8_blocks
-class Small:
-    def __init__(self, file): self.file = file
-    def read(self, size): return self.file.read({block})
-sources._utf8_blocks = lambda file: real(Small(file))
+from paramgolf.data import documents
+documents._BLOCK_BYTES = documents._PART_BYTES = {block}
 """
     for name in ("plain", "marked"):
         result = cli("data", "build", name, "--out", f"{name}-out", *VOCAB, cwd=tmp_path,

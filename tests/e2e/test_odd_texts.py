@@ -60,6 +60,8 @@ def test_score(cli: Cli, mini_run: FinishedRun, odd: Path) -> None:
         code, said = checked(cli, "score", mini_run.path, given)
         if odd.stem == "empty" or (odd.stem == "BOM" and given == odd):
             assert (code, " is empty\n" in said) == (1, True)
+        elif odd.stem == "NUL" and given == odd:  # as `data build` says
+            assert (code, "is not text (byte 0 is 0)" in said) == (1, True)
         else:
             assert code == 0
             assert table_rows(said)[0][4] == str(odd.stat().st_size)
@@ -230,8 +232,8 @@ def test_many_files_on_a_narrow_terminal(
         (folder / f"a note with a rather long name, number {number}.txt").write_text("Words.")
     terminal = (
         "from rich.console import Console\n"
-        "from paramgolf.runtime.console import Reporter\n"
-        f"Reporter.table = lambda self, table: Console(width={columns}).print(table)"
+        "from paramgolf.cli.live import LiveReporter\n"
+        f"LiveReporter.table = lambda self, table: Console(width={columns}).print(table)"
     )
     result = cli("score", mini_run.path, folder, patch=terminal)
     assert (result.code, result.stderr) == (0, "")

@@ -24,13 +24,13 @@ def test_a_long_text_is_cut_between_lines_or_characters(scratch: Path, text: str
     path = scratch / "text.md"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_BLOCK_BYTES", BLOCK)
+        patch.setattr(sources, "_PLAIN_BYTES", BLOCK)
         parts = [part for _, part in sources.read_documents(path, "", lambda done: None)]
     assert "".join(parts) == text
     for part in parts[:-1]:
         assert BLOCK - 3 <= len(part.encode()) <= BLOCK or part.endswith("\n")
         assert len(part.encode()) <= BLOCK
-    assert len(parts[-1].encode()) <= 2 * BLOCK
+    assert len(parts[-1].encode()) <= BLOCK
 
 
 @settings(max_examples=100)

@@ -324,7 +324,18 @@ def test_jsonl_with_characters_that_are_not_escaped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [b"no json", b"[]", b'"text"', b"5", b"null", b"{}", b'{"txt": "a"}', b"", b'{"text": "']
+    "bad",
+    [
+        b"no json",
+        b"[]",
+        b'"text"',
+        b"5",
+        b"null",
+        b"{}",
+        b'{"txt": "a"}',
+        b'{"text": 1}',
+        b'{"text": "',
+    ],
 )
 @pytest.mark.parametrize("suffix", OPENERS)
 def test_a_bad_line_is_named(bad: bytes, suffix: str, tmp_path: Path) -> None:
@@ -354,7 +365,7 @@ def test_a_missing_jsonl_is_a_user_error(tmp_path: Path) -> None:
 
 
 def test_find_jsonl(tmp_path: Path) -> None:
-    wanted = ["val.jsonl", "val_00.jsonl.gz", "val_01.jsonl.xz", "val_02.jsonl"]
+    wanted = ["val.jsonl", "val_00.jsonl.gz", "val_01.jsonl.xz", "val_02.JSONL", "val_03.ndjson"]
     for name in [*wanted, "train.jsonl", "val.json", "val.jsonl.zip", "val.txt", "xval.jsonl"]:
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in find_jsonl(tmp_path, "val")] == wanted

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.table import Table
-from rich.text import Text
 
 from paramgolf.cli.common import find_artifact, printable
 from paramgolf.cli.live import standard_error, standard_output
@@ -20,8 +19,6 @@ from paramgolf.runtime.outputs import require_new_file
 
 if TYPE_CHECKING:
     from paramgolf.data.provenance import Label
-    from paramgolf.data.streams import Stream
-    from paramgolf.data.tokenizer import Tokenizer
     from paramgolf.scoring.bits_per_byte import Score
 
 _Artifact = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ARTIFACT")]]
@@ -34,10 +31,13 @@ class ScoreArguments:
 
     artifact: _Artifact
     """A packed model (model.bin), or the run or bundle that contains it."""
-    files: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[FILE ...]")]]
-    """UTF-8 text files (one document per file), .jsonl[.gz|.xz|.zst] files (one document per line),
-    folders of these, or token shards (.bin; all of them form one text). Files of a folder that are
-    empty or not text are listed and left out."""
+    files: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[FILE ...]")]]
+    """Files, folders, globs, pipes, or - (stdin), as for data build: plain text (one document per
+    file), JSON Lines and Parquet (one document per row); or token shards (.bin; all of them form
+    one text). Files of a folder that are empty or not text are listed and left out."""
+    text_key: str = ""
+    """JSON key or Parquet column of the text; by default "text", then "content", then a Parquet
+    file's only string column."""
     tokenizer: Path | None = None
     """The artifact's tokenizer; by default tokenizer.model beside it."""
     stride: int = -1
@@ -59,7 +59,7 @@ class CompressArguments:
     artifact: _Artifact
     """A packed model (model.bin), or the run or bundle that contains it."""
     file: _File
-    """A UTF-8 text file."""
+    """A UTF-8 text file, or a pipe."""
     out: Path
     """The file to write."""
     tokenizer: Path | None = None
@@ -116,6 +116,7 @@ def score(arguments: list[str]) -> None:
         return  # one process scores
     parsed = tyro.cli(ScoreArguments, prog="paramgolf score", args=arguments)
 
+    from paramgolf.data.texts import read_texts
     from paramgolf.runtime.files import write_array
     from paramgolf.scoring.predictor import load
 
@@ -126,7 +127,7 @@ def score(arguments: list[str]) -> None:
     if parsed.losses is not None:
         require_new_file(parsed.losses, parsed.overwrite)
     predictor = load(find_artifact(parsed.artifact), parsed.tokenizer, parsed.device)
-    streams, left_out = _read_texts(parsed.files, predictor.tokenizer)
+    streams, left_out = read_texts(parsed.files, parsed.text_key, predictor.tokenizer)
     if parsed.losses is not None and len(streams) > 1:
         raise ConfigError(f"--losses takes one text, not {len(streams)}")
     stride = None if parsed.stride < 0 else parsed.stride
@@ -166,42 +167,6 @@ def score(arguments: list[str]) -> None:
         reporter.line(f"left out: {printable(reason)}")
 
 
-def _read_texts(paths: Sequence[Path], tokenizer: Tokenizer) -> tuple[list[Stream], list[str]]:
-    """Return the streams of files and folders, and why files of folders are left out.
-
-    Everything is read before anything is scored. A single folder's files are named without it.
-
-    Raises:
-        UserError: see `data.streams.read_streams`; or no file of the folders can be scored.
-    """
-    from paramgolf.data.sources import find_sources
-    from paramgolf.data.streams import read_streams
-
-    folders = [path for path in paths if path.is_dir()]
-    streams = list(read_streams([path for path in paths if path not in folders], tokenizer))
-    left_out: list[str] = []
-    for folder in folders:
-        if any(folder.glob("*_val_*.bin")):
-            raise UserError(
-                f"{folder} contains token shards; name those to score, such as {folder}/*_val_*.bin"
-            )
-        for file in find_sources([str(folder)], Path()):
-            if file in paths:
-                continue
-            try:
-                if file.suffix == ".parquet":
-                    raise UserError(f"{file} is a Parquet file; `paramgolf data build` reads it")
-                (stream,) = read_streams([file], tokenizer)
-            except UserError as error:
-                left_out.append(str(error))
-                continue
-            name = str(file.relative_to(folder)) if len(paths) == 1 else str(file)
-            streams.append(stream._replace(name=name))
-    if not streams:
-        raise UserError(f"no text to score: {left_out[0]}")
-    return streams, left_out
-
-
 def _total(scores: Sequence[Score], label: Label) -> Score:
     """Return the score of several texts together."""
     from paramgolf.scoring.bits_per_byte import Score
@@ -237,7 +202,7 @@ def _score_table(scores: Sequence[tuple[str, Score]]) -> Table:
 def _add_score(table: Table, name: str, score: Score) -> None:
     share = score.overlap_share
     table.add_row(
-        Text(printable(name)),
+        printable(name),
         f"{score.bpb:.4f}",
         f"{score.loss_nats:.4f}",
         f"{score.tokens:,}",

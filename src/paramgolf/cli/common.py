@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import re
 from pathlib import Path
 from typing import TypeVar
@@ -72,10 +71,15 @@ def as_options(message: str) -> str:
     return re.sub(r"(?<![\w./-])[a-z_]+\.[a-z_]+(?![\w.])", option, message)
 
 
-def printable(path: str | Path) -> str:
-    """Return a path with U+FFFD in place of control characters and of bytes that are not UTF-8."""
-    name = os.fsencode(path).decode(errors="replace")
-    return "".join("\ufffd" if category(c) in ("Cc", "Zl", "Zp") else c for c in name)
+def printable(text: str | Path, kept: str = "") -> str:
+    """Return a text or path with U+FFFD in place of what could control or stop the console.
+
+    Args:
+        text: the text; undecodable bytes of a path are halves of surrogate pairs in it.
+        kept: control characters that are kept.
+    """
+    controls = ("Cc", "Cs", "Zl", "Zp")
+    return "".join("\ufffd" if category(c) in controls and c not in kept else c for c in str(text))
 
 
 def recipe_usage(command: str) -> str:

@@ -106,7 +106,8 @@ def _build(arguments: list[str]) -> None:
     )
     _print_lines(
         documents=f"{read['read']:,} read, {read['duplicates']:,} duplicates and "
-        f"{read['empty']:,} empty ones dropped",
+        f"{read['empty']:,} empty ones dropped, {read.get('blank', 0):,} blank lines or nulls "
+        "skipped",
         overlap=_overlap(Overlap(**overlap)),
     )
     if skipped := manifest.get("skipped"):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
-from rich.markup import escape
 from rich.table import Table
 
+from paramgolf.cli.common import printable
 from paramgolf.cli.live import standard_output
 
 if TYPE_CHECKING:
@@ -87,6 +87,6 @@ def as_table(runs: Sequence[ListedRun]) -> Table:
             figures = (f"{run.bpb:.4f}", run.label, f"{run.bytes:,}", run.audit)
         number = "" if run.bpb is None else str(texts[run.text])
         table.add_row(
-            date, escape(str(run.path)), escape(run.recipe), *[number] * several, *figures
+            date, printable(run.path), printable(run.recipe), *[number] * several, *figures
         )
     return table

@@ -8,10 +8,12 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
+from paramgolf.cli.common import printable
 from paramgolf.runtime.console import Progress, Reporter, duration, is_main_rank
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from paramgolf.config import RunConfig
     from paramgolf.runtime.rundir import RunDir
@@ -24,12 +26,12 @@ _drawn: TextIO | None = None
 """The terminal on which a live line is visible."""
 
 
-def standard_output() -> Reporter:
+def standard_output() -> LiveReporter:
     """Return the console of a command's results; on ranks other than 0, it prints nothing."""
     return LiveReporter(sys.stdout if is_main_rank() else None)
 
 
-def standard_error() -> Reporter:
+def standard_error() -> LiveReporter:
     """Return the console for the progress of commands whose output may be piped elsewhere."""
     return LiveReporter(sys.stderr)
 
@@ -59,7 +61,8 @@ class LiveReporter(Reporter):
         self._tokens_per_second = 0.0
 
     def line(self, text: str) -> None:
-        """Print one line, wrapped between words on a terminal."""
+        """Print one line, wrapped between words on a terminal; no text in it controls that."""
+        text = printable(text, "\n\t")
         if self._live and text:
             text = textwrap.fill(
                 text,
@@ -76,9 +79,18 @@ class LiveReporter(Reporter):
         super().text(text)
 
     def table(self, table: Table) -> None:
-        """Print a table."""
+        """Print a table; strings in it are no markup, and control no terminal."""
+        from rich.console import Console
+
+        class Plain(Console):
+            def render_str(self, text: str, **options: Any) -> Text:
+                options |= {"markup": False, "emoji": False}
+                return super().render_str(printable(text, "\n\t"), **options)
+
         clear()
-        super().table(table)
+        if self._stream is not None:
+            width = None if self._stream.isatty() else 100
+            Plain(file=self._stream, width=width, highlight=False).print(table)
 
     def stage_started(self, name: str, config: RunConfig, run: RunDir) -> None:
         """Begin a stage of a run."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from paramgolf.cli import live
-from paramgolf.cli.common import as_options, choose, usage
+from paramgolf.cli.common import as_options, choose, printable, usage
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime import signals, startup  # noqa: F401 (startup records when it is imported)
 from paramgolf.runtime.console import guard_output
@@ -63,7 +63,7 @@ def _exit(code: int, message: str) -> NoReturn:
     signals.ignore()  # nothing is left to stop
     # Ranks that have not joined yet may fail on one machine alone, so one per machine prints.
     if message and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"paramgolf: {message}", file=sys.stderr)
+        print(printable(f"paramgolf: {message}", "\n\t"), file=sys.stderr)
     sys.exit(code)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rich.table import Table
 
+from paramgolf.cli.live import LiveReporter
 from paramgolf.runtime.console import Reporter, duration
 from paramgolf.runtime.ledger import account
 
@@ -33,7 +34,7 @@ def print_findings(findings: Sequence[Finding], reporter: Reporter) -> None:
     reporter.line("the run can start; nothing was written")
 
 
-def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> None:
+def print_results(results: dict[str, Any], path: Path, reporter: LiveReporter) -> None:
     """Print the results of a finished run.
 
     Args:
@@ -68,7 +69,7 @@ def print_results(results: dict[str, Any], path: Path, reporter: Reporter) -> No
     reporter.text(f'          paramgolf generate {quote(str(path))} --prompt "Return the"\n')
 
 
-def print_stages(path: Path, reporter: Reporter) -> None:
+def print_stages(path: Path, reporter: LiveReporter) -> None:
     """Print what the finished stages of an unfinished run gave, and how to go on."""
     from paramgolf.data.claims import shown_form
     from paramgolf.runtime.rundir import RunDir

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from paramgolf.cli.common import choose, recipe_usage
-from paramgolf.cli.live import standard_output
+from paramgolf.cli.live import LiveReporter, standard_output
 from paramgolf.cli.results import Stage, print_findings, print_results, print_stages
 from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import ConfigError
 from paramgolf.recipes import RECIPES, require_text, with_absolute_paths
-from paramgolf.runtime.console import Reporter, is_main_rank
+from paramgolf.runtime.console import is_main_rank
 
 _T = TypeVar("_T", bound=Any)
 
@@ -179,7 +179,7 @@ def _read_config(path: Path) -> tuple[str, RunConfig]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _resume(arguments: list[str], reporter: Reporter) -> None:
+def _resume(arguments: list[str], reporter: LiveReporter) -> None:
     from paramgolf.pipeline.session import resume
     from paramgolf.pipeline.tracking import tracker
 
@@ -195,7 +195,7 @@ def _resume(arguments: list[str], reporter: Reporter) -> None:
     _print(resume(parsed.run, reporter, log, parsed.until), parsed.run, reporter)
 
 
-def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
+def _start(recipe: str, parsed: RunArguments, reporter: LiveReporter) -> None:
     from paramgolf.pipeline.session import dry_run, start
     from paramgolf.pipeline.tracking import tracker
 
@@ -213,7 +213,7 @@ def _start(recipe: str, parsed: RunArguments, reporter: Reporter) -> None:
     _print(results, out, reporter)
 
 
-def _print(results: dict[str, Any], path: Path, reporter: Reporter) -> None:
+def _print(results: dict[str, Any], path: Path, reporter: LiveReporter) -> None:
     """Print the results of a run; without them, what its finished stages gave."""
     if results:
         print_results(results, path, reporter)

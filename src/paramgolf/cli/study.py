@@ -11,12 +11,11 @@ import tyro
 from rich.table import Table
 
 from paramgolf.cli.common import recipe_usage
-from paramgolf.cli.live import standard_output
+from paramgolf.cli.live import LiveReporter, standard_output
 from paramgolf.cli.results import STAGE_TITLES
 from paramgolf.cli.run import parse_recipe
 from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.runtime.console import Reporter
 
 if TYPE_CHECKING:
     from paramgolf.study.ablate import Cell, Grid
@@ -135,7 +134,7 @@ def compare(arguments: list[str]) -> None:
         write_json(parsed.out, found.to_json())
 
 
-def _print_seeds(title: str, found: SeedRuns, reporter: Reporter) -> None:
+def _print_seeds(title: str, found: SeedRuns, reporter: LiveReporter) -> None:
     from paramgolf.study.runs import label_of
 
     stages, sizes = found.stages(), found.sizes()
@@ -175,7 +174,7 @@ def _cells(name: str, statistic: Statistic, form: str) -> list[str]:
     return [name, f"{statistic.mean:{form}}", std, *ends, str(statistic.worst_seed)]
 
 
-def _print_grid(recipe: str, grid: Grid, reporter: Reporter) -> None:
+def _print_grid(recipe: str, grid: Grid, reporter: LiveReporter) -> None:
     """Print one row per cell; stage and label are in the title if they are those of all cells."""
     rows = [_cell_figures(cell, grid.until) for cell in grid.cells]
     shared: dict[str, str] = {}
@@ -224,7 +223,7 @@ def _cell_figures(cell: Cell, until: str) -> dict[str, str]:
     return figures | rest | {"seeds": finished}
 
 
-def _print_comparison(found: Comparison, reporter: Reporter) -> None:
+def _print_comparison(found: Comparison, reporter: LiveReporter) -> None:
     first, groups = found.a.scores[0], (("A", found.a), ("B", found.b))
     title = f"stage {found.stage}, {first.label}"
     table = _table(title, "", "seeds", "BPB", "std", "nats per token", "tokens")

@@ -14,7 +14,7 @@ import tyro
 from rich.table import Table
 
 from paramgolf.cli.common import find_artifact
-from paramgolf.cli.live import standard_error, standard_output
+from paramgolf.cli.live import LiveReporter, standard_error, standard_output
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.outputs import require_new_file
@@ -148,7 +148,7 @@ def verify(arguments: list[str]) -> None:
         raise UserError(f"{parsed.folder} is not verified: {', '.join(found.failed)}")
 
 
-def _print_facts(facts: Sequence[Fact], reporter: Reporter) -> None:
+def _print_facts(facts: Sequence[Fact], reporter: LiveReporter) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("fact", "claimed", "found", "agrees"):
         table.add_column(column, overflow="fold")

@@ -38,7 +38,7 @@ from paramgolf.data.sample import Sample
 from paramgolf.data.scan import Sources
 from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter
 from paramgolf.data.sidecars import write_sidecars
-from paramgolf.data.sources import STANDARD_INPUT, find_sources
+from paramgolf.data.sources import find_sources, is_stream
 from paramgolf.data.splits import TRAIN, VAL, Ends, SplitFinder, assign_splits, require_disjoint
 from paramgolf.data.streams import ORIGINALS
 from paramgolf.data.tokenizer import Tokenizer
@@ -128,8 +128,8 @@ class _Build:
         """Build what is missing; return the manifest."""
         built = built_manifest(self._out, self._work.exists())
         stored = set(self._work.glob("stdin*"))
-        if stored and STANDARD_INPUT in (*self._config.sources, *self._config.val):
-            self._reporter.line("  stdin     as the interrupted build stored it")
+        if stored and any(map(is_stream, (*self._config.sources, *self._config.val))):
+            self._reporter.line("  stdin     as the interrupted build stored it (pipes as well)")
         try:
             if built is None or overwrite:
                 self._work.mkdir(exist_ok=True)
@@ -142,10 +142,10 @@ class _Build:
     def _build(
         self, built: dict[str, Any] | None, skip_bad: bool, overwrite: bool
     ) -> dict[str, Any]:
-        config, work = self._config, self._work
+        config, work, note = self._config, self._work, self._reporter.line
         files = {
-            "val": find_sources(config.val, work / "stdin-val.txt"),
-            "train": find_sources(config.sources, work / "stdin.txt"),
+            source: find_sources(names, work / f"stdin-{source}", note)
+            for source, names in (("val", config.val), ("train", config.sources))
         }
         self._sources = Sources(files, config.text_key, self._reporter)
         settings = self._settings()
@@ -414,7 +414,7 @@ class _Build:
             "version": VERSION,
             "paramgolf": __version__,
             "settings": settings,
-            "documents": self._counts,
+            "documents": {**self._counts, "blank": self._sources.blank["encode"]},
             **({"skipped": self._sources.skipped} if self._sources.skipped else {}),
             "tokenizer": {
                 "sha256": tokenizer.sha256,

@@ -12,8 +12,8 @@ class BuildConfig(Checked):
     """Which text to build from, and how."""
 
     sources: tuple[str, ...]
-    """Files, folders, globs, or - (stdin): .txt, .md, .markdown, .rst (one document per file),
-    .jsonl[.gz|.xz|.zst] and .parquet (one document per row)."""
+    """Files, folders, globs, pipes, or - (stdin): plain text (one document per file), JSON Lines
+    and Parquet (one document per row), told apart by their content; .gz, .xz and .zst as well."""
     val: tuple[str, ...] = ()
     """Sources of the validation text; by default, a share of the documents."""
     tokenizer: str = ""

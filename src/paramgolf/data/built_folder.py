@@ -23,7 +23,7 @@ _OUTPUT = re.compile(
 _SPLIT = {"documents": int, "tokens": int, "bytes": int, "shards": {str: str}}
 _BUILT = {
     "settings": {},
-    "documents": {"read": int, "duplicates": int, "empty": int},
+    "documents": {"read": int, "duplicates": int, "empty": int, "blank?": int},
     "overlap": dict.fromkeys(Overlap._fields, int),
     "skipped?": [str],
     "tokenizer": {"vocab_size": COUNT},

@@ -1,62 +1,76 @@
-"""Files of documents: plain text and JSON Lines, compressed or not."""
+"""Documents, and JSON Lines files of them, compressed or not."""
 
 from __future__ import annotations
 
-import gzip
+import codecs
 import hashlib
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import open_file
 
+TEXT_KEYS = ("text", "content")
+"""Keys or columns that may contain the text, by priority."""
 MAX_LINE_BYTES = 64 << 20
 """Of a JSON Lines file, decompressed. Parsing takes some five times as much memory."""
 
 _BLOCK_BYTES = 1 << 20
 _ZST_WINDOW_BYTES = 128 << 20
-_ZST_PART_BYTES = 1 << 10  # which decompresses to 32 MiB at most
+_PART_BYTES = 1 << 10  # of a compressed file; a part of .zst decompresses to 32 MiB at most
+_JSONL = re.compile(r"\.(jsonl?|ndjson)(\.gz|\.xz|\.zst)?$", re.I)
 
 
-def _blocks(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
-    return iter(lambda: file.read(_BLOCK_BYTES), b"")
-
-
-def _gzip_blocks(stored: IO[bytes]) -> Iterator[bytes]:
-    with gzip.open(stored) as file:
-        yield from _blocks(file)
-
-
-def _xz_blocks(stored: IO[bytes]) -> Iterator[bytes]:
-    with lzma.open(stored) as file:
-        yield from _blocks(file)
-
-
-def _zst_blocks(stored: IO[bytes]) -> Iterator[bytes]:
+def _zst() -> Any:
     try:
         import zstandard
     except ImportError as error:
         raise UserError(
-            f"reading {stored.name} needs zstandard: pip install 'paramgolf[data]', or "
-            "pip install zstandard"
+            "reading .zst needs zstandard: pip install 'paramgolf[data]', or pip install zstandard"
         ) from error
+    return zstandard.ZstdDecompressor(max_window_size=_ZST_WINDOW_BYTES).decompressobj()
 
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZST_WINDOW_BYTES)
-    frame = decompressor.decompressobj()
-    while part := frame.unused_data or stored.read(_ZST_PART_BYTES):
-        if frame.eof:
-            frame = decompressor.decompressobj()
+
+_MEMBERS: dict[bytes, Callable[[], Any]] = {
+    rb"\x1f\x8b": lambda: zlib.decompressobj(31),
+    rb"\xfd7zXZ": lzma.LZMADecompressor,
+    rb"\(\xb5/\xfd|[P-_]\*M\x18": _zst,  # a frame, or one to skip
+}
+"""How a compressed file begins: what decompresses one of its members."""
+
+
+def _decompressed(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the content of a file in blocks; that of all members if it is compressed.
+
+    Raises:
+        OSError: if a member is damaged or incomplete, or is followed by anything but zeros.
+    """
+    part = file.read(_PART_BYTES)
+    new = next((new for start, new in _MEMBERS.items() if re.match(start, part)), None)
+    if new is None:
+        yield part
+        yield from iter(lambda: file.read(_BLOCK_BYTES), b"")
+        return
+    member = new()
+    while part:
+        if member.eof:
+            member = new()
         try:
-            yield frame.decompress(part)
-        except zstandard.ZstdError as error:
-            raise OSError(str(error)) from error
-    if not frame.eof:  # which the library's own reader would not report
-        raise EOFError("the file ends in the middle of a frame")
+            yield member.decompress(part)
+        except Exception as error:  # every library has its own
+            raise OSError(str(error) or repr(error)) from error
+        part = member.unused_data.lstrip(b"\0")
+        while not part and (part := file.read(_PART_BYTES)) and member.eof:
+            part = part.lstrip(b"\0")
+    if not member.eof:
+        raise OSError("the file is truncated")
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -81,15 +95,6 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield last
 
 
-_BLOCKS: dict[str, Callable[[IO[bytes]], Iterator[bytes]]] = {
-    ".jsonl": _blocks,
-    ".gz": _gzip_blocks,
-    ".xz": _xz_blocks,
-    ".zst": _zst_blocks,
-}
-_JSONL = tuple(".jsonl" + suffix for suffix in ("", ".gz", ".xz", ".zst"))
-
-
 class Document(NamedTuple):
     """One text, separate from all others."""
 
@@ -112,19 +117,53 @@ def batches(documents: Iterable[Document], chars: int) -> Iterator[list[Document
 
 
 def is_jsonl(path: Path) -> bool:
-    """Return whether a path is named like a JSON Lines file."""
-    return path.name.endswith(_JSONL)
+    """Return whether a path is named like JSON Lines: .jsonl, .ndjson or .json[.gz|.xz|.zst]."""
+    return _JSONL.search(path.name) is not None
 
 
 def find_jsonl(folder: Path, split: str) -> list[Path]:
-    """Return the JSON Lines files of a split, `SPLIT*.jsonl[.gz|.xz|.zst]`, in order of name."""
-    return sorted(path for kind in _JSONL for path in folder.glob(f"{split}*{kind}"))
+    """Return the JSON Lines files of a split, in order of name.
+
+    They are named `SPLIT*.jsonl[.gz|.xz|.zst]` or .ndjson: beside shards, .json is something else.
+    """
+    found = filter(is_jsonl, folder.glob(f"{split}*"))
+    return sorted(path for path in found if ".json" not in path.suffixes)
+
+
+def text_blocks(path: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[bytes]:
+    """Yield the content of a file in blocks: decompressed, as UTF-8, without byte order mark.
+
+    Text with the mark of UTF-16 or UTF-32 is converted. Bytes that are not UTF-8 stay as they are.
+
+    Args:
+        path: the file.
+        progress: called with the number of bytes read and the size of the file.
+
+    Raises:
+        OSError: if the file cannot be read, is no regular file or is damaged.
+        UnicodeDecodeError: if it has the mark of another encoding, but is not such text.
+    """
+    with open_file(path) as stored:
+        size = os.fstat(stored.fileno()).st_size
+        blocks, start = _decompressed(stored), b""
+        for block in blocks:
+            start += block
+            if len(start) > 3:
+                break
+        is_32 = start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE))
+        is_16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = "utf-32" if is_32 else "utf-16" if is_16 else "utf-8-sig"
+        for text in codecs.iterdecode(chain([start], blocks), encoding, "surrogateescape"):
+            if progress is not None:
+                progress(stored.tell(), size)
+            yield text.encode(errors="surrogateescape")
 
 
 def read_jsonl(
     path: Path,
     progress: Callable[[int, int], None] | None = None,
-    text_keys: Sequence[str] = ("text",),
+    text_keys: Sequence[str] = TEXT_KEYS,
+    blank: Callable[[], None] = lambda: None,
 ) -> Iterator[Document]:
     """Yield the documents of a JSON Lines file: an object per line, with a text and maybe an "id".
 
@@ -132,22 +171,21 @@ def read_jsonl(
         path: the file, plain or compressed.
         progress: called with the number of bytes read and the size of the file.
         text_keys: the text is the value of the first of these keys that an object has.
+        blank: called for every line that is blank or of which the text is null: no document.
 
     Raises:
         UserError: naming the line that is not such an object, or a damaged file.
     """
     number = 0
     try:
-        with open_file(path) as stored:
-            size = os.fstat(stored.fileno()).st_size
-            for number, line in enumerate(_lines(_BLOCKS[path.suffix](stored)), start=1):
-                if progress is not None:
-                    progress(stored.tell(), size)
-                yield _json_document(line, f"{path.name}:{number}", text_keys)
-    except UserError:
-        raise
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"cannot read {path} after line {number}: {error}") from error
+        for number, line in enumerate(_lines(text_blocks(path, progress)), start=1):
+            if document := _json_document(line, f"{path.name}:{number}", text_keys):
+                yield document
+            else:
+                blank()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot read {path} after line {number}: {reason}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f'{path}, line {number}: not a UTF-8 JSON object with a "{text_keys[0]}" string '
@@ -160,11 +198,15 @@ def jsonl_lines(texts: Iterable[str]) -> bytes:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
 
 
-def _json_document(line: bytes, name: str, text_keys: Sequence[str]) -> Document:
+def _json_document(line: bytes, name: str, text_keys: Sequence[str]) -> Document | None:
+    if not line.strip():
+        return None
     value = json.loads(line)
     if not isinstance(value, dict):
         raise TypeError
     text = value[next((key for key in text_keys if key in value), text_keys[0])]
+    if text is None:
+        return None
     if not isinstance(text, str):
         raise TypeError
     text.encode()  # fails for half of a surrogate pair, which is valid JSON

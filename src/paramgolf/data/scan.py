@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Sources:
         """Files that were left out."""
         self.digest = ""
         """SHA-256 of all texts, as `scan` read them last."""
+        self.blank: Counter[str] = Counter()
+        """Blank lines of JSON Lines and texts that are null, by the name of the progress."""
         self._expected = [source for source, paths in files.items() if paths]
         self._text_key, self._reporter = text_key, reporter
 
@@ -54,8 +57,11 @@ class Sources:
             def update(done: int, begin: int = begin) -> None:
                 progress.update(begin + done)
 
+            def blank() -> None:
+                self.blank[name] += 1
+
             try:
-                yield from read_documents(path, self._text_key, update)
+                yield from read_documents(path, self._text_key, update, blank)
             except UserError as error:
                 if bad is None or not is_bad_file(error):
                     raise

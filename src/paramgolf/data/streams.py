@@ -51,7 +51,7 @@ class Stream(NamedTuple):
 
 
 def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream]:
-    """Yield one stream of all shards (.bin) together, and one per text or JSON Lines file.
+    """Yield one stream of all shards (.bin) together, and one per JSON Lines file or UTF-8 text.
 
     Sidecars, which a glob may match together with their shards, are not read as text.
 
@@ -73,11 +73,10 @@ def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream
     for path in files:
         if path in bins:
             continue
-        documents = read_jsonl(path) if is_jsonl(path) else None
-        if documents is None:
-            texts = [read_text(path).removeprefix("\ufeff")]
+        if is_jsonl(path):
+            texts = [text for _, text in read_jsonl(path)]
         else:
-            texts = [text for _, text in documents]
+            texts = [read_text(path).removeprefix("\ufeff")]
         yield encoded(str(path), texts, tokenizer)
 
 

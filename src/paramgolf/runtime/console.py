@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 from paramgolf.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from paramgolf.config import RunConfig
     from paramgolf.runtime.rundir import RunDir
 
@@ -56,14 +54,6 @@ class Reporter:
         """Print a piece of text immediately and unchanged."""
         if self._stream is not None:
             print(text, end="", file=self._stream, flush=True)
-
-    def table(self, table: Table) -> None:
-        """Print a table."""
-        if self._stream is not None:
-            from rich.console import Console
-
-            width = None if self._stream.isatty() else 100
-            Console(file=self._stream, width=width, highlight=False).print(table)
 
     def stage_started(self, name: str, config: RunConfig, run: RunDir) -> None:
         """Begin a stage of a run."""
