@@ -25,7 +25,7 @@ from paramgolf.codefile.stripping import stripped
 from paramgolf.config import DataConfig, RunConfig, from_json, to_json
 from paramgolf.recipes import RECIPES
 
-MAX_BYTES = 63_000
+MAX_BYTES = 63_500
 
 SOURCE = '''
     """The module's docstring."""
