@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 
+from paramgolf.config import RunConfig
 from paramgolf.data.build import build
 from paramgolf.data.build_config import BuildConfig
 from paramgolf.data.provenance import Provenance
@@ -104,7 +107,7 @@ def shards_of(source: Path, folder: Path, tokenizer: Tokenizer) -> None:
 def test_shards_of_others_and_of_data_build(
     kind: str, text: Any, run_copy: Path, source: Path, tmp_path: Path
 ) -> None:
-    """Their sample follows from all of the source's shards, or from what `data build` wrote."""
+    """Their sample follows from the run's shards, and nothing in their folder can choose it."""
     tokenizer = Tokenizer.load(run_copy / "tokenizer.model")
     folder = tmp_path / "shards"
     if kind == "shards":
@@ -116,23 +119,77 @@ def test_shards_of_others_and_of_data_build(
             tokenizer=str(run_copy / "tokenizer.model"),
         )
         build(given, folder, Reporter())
+        another_salt(Provenance.load(run_copy / "provenance.safetensors")).save(
+            folder / "provenance.safetensors"
+        )
     config = mini_config(folder)
     config = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, text=text))
-    run = RunDir.create(tmp_path / "prepared", "tiny", config)
-    job = Job(config, run, select_runtime("cpu"), Reporter())
-    result = prepare.run(job)
+    found, again = prepared(config, run_copy, tmp_path / "prepared")
+    assert (found.name, found.outcome) == ("provenance rebuilt", "pass"), found
+    assert again(without_runs).outcome == "FAIL"
+
+
+def prepared(
+    config: RunConfig, like: Path, folder: Path
+) -> tuple[Check, Callable[[Callable[[Provenance], Provenance]], Check]]:
+    """Prepare a text; return its check, and a function that checks again after a cheat."""
+    run = RunDir.create(folder, "tiny", config)
+    result = prepare.run(Job(config, run, select_runtime("cpu"), Reporter()))
     run.finish_stage("prepare", {**result, "seconds": {}})
     # As the stage `pack` writes it.
     known = Provenance.load(run.data / "provenance.safetensors")
     uses = known.uses | {"adaptation": ", ".join(config.adapt.splits) or "none"}
     dataclasses.replace(known.of("train", *config.adapt.splits), uses=uses).save(run.provenance)
-    results = {**read_results(run_copy), "stages": {}}
+    results = {**read_results(like), "stages": {}}
     results |= {key: result[key] for key in ("tokenizer", "overlap")}
-    *_, found = overlap_checks(run, config, results)
-    assert (found.name, found.outcome) == ("provenance rebuilt", "pass"), found
-    without_runs(Provenance.load(run.provenance)).save(run.provenance)
-    *_, found = overlap_checks(run, config, results)
-    assert found.outcome == "FAIL"
+
+    def again(cheat: Callable[[Provenance], Provenance]) -> Check:
+        cheat(Provenance.load(run.provenance)).save(run.provenance)
+        *_, found = overlap_checks(run, config, results)
+        assert found.name == "provenance rebuilt"
+        return found
+
+    return again(lambda known: known), again
+
+
+def without_one_run(known: Provenance) -> Provenance:
+    text = known.texts["train"]
+    rest = dataclasses.replace(text, runs=np.delete(text.runs, len(text.runs) // 2))
+    return dataclasses.replace(known, texts={**known.texts, "train": rest})
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_a_tokenizer_that_changes_text(
+    unknown: bool, run_copy: Path, source: Path, tmp_path: Path
+) -> None:
+    """Fingerprints are of the decoded text, so that not one can be left out."""
+
+    def known(split: str) -> list[str]:
+        """Return texts of characters that the tokenizer knows."""
+        texts = texts_of(source, split)
+        return [text.encode("ascii", "ignore").decode().replace("\n", " ") for text in texts]
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(known("train") + known("val")), character_coverage=1.0,
+        model_writer=model, model_type="bpe", vocab_size=512, byte_fallback=not unknown, pad_id=0,
+        bos_id=1, eos_id=2, unk_id=3, minloglevel=2, normalization_rule_name="nfkc_cf",
+    )  # fmt: skip
+    (tmp_path / "given.model").write_bytes(model.getvalue())
+    text = tmp_path / "text"
+    text.mkdir()
+    russian = " \u0432\u0441\u0435 \u0441\u0447\u0430\u0441\u0442\u043b\u0438\u0432\u044b\u0435 "
+    for split, added in (("train", russian * 20 + "\ufb01 \u2460 " * 20), ("val", "")):
+        lines = [json.dumps({"text": text + added}) for text in known(split)]
+        (text / f"{split}.jsonl").write_text("\n".join(lines))
+    config = mini_config(text)
+    data = dataclasses.replace(config.data, tokenizer=str(tmp_path / "given.model"), val_targets=0)
+    adapt = dataclasses.replace(config.adapt, text="none")
+    config = dataclasses.replace(config, data=data, adapt=adapt)
+    found, again = prepared(config, run_copy, tmp_path / "prepared")
+    assert found.outcome == "pass", found
+    assert found.figure.endswith("byte for byte")
+    assert again(without_one_run).figure == "different: fingerprints of train"
 
 
 GONE = [

@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from paramgolf.data.encoding import encode_documents
 from paramgolf.data.fingerprints import Fingerprints, fingerprints, salt_of
 from paramgolf.data.manifest import VERSION
 from paramgolf.data.overlap import Overlap, judge
-from paramgolf.data.provenance import TOKENIZER_GIVEN, Gathering, Provenance, Text
+from paramgolf.data.provenance import Gathering, Provenance, Text
 from paramgolf.data.sample import Sample
 from paramgolf.data.scan import Sources
 from paramgolf.data.shards import MANIFEST, SPLITS, ShardWriter
@@ -387,13 +387,12 @@ class _Build:
         settings: dict[str, Any],
         overlap: Overlap,
     ) -> dict[str, Any]:
-        """Write shards, tokenizer and provenance; return the manifest."""
-        out, config = self._out, self._config
+        """Write shards and tokenizer; return the manifest."""
+        out = self._out
         texts = {name: text for name, text in texts.items() if text.documents}
         splits: dict[str, Any] = {}
         for name, writer in self._write_shards(chunks, list(texts)).items():
             shards = {shard: sha256_of_file(out / shard) for shard in writer.finish()}
-            texts[name] = replace(texts[name], shards=tuple(shards.values()))
             splits[name] = {
                 "documents": texts[name].documents,
                 "bytes": self._bytes[SPLITS.index(name)],
@@ -407,9 +406,6 @@ class _Build:
         if not tokenizer.lossless:
             (self._work / ORIGINALS).replace(out / ORIGINALS)
         write_bytes(out / "tokenizer.model", tokenizer.model)
-        trained_on = TOKENIZER_GIVEN if config.tokenizer else "train"
-        provenance = out / "provenance.safetensors"
-        Provenance(texts, {"tokenizer": trained_on}).save(provenance)
         return {
             "version": VERSION,
             "paramgolf": __version__,
@@ -424,7 +420,6 @@ class _Build:
             },
             "splits": splits,
             "overlap": overlap._asdict(),
-            "provenance_sha256": sha256_of_file(provenance),
         }
 
     def _write_shards(self, chunks: list[Path], splits: list[str]) -> dict[str, ShardWriter]:

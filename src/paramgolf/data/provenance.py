@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,16 +13,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from paramgolf.data.documents import digest_record
 from paramgolf.data.fingerprints import (
     SAMPLED_BITS,
     Fingerprints,
     Hashes,
     Sampling,
     fingerprints,
+    salt_of,
 )
 from paramgolf.data.overlap import Overlap
+from paramgolf.data.prepared import PreparedText
+from paramgolf.data.shards import SPLITS
+from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
-from paramgolf.runtime.files import write_bytes
+from paramgolf.runtime.files import sha256_of_file, write_bytes
 
 VERSION = 3
 """Version of the file format and of how runs are hashed."""
@@ -250,3 +256,46 @@ class Provenance:
         ) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"cannot read the provenance {path}: {reason}") from error
+
+
+class RunTexts:
+    """Collects the hashes of all texts of a run, as they come back from its tokens.
+
+    So the audit, which has the tokens, gets the same from them under any tokenizer.
+    """
+
+    def __init__(self, text: PreparedText, folder: Path) -> None:
+        """Prepare for the texts of `text`, given the run's data folder; all shards must exist."""
+        self._splits = text.splits
+        self._shards = {
+            name: tuple(sha256_of_file(path) for path in text.shards(name, folder))
+            for name in text.splits
+        }
+        # It follows from all shards of the run, so that nobody can choose it.
+        salt = salt_of(*(digest for name in SPLITS for digest in self._shards.get(name, ())))
+        self._sampling = Sampling(salt)
+        self._gathered = {name: Gathering(salt) for name in text.splits}
+        self._digests = {name: hashlib.sha256() for name in text.splits}
+
+    def add(self, split: str, documents: Sequence[str]) -> None:
+        """Add decoded documents of a split, in their order."""
+        self._gathered[split].add(fingerprints(documents, self._sampling))
+        for text in documents:
+            self._digests[split].update(digest_record(text))
+
+    def provenance(self, tokenizer: Tokenizer, claim: str) -> Provenance:
+        """Return the provenance, with one sampling, before any adaptation.
+
+        Args:
+            tokenizer: of the shards; under one that changes text, the hash of a text is that of
+                the originals, as the text states it.
+            claim: where the tokenizer comes from; see `data.claims`.
+        """
+        texts: dict[str, Text] = {}
+        for name, gathering in self._gathered.items():
+            own = tokenizer.lossless
+            digest = self._digests[name].hexdigest() if own else self._splits[name].text_sha256
+            texts[name] = gathering.text(digest, self._shards[name])
+        trained_on = "train" if claim == "trained" else TOKENIZER_GIVEN
+        uses = {"training": "train", "calibration": "train", "tokenizer": trained_on}
+        return Provenance(texts, uses).fitted()

@@ -165,7 +165,7 @@ def adaptation(epochs: Sequence[dict[str, Any]], before: dict[str, Any]) -> list
     """Return the charts of training loss and BPB by epoch; epoch 0 is the score `before`."""
     scored = [epoch for epoch in epochs if "bpb" in epoch]
     numbers = [epoch["epoch"] for epoch in epochs]
-    labels = ", ".join(dict.fromkeys(epoch["label"] for epoch in scored))
+    labels = ", ".join(dict.fromkeys(epoch.get("label", "no label") for epoch in scored))
     kind = "in-sample" if "in-sample" in labels else "gain"
     if len(scored) < len(epochs):
         kind += " sparse"  # dotted: there is no score between these points

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,10 @@ from paramgolf.data.documents import (
     read_jsonl,
     text_digest,
 )
-from paramgolf.data.fingerprints import Sampling, fingerprints, salt_of
 from paramgolf.data.manifest import built_by_us, require_tokenizer
 from paramgolf.data.overlap import measured_overlap
 from paramgolf.data.prepared import PreparedText, Split
-from paramgolf.data.provenance import TOKENIZER_GIVEN, Gathering, Provenance, Text
+from paramgolf.data.provenance import RunTexts
 from paramgolf.data.sidecars import check_sidecars
 from paramgolf.data.streams import (
     ORIGINALS,
@@ -45,13 +44,6 @@ from paramgolf.runtime.files import sha256_of_file, write_bytes
 from paramgolf.stages.job import Job
 
 _BATCH_CHARS = 1 << 24
-
-
-class _Existing(NamedTuple):
-    """A split whose shards are used where they are."""
-
-    split: Split
-    text: Text
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -72,7 +64,11 @@ def run(job: Job) -> dict[str, Any]:
     with job.ledger.phase("data: overlap"):
         progress = job.reporter.progress("overlap", unit="tokens")
         text, tokenizer = PreparedText.from_json(result["text"]), Tokenizer.load(job.run.tokenizer)
-        overlaps = measured_overlap(text, job.run.data, tokenizer, progress.update)
+        texts = RunTexts(text, job.run.data)
+        overlaps = measured_overlap(text, job.run.data, tokenizer, progress.update, texts.add)
+        texts.add("val", tokenizer.decode_documents(text.stream("val", job.run.data)))
+        known = texts.provenance(tokenizer, result["tokenizer"]["claim"])
+        known.save(job.run.data / "provenance.safetensors")
     return {**result, "overlap": {name: found._asdict() for name, found in overlaps.items()}}
 
 
@@ -161,21 +157,20 @@ def _prepare_shards(job: Job, folder: Path) -> dict[str, Any]:
         hashes = {name: list(map(sha256_of_file, paths)) for name, paths in files.items()}
         known = _as_built(folder, hashes)
         if known is None:
-            known = _as_decoded(files, tokenizer, _salt(hashes), job.reporter)
+            known = _as_decoded(files, tokenizer, job.reporter)
         encoded = {"val": val}
         if "adapt" in files:
             tokens = shards.read_stream(files["adapt"])
             texts = tokenizer.decode_documents(tokens)
-            bytes_are = known["adapt"].split.bytes_are
+            bytes_are = known["adapt"].bytes_are
             encoded["adapt"] = Stream("the 'adapt' split", tokens, texts, bytes_are)
         _cut_validation(encoded, data, tokenizer)
         digest = hashlib.sha256("".join(hashes["train"] + hashes["val"]).encode()).hexdigest()
         names = [str(path.resolve()) for path in files["train"]]
         tokens = sum(len(shards.open_shard(path)) for path in files["train"])
-        train = known["train"]
-        train = train._replace(split=dataclasses.replace(train.split, shards=names, tokens=tokens))
-        claim = tokenizer_claim(tokenizer, file, train.split.text_sha256)
-        return _write(job, digest, tokenizer, claim, encoded, {"train": train})
+        train = dataclasses.replace(known["train"], shards=names, tokens=tokens)
+        claim = tokenizer_claim(tokenizer, file, train.text_sha256)
+        return _write(job, digest, tokenizer, claim, encoded, train)
 
 
 def _check_shards(files: dict[str, list[Path]], tokenizer: Tokenizer, reporter: Reporter) -> None:
@@ -191,43 +186,36 @@ def _check_shards(files: dict[str, list[Path]], tokenizer: Tokenizer, reporter: 
             )
 
 
-def _as_built(folder: Path, hashes: dict[str, list[str]]) -> dict[str, _Existing] | None:
+def _as_built(folder: Path, hashes: dict[str, list[str]]) -> dict[str, Split] | None:
     """Return what `data build` recorded of the splits; None if they are not as it wrote them."""
-    built, file = built_by_us(folder), folder / "provenance.safetensors"
-    if built is None or not file.exists():
+    built = built_by_us(folder)
+    if built is None:
         return None
     if {name: list(split["shards"].values()) for name, split in built["splits"].items()} != hashes:
         return None
-    texts = Provenance.load(file).texts
-    if {name: list(text.shards) for name, text in texts.items()} != hashes:
-        return None
-    found: dict[str, _Existing] = {}
-    for name, split in built["splits"].items():
-        sizes = (split["documents"], split["text_sha256"], split["bytes"])
-        found[name] = _Existing(Split([], 0, *sizes, "original"), texts[name])
-    return found
+    return {
+        name: Split([], 0, split["documents"], split["text_sha256"], split["bytes"], "original")
+        for name, split in built["splits"].items()
+    }
 
 
 def _as_decoded(
-    files: dict[str, list[Path]], tokenizer: Tokenizer, salt: int, reporter: Reporter
-) -> dict[str, _Existing]:
+    files: dict[str, list[Path]], tokenizer: Tokenizer, reporter: Reporter
+) -> dict[str, Split]:
     """Decode all shards for the hashes and sizes of their text."""
     progress = reporter.progress("decode", sum(map(len, files.values())), "shards")
-    found: dict[str, _Existing] = {}
+    found: dict[str, Split] = {}
     done = 0
     for name, paths in files.items():
-        gathering, digest, size = Gathering(salt), hashlib.sha256(), 0
+        digest, count, size = hashlib.sha256(), 0, 0
         for documents in shards.whole_documents(paths, tokenizer.bos):
-            decoded = tokenizer.decode_documents(documents)
-            gathering.add(fingerprints(decoded, Sampling(salt)))
-            for text in decoded:
+            for text in tokenizer.decode_documents(documents):
                 digest.update(digest_record(text))
+                count += 1
                 size += len(text.encode())
             done += 1
             progress.update(done)
-        text = gathering.text(digest.hexdigest())
-        sizes = (text.documents, text.sha256, size)
-        found[name] = _Existing(Split([], 0, *sizes, "as decoded"), text)
+        found[name] = Split([], 0, count, digest.hexdigest(), size, "as decoded")
     return found
 
 
@@ -249,14 +237,6 @@ def _tokenizer(job: Job, file: Path | None, documents: Sequence[Document] = ()) 
     return tokenizer
 
 
-def _salt(hashes: dict[str, list[str]]) -> int:
-    """Return the salt of the sampled runs: it follows from all shards, so nobody can plan for it.
-
-    A run on the shards that another run has written has the same.
-    """
-    return salt_of(*(digest for name in shards.SPLITS for digest in hashes.get(name, ())))
-
-
 def _cut_validation(encoded: dict[str, Stream], data: DataConfig, tokenizer: Tokenizer) -> None:
     """Keep what is scored of the validation split.
 
@@ -273,13 +253,20 @@ def _write(
     tokenizer: Tokenizer,
     claim: dict[str, Any],
     encoded: dict[str, Stream],
-    existing: dict[str, _Existing] | None = None,
+    train: Split | None = None,
 ) -> dict[str, Any]:
-    """Write the shards of the encoded splits and the provenance; return the stage result."""
-    existing = existing or {}
+    """Write the shards of the encoded splits; return the stage result.
+
+    Args:
+        job: the run.
+        corpus_sha256: of the whole source.
+        tokenizer: of the splits.
+        claim: what the run claims of it.
+        encoded: the splits to write.
+        train: the training split, if its shards are used where they are.
+    """
     data, shard_tokens = job.run.data, job.config.data.shard_tokens
-    splits = {name: split for name, (split, _) in existing.items()}
-    texts = {name: text for name, (_, text) in existing.items()}
+    splits = {"train": train} if train else {}
     for name, stream in encoded.items():
         tokens = stream.tokens
         if len(tokens) < 2:
@@ -299,14 +286,6 @@ def _write(
         write_bytes(data / ORIGINALS, jsonl_lines(val.texts))
     source = str(Path(job.config.data.source))
     prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
-    hashes = {name: [sha256_of_file(p) for p in prepared.shards(name, data)] for name in splits}
-    salt = texts["train"].sampling.salt if texts else _salt(hashes)
-    for name, stream in encoded.items():
-        texts[name] = Text.of(stream.texts, stream.sha256, salt)
-    texts = {n: dataclasses.replace(text, shards=tuple(hashes[n])) for n, text in texts.items()}
-    trained_on = "train" if claim["claim"] == "trained" else TOKENIZER_GIVEN
-    uses = {"training": "train", "calibration": "train", "tokenizer": trained_on}
-    Provenance(texts, uses).save(data / "provenance.safetensors")
     share = tokenizer.long_piece_bytes(val.tokens) / val.bytes if val.bytes else 0.0
     return {
         "text": prepared.to_json(),
