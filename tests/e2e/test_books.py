@@ -439,6 +439,7 @@ def test_a_checkpoint_whose_clock_was_set_back(options: list[str], tmp_path: Pat
 # Measured again.
 
 
+@pytest.mark.slow
 def test_a_training_that_no_machine_does_and_a_score_that_its_weights_do_not_have(
     mini_run: FinishedRun,
 ) -> None:

@@ -394,7 +394,7 @@ def test_score_with_a_damaged_provenance(cli: Cli, folder: Path) -> None:
 
 def test_score_of_a_missing_text(cli: Cli, folder: Path) -> None:
     message = cli.error("score", "model.bin", "nothing.txt", cwd=folder)
-    assert "nothing.txt: No such file" in message
+    assert "nothing.txt does not exist" in message
 
 
 def test_score_of_a_text_that_is_not_utf8(cli: Cli, folder: Path) -> None:

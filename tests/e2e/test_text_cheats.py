@@ -301,6 +301,7 @@ def test_a_foreign_tokenizer_on_shards(cli: Cli, source: Path, tmp_path: Path) -
     assert not failed(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_folds_case(cli: Cli, source: Path, tmp_path: Path) -> None:
     """Less is predicted; the score says so, and is not compared with one of the original text."""
     rules = {"folded": "nfkc_cf", "whole": "identity"}
