@@ -35,7 +35,7 @@ def test_from_files_to_a_proven_score(cli: Cli, name: str, tmp_path: Path) -> No
 
     succeeded(cli, "data", "build", given, "--out", built, "--vocab-size", str(kind.vocab_size))
     manifest = json.loads((built / "manifest.json").read_text())
-    assert manifest["documents"] == {"read": len(texts), "empty": 0, "duplicates": 0}
+    assert manifest["documents"] == {"read": len(texts), "blank": 0, "empty": 0, "duplicates": 0}
     sizes = [split["bytes"] for split in manifest["splits"].values()]
     assert sum(sizes) == sum(len(text.encode()) for text in texts)
     succeeded(cli, "data", "info", built)

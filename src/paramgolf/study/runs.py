@@ -191,6 +191,7 @@ def _results_until(run: RunDir, until: str) -> dict[str, Any] | None:
             "sha256": val["text_sha256"],
             **{key: val[key] for key in ("bytes", "documents", "bytes_are")},
         },
+        "tokenizer": by_stage["prepare"]["tokenizer"],
         "steps": by_stage["train"]["steps"],
         "stages": {},
         "tokens_per_second": {},
