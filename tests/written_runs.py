@@ -43,6 +43,7 @@ _SCORE = {
 }  # fmt: skip
 OVERLAP = {
     "documents": 6, "seen_documents": 0, "bytes": 99, "seen_bytes": 0, "runs": 80, "seen_runs": 1,
+    "unjudged_bytes": 0,
 }  # fmt: skip
 STAGE_RESULTS: dict[str, dict[str, Any]] = {
     "prepare": {

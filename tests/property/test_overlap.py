@@ -284,3 +284,24 @@ def test_documents_without_enough_runs_are_not_judged() -> None:
     judged, seen = judge(prints, np.ones(len(kept), np.bool_))
     assert judged.tolist() == [False, False, True, True, False]
     assert seen.tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("letters", [0, 1, 30])
+def test_a_text_that_is_mostly_signs_is_not_judged(letters: int) -> None:
+    """Runs of letters cannot show whether the signs were trained on."""
+    signs = ["\u2603\u2602*+-" * 200 + f"{n:030}"[:letters] for n in range(50)]
+    label = Label.of(overlap_with([*signs, TOPICS[0]], *signs, TOPICS[1]))
+    assert label.name == "unverified"
+    assert label.overlap.unjudged_bytes == sum(len(text.encode()) for text in signs)
+    assert label.overlap.documents == 1
+
+
+def test_short_documents_that_a_sample_cannot_judge() -> None:
+    """Trained on word for word, they are a fifth of the bytes; the rest alone is held-out."""
+    short = ["".join(random.Random(n).choices("abcdefghij ", k=56)) for n in range(100)]
+    whole = "".join(TOPICS[:9])
+    long = [whole[i : i + 400] for i in range(0, 48_000, 400)]
+    assert len(long) == 120
+    assert Label.of(overlap_with([*short, *long], *short)).name == "in-sample"
+    assert label_of_sample([*short, *long], *short, TOPICS[10]).name == "unverified"
+    assert label_of_sample(long, *short, TOPICS[10]).name == "held-out"

@@ -11,7 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paramgolf.data.fingerprints import Fingerprints, Hashes, fingerprints, groups, runs_of
+from paramgolf.data.fingerprints import (
+    RUN_LETTERS,
+    Fingerprints,
+    Hashes,
+    fingerprints,
+    groups,
+    runs_of,
+)
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.shards import whole_documents
 from paramgolf.data.tokenizer import Tokenizer
@@ -24,6 +31,8 @@ FEW_DOCUMENTS = 5
 """So many seen documents are chance even if they are over the share, as one in fifty would be."""
 _MIN_RUNS = 4
 """Sampled runs without which a document is not judged, unless it has fewer in all."""
+_MAX_BYTES_PER_LETTER = 16
+"""A document with more bytes is mostly signs that runs do not show, and is not judged."""
 _BITS_PER_RUN = 32
 
 
@@ -39,6 +48,8 @@ class Overlap(NamedTuple):
     runs: int = 0
     seen_runs: int = 0
     """Runs that occur anywhere in the other texts."""
+    unjudged_bytes: int = 0
+    """UTF-8 bytes of the documents that cannot be judged, which the other figures leave out."""
 
     @classmethod
     def of(cls, prints: Fingerprints, found: NDArray[np.bool_]) -> Overlap:
@@ -51,6 +62,7 @@ class Overlap(NamedTuple):
             prints.bytes[seen].sum(),
             len(found),
             found.sum(),
+            prints.bytes[~judged].sum(),
         )
         return cls(*map(int, figures))
 
@@ -58,6 +70,13 @@ class Overlap(NamedTuple):
     def share(self) -> float | None:
         """Share of the runs that occur in the other texts; None: there are no runs."""
         return self.seen_runs / self.runs if self.runs else None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the documents that are not judged have at most `MAX_BYTES` of the bytes."""
+        return self.runs > 0 and self.unjudged_bytes <= MAX_BYTES * (
+            self.bytes + self.unjudged_bytes
+        )
 
     @property
     def in_sample(self) -> bool:
@@ -79,7 +98,7 @@ class Overlap(NamedTuple):
 def judge(
     prints: Fingerprints, found: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which documents have enough sampled runs to be judged, and which are seen, (D,) each.
+    """Return which documents have enough runs to be judged, and which are seen, (D,) each.
 
     Args:
         prints: of the documents, with all runs or a sample.
@@ -87,7 +106,9 @@ def judge(
     """
     count = np.bincount(prints.document_of, minlength=len(prints.counts))
     common = np.bincount(prints.document_of[found], minlength=len(prints.counts))
+    most_letters = prints.counts + (RUN_LETTERS - 1) * (prints.counts > 0)
     judged = count >= np.minimum(prints.counts, _MIN_RUNS)
+    judged &= prints.bytes <= _MAX_BYTES_PER_LETTER * most_letters
     return judged, judged & (count > 0) & (common >= SEEN_SHARE * count)
 
 

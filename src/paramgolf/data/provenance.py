@@ -65,9 +65,10 @@ class Label:
 
     @classmethod
     def of(cls, overlap: Overlap) -> Label:
-        """Return the label of a text of which every document was judged."""
-        name = "in-sample" if overlap.in_sample else "held-out" if overlap.runs else "unverified"
-        return cls(name, overlap)
+        """Return the label that follows from an overlap."""
+        if overlap.in_sample:
+            return cls("in-sample", overlap)
+        return cls("held-out" if overlap.is_judged else "unverified", overlap)
 
     @classmethod
     def of_run(cls, overlaps: dict[str, Overlap], adapted_on: Sequence[str]) -> Label:
@@ -160,17 +161,9 @@ class Provenance:
         return replace(self, texts={name: self.texts[name] for name in names})
 
     def label(self, texts: Sequence[str]) -> Label:
-        """Return the label for a score of a text, given as its documents.
-
-        Where so few runs were kept that less than half of its documents can be judged, a text is
-        not held-out but unverified.
-        """
+        """Return the label for a score of a text, given as its documents."""
         prints = fingerprints(texts, self.sampling)
-        overlap = Overlap.of(prints, self.are_known(prints.runs))
-        label = Label.of(overlap)
-        if label.name == "held-out" and 2 * overlap.documents < len(texts):
-            return replace(label, name="unverified")
-        return label
+        return Label.of(Overlap.of(prints, self.are_known(prints.runs)))
 
     def are_known(self, runs: Hashes) -> NDArray[np.bool_]:
         """Return which of these sampled runs occur in at least one of the texts."""

@@ -57,9 +57,10 @@ _TOKENIZER = {
     "origin": ({}, None),
     "restores": str,
 }
-_OVERLAP = {
-    key: int for key in ("documents", "seen_documents", "bytes", "seen_bytes", "runs", "seen_runs")
-}
+_OVERLAP = dict.fromkeys(
+    ("documents", "seen_documents", "bytes", "seen_bytes", "runs", "seen_runs", "unjudged_bytes"),
+    int,
+)
 _OVERLAPS = {"train": _OVERLAP, "train+adapt?": _OVERLAP}
 _ANY_STAGE = {
     "num_ranks?": COUNT,
