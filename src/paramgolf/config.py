@@ -51,6 +51,11 @@ def _up_to(maximum: int) -> Range:
     return Range(f"between 1 and {maximum:,}", lambda x: 1 <= x <= maximum)
 
 
+PassTokens = Annotated[int, _up_to(1 << 20)]
+"""Of one forward pass: more needs memory, and is not faster."""
+Epochs = Annotated[int, _up_to(1000)]
+
+
 class Checked:
     """Base of the configurations: a new object checks its fields.
 
@@ -219,9 +224,9 @@ class TrainConfig(Checked):
     """Part of max_seconds reserved for the work after the last step."""
     max_steps: Annotated[int, Range("0 (by the clock) or more", lambda x: x >= 0)] = 0
     """Train exactly N steps, without a time limit; 0: train for max_seconds."""
-    batch_tokens: PositiveInt = 786_432
+    batch_tokens: Annotated[int, _up_to(1 << 26)] = 786_432
     """Tokens of one optimizer step, in all its micro-batches."""
-    micro_batch_tokens: PositiveInt = 98_304
+    micro_batch_tokens: PassTokens = 98_304
     """Tokens of one forward and backward pass; warm-up halves it if GPU memory is insufficient."""
     recurrence_from: Share = 0.35
     """Share of the budget after which depth recurrence is on."""
@@ -275,7 +280,7 @@ class AdaptConfig(Checked):
     text: Literal["none", "adapt", "scored"] = "adapt"
     """"none": no adaptation; "adapt": on the split that is disjoint from the scored text; "scored":
     on the scored text itself, as the reference does; the score is then labelled in-sample."""
-    epochs: PositiveInt = 21
+    epochs: Epochs = 21
     """Passes over the adaptation text."""
     lr: PositiveFloat = 5e-4
     """Initial learning rate of AdamW."""
@@ -284,7 +289,7 @@ class AdaptConfig(Checked):
     schedule: Literal["cosine-over-epochs", "restart-every-epoch"] = "cosine-over-epochs"
     """One cosine over all epochs, constant within each; or one cosine over the chunks of every
     epoch."""
-    chunk_tokens: PositiveInt = 32_768
+    chunk_tokens: PassTokens = 32_768
     """Tokens of one step."""
     frozen_blocks: NonNegativeInt = 2
     """Number of first blocks that are not adapted; the embedding never is."""
@@ -322,7 +327,7 @@ class PackConfig(Checked):
     """The same for the embedding: k = 20 at b = 8 bits."""
     calibration_batches: PositiveInt = 256
     """Batches of training text from which the Hessians are built."""
-    calibration_batch_tokens: PositiveInt = 98_304
+    calibration_batch_tokens: PassTokens = 98_304
     """Tokens of one calibration batch."""
     damping: PositiveFloat = 0.01
     """Added to the diagonal of every Hessian, as a share of its mean."""
@@ -339,7 +344,7 @@ class ScoreConfig(Checked):
     prefix: ClassVar[str] = "score."
     stride: PositiveInt = 64
     """Targets that each sliding window scores; the rest of the window is context."""
-    batch_tokens: PositiveInt = 98_304
+    batch_tokens: PassTokens = 98_304
     """Tokens of one forward pass in scoring."""
 
 
@@ -354,9 +359,9 @@ class ScoreFirstConfig(Checked):
     """Initial learning rate; it falls to 0 along one cosine over all chunks."""
     momentum: Decay = 0.9
     """Momentum of "sgd"."""
-    epochs: PositiveInt = 3
+    epochs: Epochs = 3
     """Steps on every chunk."""
-    chunk_tokens: PositiveInt = 32_768
+    chunk_tokens: PassTokens = 32_768
     """Targets of a chunk: all are scored before one step learns from all of them."""
     grad_clip: PositiveFloat = 1.0
     """Maximum global gradient norm."""

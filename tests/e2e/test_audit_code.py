@@ -17,6 +17,7 @@ import pytest
 from paramgolf.data.prepared import PreparedText
 from paramgolf.runtime.files import read_json, write_json
 from paramgolf.runtime.rundir import RunDir
+from paramgolf.verify import scored_again
 from paramgolf.verify.scored_again import CodeFile, CodeFileError, Losses
 from tests.e2e import cheats
 from tests.e2e.command import Cli, Result
@@ -136,6 +137,18 @@ def test_a_code_file_that_knows_when_it_is_audited(cli: Cli, run_copy: Path) -> 
         (b"not a program", "SyntaxError: invalid syntax"),
         (b"import numpy\nnumpy.save('losses.npy', numpy.zeros(7))", "other losses than 3,009"),
         (b"import os\nos.kill(os.getppid(), 9)", "its process ended"),
+        (b"import os\nos.mkfifo('losses.npy')", "it wrote no losses"),
+        (b"import os\nos.symlink('/dev/zero', 'losses.npy')", "it wrote no losses"),
+        (
+            b"import numpy as n\nn.lib.format.open_memmap('losses.npy', 'w+', '<f8', (1 << 28,))",
+            "other losses than 3,009",
+        ),
+        (
+            b"import os\nos.remove('errors'); os.symlink('/dev/zero', 'errors'); exit(7)",
+            "it ended with 7",
+        ),
+        (b"import os\nos.truncate('errors', 4 << 30); raise SystemExit('why')", "it ended with 1"),
+        (b"open('other', 'wb').truncate(5 << 30)", "File too large"),
     ],
 )
 def test_a_code_file_that_does_not_score(content: bytes, why: str, scorer: Scorer) -> None:
@@ -193,6 +206,14 @@ json.dump([sorted(os.listdir()), sys.path, dict(os.environ)], open({str(told)!r}
 def test_a_code_file_that_hangs_is_stopped(scorer: Scorer) -> None:
     with pytest.raises(CodeFileError, match="did not end within 2 s"):
         scorer.losses(b"import time\ntime.sleep(1000)", max_seconds=2)
+
+
+def test_seconds_that_the_run_says_of_itself_are_no_limit(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scored_again, "_MAX_SECONDS", 2)
+    with pytest.raises(CodeFileError, match="did not end within 2 s"):
+        scorer.losses(b"import time\ntime.sleep(1000)", max_seconds=10**12)
 
 
 def test_a_code_file_that_replaces_itself(cli: Cli, run_copy: Path) -> None:

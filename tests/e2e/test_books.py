@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,11 @@ def with_weights_of_other_steps(run: Path) -> None:
     write_tensors(path, weights, **{**notes, "steps": 6000})
 
 
+def with_huge_weights(run: Path) -> None:
+    """They would be hashed for minutes, and tell nothing."""
+    os.truncate(run / "checkpoints/ema.safetensors", 200 << 30)
+
+
 def with_more_steps(run: Path) -> None:
     edit(run / "stages/train.json", lambda values: values.update(steps=7, tokens=7 * 512))
     collect(run)
@@ -347,6 +353,7 @@ CHEATS: list[tuple[Callable[[Path], None], str, str]] = [
     (with_a_code_file_of_one_byte, "code", "is no code file"),
     (with_other_weights, "ledger", "adapted.safetensors was changed"),
     (with_weights_of_other_steps, "ledger", "ema.safetensors was changed"),
+    (with_huge_weights, "ledger", "ema.safetensors has 214,748,364,800 bytes"),
     (with_more_steps, "seconds", "7 steps, 6 in the events"),
     (with_a_faster_rate, "seconds", "tokens per second"),
     (with_a_faster_scorer, "seconds", "score_sliding"),

@@ -224,6 +224,15 @@ def test_val_targets_cut_the_validation_split(
     assert share(known.of("adapt"), adapted_on) == 1.0
 
 
+def test_a_cut_that_leaves_no_text(texts: Texts, tokenizer_file: Path, tmp_path: Path) -> None:
+    """The first document is empty: its one target is the BOS of the next."""
+    folder = jsonl_folder(tmp_path / "text", texts[:20], ["", *texts[20:]])
+    job = new_job(tmp_path / "run", folder, tokenizer=str(tokenizer_file), val_targets=1)
+    with pytest.raises(UserError) as error:
+        prepared(job)
+    assert "data.val_targets leave of the 'val' split contains no text" in one_line(error)
+
+
 def test_a_cut_at_a_document_border_leaves_nothing_out(
     texts: Texts, tokenizer_file: Path, tmp_path: Path
 ) -> None:

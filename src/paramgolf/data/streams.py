@@ -69,7 +69,7 @@ def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream
         check_sidecars(texts, tokenizer)
         stream = of_shards(texts, tokenizer)
         require_counted(stream, tokenizer)
-        yield _with_text(stream, tokenizer)
+        yield require_scorable(stream, tokenizer)
     for path in files:
         if path in bins:
             continue
@@ -89,7 +89,7 @@ def encoded(name: str, texts: list[str], tokenizer: Tokenizer) -> Stream:
     if not any(texts):
         raise UserError(f"{name} is empty")
     stream = Stream(name, np.concatenate(tokenizer.encode(texts)), texts)
-    require_restored(_with_text(stream, tokenizer), tokenizer)
+    require_restored(require_scorable(stream, tokenizer), tokenizer)
     return stream
 
 
@@ -271,8 +271,12 @@ def _whole_characters(document: NDArray[np.uint16], tokenizer: Tokenizer) -> NDA
     return document
 
 
-def _with_text(stream: Stream, tokenizer: Tokenizer) -> Stream:
-    """Return a stream that has a text to score; a score per byte of none is not a number."""
+def require_scorable(stream: Stream, tokenizer: Tokenizer) -> Stream:
+    """Return a stream; a score per byte of one without text is not a number.
+
+    Raises:
+        UserError: if it has no text, or unknown pieces.
+    """
     _require_known(stream, tokenizer)
     if not tokenizer.token_bytes(stream.tokens).any():
         raise UserError(f"{stream.name} contains no text that the tokenizer keeps")

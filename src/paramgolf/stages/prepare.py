@@ -35,6 +35,7 @@ from paramgolf.data.streams import (
     of_shards,
     require_counted,
     require_restored,
+    require_scorable,
 )
 from paramgolf.data.text_source import kind_of_text, load_tokenizer, tokenizer_of_shards
 from paramgolf.data.tokenizer import Tokenizer
@@ -242,7 +243,10 @@ def _cut_validation(encoded: dict[str, Stream], data: DataConfig, tokenizer: Tok
 
     The documents behind it become the adaptation split if the source has none.
     """
-    encoded["val"], rest = cut(encoded["val"], data, tokenizer)
+    val, rest = cut(encoded["val"], data, tokenizer)
+    if data.cuts:
+        val = val._replace(name="what data.val_bytes and data.val_targets leave of the 'val' split")
+    encoded["val"] = require_scorable(val, tokenizer)
     if "adapt" not in encoded and rest is not None:
         encoded["adapt"] = rest
 

@@ -24,6 +24,7 @@ from paramgolf.runtime.records import read_environment, read_quantization
 from paramgolf.runtime.rundir import INCOMPLETE_EVENT, RunDir
 from paramgolf.scoring.modes import score_modes
 from paramgolf.verify.checks import Check, check, guarded, other_sums
+from paramgolf.verify.measured import require_weights_size
 from paramgolf.verify.recomputed import leaves
 from paramgolf.verify.training_clock import Attempt, attempts_of, training_clock
 
@@ -283,10 +284,11 @@ def _weights(run: RunDir, config: RunConfig, stages: dict[str, dict[str, Any]]) 
         if not path.exists() or (stage == "adapt" and not adapts):
             continue
         kept.append(path.name)
-        if sha256_of_file(path) != stages[stage]["weights_sha256"]:
-            wrong.append(f"{path.name} was changed after the stage {stage!r}")
-            continue
         try:
+            require_weights_size(path, config)
+            if sha256_of_file(path) != stages[stage]["weights_sha256"]:
+                wrong.append(f"{path.name} was changed after the stage {stage!r}")
+                continue
             weights, notes = read_tensors(path)
         except UserError as error:
             wrong.append(str(error))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -22,6 +23,8 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # of prctl.h
+_MAX_FILE_BYTES = 1 << 32
+"""The losses of a text, and what compilers keep, are smaller."""
 
 LIBRARIES = ("constriction", "numpy", "safetensors.torch", "sentencepiece", "torch")
 
@@ -66,6 +69,7 @@ def _become(folder: str, arguments: Sequence[str]) -> None:
     try:
         _end_with_parent()
         os.chdir(folder)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
         nothing = os.open(os.devnull, os.O_RDWR)
         errors = os.open("errors", os.O_WRONLY | os.O_CREAT)
         for number, handle in enumerate((nothing, nothing, errors)):

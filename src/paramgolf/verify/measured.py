@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from paramgolf.config import RunConfig
-from paramgolf.model.gpt import GPT
+from paramgolf.errors import UserError
+from paramgolf.model.gpt import GPT, num_parameters
 from paramgolf.optim.trainer import StepPlan, Trainer
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.files import read_tensors
@@ -22,6 +24,7 @@ from paramgolf.verify.checks import Check, at_most, check, guarded
 _MAX_FASTER = 3.0
 """How much faster than the audit a run may have trained: another process may slow the audit."""
 _SECONDS, _MIN_STEPS = 5.0, 3
+_MAX_HEADER_BYTES = 1 << 20
 _MAX_BPB_ERROR, _MAX_BPB_ERROR_IN_BFLOAT16 = 1e-5, 1e-3
 
 
@@ -111,7 +114,12 @@ def _kept_weights(
             yield Check(name, condition, "not applicable", f"{path.name} was not kept")
             continue
         model = GPT(config.model, runtime.dtype)
-        model.load_state_dict(read_tensors(path)[0])
+        try:
+            require_weights_size(path, config)
+            model.load_state_dict(read_tensors(path)[0])
+        except (UserError, RuntimeError) as error:
+            yield check(name, condition, False, " ".join(str(error).split())[:300])
+            continue
         score = Validation(job).score(model.to(runtime.device), adapted_on)
         claimed = results["stages"][stage]
         exact = runtime.dtype is not torch.bfloat16
@@ -120,3 +128,17 @@ def _kept_weights(
         figure = f"{score.bpb:.6f} BPB {score.label}, {reported}"
         close = abs(claimed["bpb"] - score.bpb) <= limit
         yield check(name, condition, close and claimed["label"] == score.label, figure)
+
+
+def require_weights_size(path: Path, config: RunConfig) -> None:
+    """Check that weights in checkpoints/ are no larger than the model's, before reading them.
+
+    Raises:
+        UserError: if they are.
+    """
+    with torch.device("meta"):
+        most = 8 * num_parameters(GPT(config.model)) + _MAX_HEADER_BYTES
+    if (size := path.stat().st_size) > most:
+        raise UserError(
+            f"{path.name} has {size:,} bytes: the model's weights take at most {most:,}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import select
@@ -19,13 +20,17 @@ from numpy.typing import NDArray
 
 from paramgolf.data.shards import write_shard
 from paramgolf.errors import UserError
-from paramgolf.runtime.files import read_file
+from paramgolf.runtime.files import open_file, read_file
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.verify import isolated
 
 Losses = NDArray[np.float64]
 
 _MAX_ERROR_CHARS = 300
+_MAX_SECONDS = 4 * 3600
+"""For one text, whatever the run says of its own seconds."""
+_TAIL_BYTES = 4096
+"""Of what the process said; and at most so many come before its losses."""
 
 
 class CodeFileError(Exception):
@@ -81,7 +86,7 @@ class CodeFile:
             tokens: (N + 1,) the stream.
             stride: of sliding windows; 0: consecutive windows.
             fixed: do not learn, even if the recipe does.
-            max_seconds: after which the process is stopped.
+            max_seconds: after which the process is stopped; four hours at most.
             waiting: called at once, and then once a second, with the seconds so far.
 
         Raises:
@@ -97,7 +102,7 @@ class CodeFile:
             arguments = [self._names[0], "score", "--text", "text.bin", "--device"]
             arguments += [self._device, "--stride", str(stride), "--losses", "losses.npy"]
             arguments += ["--fixed"] if fixed else []
-            status = self._run([name, *arguments], max_seconds, waiting)
+            status = self._run([name, *arguments], min(max_seconds, _MAX_SECONDS), waiting)
             if status:
                 raise CodeFileError(_last_line(folder / "errors") or f"it ended with {status}")
             return _read_losses(folder / "losses.npy", len(tokens) - 1)
@@ -153,21 +158,27 @@ class CodeFile:
 def _last_line(path: Path) -> str:
     """Return the last line of what a process said, without control characters."""
     try:
-        lines = path.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+        with open_file(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            lines = file.read(_TAIL_BYTES).decode(errors="replace").strip().splitlines()
     except OSError:
         return ""
     said = lines[-1] if lines else ""
-    return "".join(c if c.isprintable() else " " for c in said)[:_MAX_ERROR_CHARS]
+    return "".join(c if c.isprintable() else " " for c in said).strip()[:_MAX_ERROR_CHARS]
 
 
 def _read_losses(path: Path, count: int) -> Losses:
     """Read what the code file wrote: `count` finite numbers in float64."""
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-        if stored.shape != (count,) or stored.dtype != np.float64:
+        with open_file(path) as opened:
+            file = io.BytesIO(opened.read(_TAIL_BYTES + 8 * count))
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("not as numpy.save writes so many numbers")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if shape != (count,) or dtype != np.float64:
             raise CodeFileError(f"it wrote other losses than {count:,} numbers")
-        losses = np.array(stored)
-    except (OSError, ValueError, EOFError) as error:
+        losses = np.frombuffer(file.read(8 * count), np.float64, count).copy()
+    except (OSError, ValueError, EOFError, RecursionError, MemoryError) as error:
         raise CodeFileError("it wrote no losses") from error
     if not np.isfinite(losses).all():
         raise CodeFileError("the model's losses are not finite")
