@@ -48,14 +48,11 @@ def test_tiny_is_quick_small_and_good(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def coding_table(artifact: Path) -> str:
-    """Table of docs/experiments/coding.md for this artifact: our coder leads, near the ideal."""
+    """Table of docs/experiments/coding.md for this artifact: our coder is smaller than Brotli."""
     script = Path(__file__).parents[2] / "scripts" / "coding_table.py"
     done = subprocess.run([sys.executable, script, artifact], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     against_brotli = re.search(r"^\| ours \| [\d,]+ \| (.*)% \|$", done.stdout, re.M)
-    over_ideal = re.search(r"over ideal \+(.*)%", done.stdout)
     assert against_brotli
     assert float(against_brotli[1]) < -1.6
-    assert over_ideal
-    assert float(over_ideal[1]) < 0.1
     return done.stdout
