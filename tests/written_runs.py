@@ -33,8 +33,7 @@ _SPLIT = {
 }  # fmt: skip
 _TOKENIZER = {
     "sha256": "t0", "bytes": 6, "pieces": 2048, "claim": "trained",
-    "source": "trained by the run", "origin": None, "restores": "original",
-    "long_piece_share": 0.0,
+    "origin": None, "restores": "original", "long_piece_share": 0.0,
 }  # fmt: skip
 _SCORE = {
     "loss_nats": 2.0, "bpb": 1.0, "tokens": 9, "bytes": 30, "label": "held-out",
@@ -203,7 +202,7 @@ def write_audit(path: Path, failed: tuple[str, ...] = ()) -> None:
                 {
                     "name": "a check",
                     "condition": "bytes",
-                    "outcome": "pass",
+                    "outcome": "FAIL" if failed else "pass",
                     "figure": "1 of 1",
                     "kind": "recomputed",
                 }

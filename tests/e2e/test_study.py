@@ -195,12 +195,13 @@ def test_a_submission_is_verified(cli: Cli, source: Path, submitted: Path, tmp_p
     assert "the rerun made the same artifact" in result.stdout
     facts = json.loads((folder / "verify.json").read_text())["facts"]
     assert {f"files, seed {seed}" for seed in SEEDS} < {fact["name"] for fact in facts}
+    assert facts[-1]["name"] == "audit of the rerun"
     with (folder / "train_gpt.py").open("ab") as file:
         file.write(b"\n" * 1_000)
     said = json.loads((folder / "submission.json").read_text())
     (folder / "submission.json").write_text(json.dumps({**said, "val_bpb": 0.5}))
     chosen = said["model_of_seed"]
-    names = f"files, seed {chosen}, BPB, mean of seeds"
+    names = f"files, seed {chosen}, submission: val_bpb, submission: all entries"
     assert f"is not verified: {names}" in cli(*arguments).stderr
 
 

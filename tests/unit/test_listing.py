@@ -14,6 +14,7 @@ from paramgolf.cli.listing import as_table, numbered_texts
 from paramgolf.cli.listing import list as listing
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import write_json
+from paramgolf.study.compare import compare
 from paramgolf.study.listing import ListedRun, SortKey, list_runs
 from tests.written_runs import NATS_D, write_audit, write_run
 
@@ -91,7 +92,7 @@ def test_the_table_fits_80_columns_and_drops_nothing() -> None:
     )
     run = run._replace(text=("a" * 64, "original"))
     waiting = run._replace(bpb=None, state="before prepare", text=("", ""))
-    other = run._replace(text=("b" * 64, "original"))
+    other = run._replace(text=("b" * 64, "original"), tokenizer_is_self_reported=True)
     console = Console(file=io.StringIO(), width=80)
     console.print(as_table([run, waiting, other]))
     assert isinstance(console.file, io.StringIO)
@@ -99,7 +100,8 @@ def test_the_table_fits_80_columns_and_drops_nothing() -> None:
     assert max(map(len, text.splitlines())) <= 80
     for word in (
         "h200-in-sample",
-        "1.1873",
+        "1.1873 ",
+        "1.1873*",
         "score-first",
         "15,991,234",
         "outdated",
@@ -141,3 +143,25 @@ def test_forms_of_a_text_are_not_one_ranking(
     for options in ([str(tmp_path)], [str(tmp_path / "b")]):
         listing(options)
         assert "restored as nfkc_cf: less is predicted" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_is_not_counted_by_its_own_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetched = {"repo": "somebody/golf", "revision": "0", "dataset": "fineweb10B_sp512"}
+    for seed, (name, claim) in enumerate(
+        {"a": {}, "b": {"claim": "known", "origin": fetched}}.items()
+    ):
+        path = write_run(tmp_path / name, seed, NATS_D * (1 + seed / 10))
+        results = json.loads((path / "results.json").read_text())
+        results["tokenizer"] |= claim
+        write_json(path / "results.json", results)
+    listing([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert said.count("* ") == 2
+    assert "* with a tokenizer whose origin is self-reported" in said
+    lines = {
+        name: compare(tmp_path / name, tmp_path / "a", "", 0.005).verdict_line() for name in "ab"
+    }
+    assert ["self-reported" in line for line in lines.values()] == [False, True]
+    assert "the tokenizer of A is self-reported" in lines["b"]

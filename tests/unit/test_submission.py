@@ -19,6 +19,7 @@ from paramgolf.publish.submission import write_folder, write_submission
 from paramgolf.publish.submitted import read_runs
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import write_json
+from paramgolf.verify.facts import submitted
 from tests.written_runs import BYTES_D, NATS_D, TINY, write_audit, write_run, write_seeds
 
 SCALES = {5: 1.02, 7: 0.98, 9: 1.0}
@@ -302,3 +303,40 @@ def test_a_submission_audits_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     said = write_submission([folder], tmp_path / "out", "", "", False, Reporter())
     assert audits == ["seed-5", "seed-7", "seed-9"]
     assert said["compliant"] is False
+
+
+def disagreeing(folder: Path) -> list[str]:
+    return [fact.name for fact in submitted(folder)[0] if fact.agrees == "NO"]
+
+
+EDITS: dict[str, Any] = {
+    "compliant": True, "label": "score-first", "verdict": "compliant as fixed predictor",
+    "val_bpb": 0.5, "val_loss": 0.5, "val_bpb_std": 0.0, "stage": "ema", "bytes_total": 1,
+    "bytes_code": 0, "bytes_model": 1, "model_of_seed": 7, "recipe": "best", "text_sha256": "0",
+    "text_restored_as": "nmt_nfkc", "text_bytes": 10**9, "tokens": 1, "num_ranks": {"train": 8},
+    "hardware": {}, "versions": {}, "requested_seeds": [5, 7, 9, 11],
+}  # fmt: skip
+
+
+def test_every_entry_of_a_submission_follows_from_its_files(tmp_path: Path) -> None:
+    """Also what each seed's entry says, and the verdict that an audit states of its own checks."""
+    folder, out = audited(tmp_path / "seeds", ("provenance",)), tmp_path / "out"
+    said = submit([folder], out)
+    assert disagreeing(out) == []
+    for key, value in EDITS.items():
+        assert said[key] != value
+        write_json(out / "submission.json", said | {key: value})
+        assert disagreeing(out), key
+    for key, value in said["seeds"]["9"].items():
+        changed = {**said["seeds"], "9": said["seeds"]["9"] | {key: not value}}
+        if not isinstance(value, bool):
+            changed["9"][key] = f"{value}0" if isinstance(value, str) else value + 1
+        write_json(out / "submission.json", said | {"seeds": changed})
+        assert disagreeing(out) == ["submission: all entries"], key
+    forged = {**said, "compliant": True, "verdict": "compliant as fixed predictor"}
+    forged["seeds"]["9"]["audit_passed"] = True
+    write_json(out / "submission.json", forged)
+    path = out / "results" / "audit-seed-9.json"
+    audit = json.loads(path.read_text()) | {"passed": True, "failed": []}
+    write_json(path, audit)
+    assert "submission: compliant" in disagreeing(out)

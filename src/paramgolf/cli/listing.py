@@ -50,6 +50,11 @@ def list(arguments: Sequence[str]) -> None:
             )
             if form != "original":
                 reporter.line(f"      restored as {form}: less is predicted")
+    if any(run.tokenizer_is_self_reported for run in runs):
+        reporter.line(
+            "* with a tokenizer whose origin is self-reported, and which is therefore not counted: "
+            "`paramgolf verify RUN` checks it"
+        )
 
 
 def _several(texts: dict[tuple[str, str], int]) -> bool:
@@ -84,7 +89,8 @@ def as_table(runs: Sequence[ListedRun]) -> Table:
         if run.bpb is None or run.bytes is None:
             figures = ("", run.state, "", "")
         else:
-            figures = (f"{run.bpb:.4f}", run.label, f"{run.bytes:,}", run.audit)
+            mark = "*" if run.tokenizer_is_self_reported else ""
+            figures = (f"{run.bpb:.4f}{mark}", run.label, f"{run.bytes:,}", run.audit)
         number = "" if run.bpb is None else str(texts[run.text])
         table.add_row(
             date, printable(run.path), printable(run.recipe), *[number] * several, *figures

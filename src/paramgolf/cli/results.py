@@ -43,7 +43,7 @@ def print_results(results: dict[str, Any], path: Path, reporter: LiveReporter) -
         reporter: the console.
     """
     from paramgolf.data.claims import shown_form
-    from paramgolf.scoring.bits_per_byte import shown_label
+    from paramgolf.scoring.bits_per_byte import label_of
 
     form = shown_form(results["tokenizer"])
     stages, size = results["stages"], results["bytes"]
@@ -58,7 +58,7 @@ def print_results(results: dict[str, Any], path: Path, reporter: LiveReporter) -
     reporter.line(f"          `paramgolf audit {path}` checks the rest")
     stage, score = list(stages.items())[-1]
     reporter.line("")
-    label = shown_label(score["label"], score["bytes_are"]) + form
+    label = label_of(results, stage)
     reporter.line(f"score     {score['bpb']:.4f} BPB, {label} ({STAGE_TITLES[stage]})")
     reporter.line(
         f"size      {size['total']:,} of {size['budget']:,} bytes ({_size_parts(results)})"
@@ -115,12 +115,14 @@ def _scores(title: str, scores: dict[str, dict[str, Any]], form: str) -> Table:
 
 def _size_parts(results: dict[str, Any]) -> str:
     """Return the parts of a run's size that count in the budget."""
+    from paramgolf.data.claims import described
+
     size = results["bytes"]
     parts = f"model.bin {size['model']:,}, code {size['code']:,}"
     if results["tokenizer"]["claim"] == "given":
         parts += f", given tokenizer {size['tokenizer']:,}"
     elif results["tokenizer"]["claim"] == "known":
-        parts += f"; the tokenizer is not counted: {results['tokenizer']['source']}"
+        parts += f"; the tokenizer is not counted: {described(results['tokenizer'])}"
     return parts
 
 

@@ -104,9 +104,8 @@ def _score(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
 
 
 def _run(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
-    from paramgolf.data.claims import shown_form
     from paramgolf.pipeline.session import resume, start
-    from paramgolf.scoring.bits_per_byte import shown_label
+    from paramgolf.scoring.bits_per_byte import label_of
 
     reporter = standard_output()
     if chosen.resume:
@@ -116,8 +115,7 @@ def _run(chosen: argparse.Namespace, config: RunConfig, file: Path) -> None:
     reporter.line("stage              BPB      tokens  text bytes  label")
     for stage, score in results["stages"].items():
         sizes = f"{score['tokens']:>11,} {score['bytes']:>11,}"
-        label = shown_label(score["label"], score["bytes_are"]) + shown_form(results["tokenizer"])
-        reporter.line(f"{stage:<11} {score['bpb']:>10.6f} {sizes}  {label}")
+        reporter.line(f"{stage:<11} {score['bpb']:>10.6f} {sizes}  {label_of(results, stage)}")
     size = results["bytes"]
     parts = f"model.bin {size['model']:,}, train_gpt.py {size['code']:,}"
     if results["tokenizer"]["claim"] == "given":

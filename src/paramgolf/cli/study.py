@@ -135,7 +135,7 @@ def compare(arguments: list[str]) -> None:
 
 
 def _print_seeds(title: str, found: SeedRuns, reporter: LiveReporter) -> None:
-    from paramgolf.study.runs import label_of
+    from paramgolf.scoring.bits_per_byte import label_of
 
     stages, sizes = found.stages(), found.sizes()
     table = _table(f"statistics over {title}", "", "mean", "std", "min", "max", "worst seed")

@@ -28,20 +28,38 @@ def tokenizer_claim(
 
     Returns:
         "sha256", "bytes", "pieces"; "claim": "trained" on the run's own training text, "known" to
-        everyone, or "given", whose bytes count in the budget; "source" in words; and "origin": of a
-        trained one "case_ops", and how many "documents" with the smallest hashes it was trained on
-        (None: all, in their order); of one that `data fetch` fetched, "repo", "revision" and
-        "dataset", as its source.json says; else None.
+        everyone, or "given", whose bytes count in the budget; and "origin": of a trained one
+        "case_ops", and how many "documents" with the smallest hashes it was trained on (None: all,
+        in their order); of one that `data fetch` fetched, "repo", "revision" and "dataset", as its
+        source.json says; else None.
     """
-    claim, source, origin = _origin(tokenizer, file, train_sha256)
+    claim, origin = _origin(tokenizer, file, train_sha256)
     return {
         "sha256": tokenizer.sha256,
         "bytes": len(tokenizer.model),
         "pieces": tokenizer.vocab_size,
         "claim": claim,
-        "source": source,
         "origin": origin,
     }
+
+
+def described(claim: dict[str, Any]) -> str:
+    """Return in words where a tokenizer comes from."""
+    origin = claim["origin"] or {}
+    if claim["claim"] == "trained":
+        count = origin.get("documents")
+        part = "" if count is None else f"{count:,} documents of "
+        return f"trained on {part}the run's own training text"
+    if claim["claim"] == "given":
+        return "given: its training text is not known"
+    if is_self_reported(claim):
+        return f"fetched from {origin.get('repo')} (self-reported)"
+    return f"known: {KNOWN[claim['sha256']]}"
+
+
+def is_self_reported(claim: dict[str, Any]) -> bool:
+    """Return whether a tokenizer is not counted because of what a source.json says alone."""
+    return claim["claim"] == "known" and claim["sha256"] not in KNOWN
 
 
 def shown_form(claim: dict[str, Any]) -> str:
@@ -56,31 +74,30 @@ def counted_bytes(claim: dict[str, Any]) -> int:
 
 def _origin(
     tokenizer: Tokenizer, file: Path | None, train_sha256: str | None
-) -> tuple[str, str, dict[str, Any] | None]:
+) -> tuple[str, dict[str, Any] | None]:
     sha256 = tokenizer.sha256
     if file is None:
         training = {"case_ops": tokenizer.case_ops, "documents": None}
-        return "trained", "trained by the run on its training text", training
+        return "trained", training
     if sha256 in KNOWN:
-        return "known", KNOWN[sha256], None
+        return "known", None
     built = built_by_us(file.parent)
     if built is not None and built["tokenizer"]["sha256"] == sha256:
         trained_on = built["tokenizer"].get("trained_on")
         same = train_sha256 in (None, built["splits"]["train"]["text_sha256"])
         if trained_on is not None and same:
             training = {"case_ops": tokenizer.case_ops, "documents": trained_on["documents"]}
-            source = f"trained by data build on {trained_on['bytes']:,} bytes of its training text"
-            return "trained", source, training
+            return "trained", training
     earlier = _of_earlier_run(file, train_sha256)
     if earlier is not None and earlier.get("sha256") == sha256:
         claim, origin = earlier.get("claim"), earlier.get("origin")
         if claim == "given" or (claim in ("known", "trained") and isinstance(origin, dict)):
-            return claim, str(earlier.get("source")), origin
+            return claim, origin
     fetched = file.with_name("source.json")
     if fetched.exists() and read_key(fetched, "files", file.name, "sha256") == sha256:
         origin = {key: read_key(fetched, key) for key in ("repo", "revision", "dataset")}
-        return "known", f"fetched from {origin['repo']} (self-reported)", origin
-    return "given", "given: its training text is not known", None
+        return "known", origin
+    return "given", None
 
 
 def _of_earlier_run(file: Path, train_sha256: str | None) -> dict[str, Any] | None:

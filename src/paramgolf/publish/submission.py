@@ -6,7 +6,6 @@ import json
 import math
 import shlex
 import shutil
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from paramgolf.data.claims import described
 from paramgolf.errors import UserError
 from paramgolf.publish.bundle import bundle, without_paths
 from paramgolf.publish.submitted import Submission, read_runs
@@ -27,12 +27,10 @@ from paramgolf.runtime.outputs import require_new_directory
 from paramgolf.runtime.records import read_environment
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.study.runs import SeedRun, flat_config
-from paramgolf.study.scores import RunScore
-from paramgolf.verify.audit import audit
+from paramgolf.verify.audit import AUDITED_POSITIONS, audit
 from paramgolf.verify.audited_run import fresh_seed
 from paramgolf.verify.checks import audited_files
-
-_AUDITED_POSITIONS = 4
+from paramgolf.verify.summary import machine, summary
 
 
 def write_submission(
@@ -63,7 +61,7 @@ def write_submission(
         reporter.line(f"audit of seed {run.seed}")
         config = RunDir.open(run.path)[2]
         runtime = select_runtime(config.device)
-        audit(run.path, _AUDITED_POSITIONS, fresh_seed(), runtime, reporter).save(run.path)
+        audit(run.path, AUDITED_POSITIONS, fresh_seed(), runtime, reporter).save(run.path)
         refresh(run.path, reporter)
     return write_folder(read_runs(paths, incomplete), out, author, name)
 
@@ -78,19 +76,19 @@ def write_folder(found: Submission, out: Path, author: str, name: str) -> dict[s
             is left there.
     """
     require_new_directory(out)
-    summary = _summary(found, author, name or found.recipe)
+    said = _summary(found, author, name or found.recipe)
     try:
         sizes = bundle(found.chosen.path, out)
         for run, checks in zip(found.seeds.finished, found.audits, strict=True):
             write_json(out / "results" / f"seed-{run.seed}.json", run.results)
             write_bytes(out / f"train_log_seed{run.seed}.txt", _log(run).encode())
             _write_audit(run, checks, run is found.chosen, out)
-        write_bytes(out / "README.md", _readme(found, summary, sizes).encode())
-        write_json(out / "submission.json", summary)
+        write_bytes(out / "README.md", _readme(found, said, sizes).encode())
+        write_json(out / "submission.json", said)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    return summary
+    return said
 
 
 def _write_audit(run: SeedRun, checks: dict[str, Any], chosen: bool, out: Path) -> None:
@@ -120,79 +118,19 @@ def _write_audit(run: SeedRun, checks: dict[str, Any], chosen: bool, out: Path) 
 
 
 def _summary(found: Submission, author: str, name: str) -> dict[str, Any]:
-    """Return the contents of submission.json."""
-    finished, scores = found.seeds.finished, found.scores
-    bpb = [score.bpb for score in scores]
-    environment = read_environment(RunDir(found.chosen.path))
-    results = found.chosen.results or {}
-    began, date = _dates(finished)
+    """Return the contents of submission.json, bad news before the score."""
+    began, date = _dates(found.seeds.finished)
+    head = {"name": name, "author": author or None, "date": date}
+    derived = summary(found.records)
+    head |= {"compliant": derived["compliant"], "complete": found.complete}
     return {
-        "name": name,
-        "author": author or None,
-        "date": date,
-        "compliant": found.compliant,
-        "complete": found.complete,
-        "label": found.label,
-        "verdict": _verdict(found),
-        "val_bpb": statistics.fmean(bpb),
-        "val_loss": statistics.fmean(score.loss_nats for score in scores),
-        "val_bpb_std": statistics.stdev(bpb) if len(bpb) > 1 else None,
-        "stage": found.stage,
-        "bytes_total": results["bytes"]["total"],
-        "bytes_code": results["bytes"]["code"],
-        "bytes_model": results["bytes"]["model"],
-        "model_of_seed": found.chosen.seed,
-        "seeds": {
-            str(run.seed): _seed_summary(run, score, checks)
-            for run, score, checks in zip(finished, scores, found.audits, strict=True)
-        },
+        **head,
+        **derived,
         "requested_seeds": list(found.seeds.requested) or None,
         "left_out": {str(run.seed): run.reason for run in found.seeds.left_out},
-        "recipe": found.recipe,
-        "text_sha256": scores[0].text_sha256,
-        "text_restored_as": scores[0].restores,
-        "text_bytes": scores[0].bytes,
-        "tokens": scores[0].tokens,
         "first_run_began": began,
-        "num_ranks": results["num_ranks"],
-        "hardware": {key: environment[key] for key in ("platform", "gpu", "cpu_threads")},
-        "versions": {
-            key: environment[key] for key in ("paramgolf", "python", "packages", "cuda")
-        },
-    }  # fmt: skip
-
-
-def _seed_summary(run: SeedRun, score: RunScore, checks: dict[str, Any]) -> dict[str, Any]:
-    """Return one seed's entry in submission.json."""
-    results = run.results or {}
-    return {
-        "val_bpb": score.bpb,
-        "val_loss": score.loss_nats,
-        "label": score.label,
-        "bytes_total": results["bytes"]["total"],
-        "steps": results["steps"],
-        "training_seconds": results["budgets"]["training"],
-        "evaluation_seconds": results["budgets"]["evaluation"],
-        "audit_passed": checks["passed"],
-        "artifact_sha256": results["artifact_sha256"],
+        **machine(read_environment(RunDir(found.chosen.path))),
     }
-
-
-def _verdict(found: Submission) -> str:
-    """Return the audits' verdict in one line; if some do not pass, conditions and seeds."""
-    if found.compliant:
-        first = " ".join(found.audits[0]["verdict"][0].split())
-        return first.removeprefix("verdict ")
-    conditions = sorted({name for checks in found.audits for name in checks["failed"]})
-    seeds = [
-        str(run.seed)
-        for run, checks in zip(found.seeds.finished, found.audits, strict=True)
-        if not checks["passed"]
-    ]
-    if conditions:
-        return f"NOT compliant: {', '.join(conditions)} (seeds {', '.join(seeds)})"
-    names = sorted({name for checks in found.audits for name in checks["unverified"]})
-    return f"compliance not verified: {', '.join(names)} (seeds {', '.join(seeds)})"
 
 
 def _dates(runs: Sequence[SeedRun]) -> tuple[str, str]:
@@ -230,7 +168,7 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _readme(found: Submission, summary: dict[str, Any], sizes: dict[str, int]) -> str:
+def _readme(found: Submission, said: dict[str, Any], sizes: dict[str, int]) -> str:
     """Render README.md from templates/submission.md.j2."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("paramgolf.publish"),
@@ -249,9 +187,10 @@ def _readme(found: Submission, summary: dict[str, Any], sizes: dict[str, int]) -
     }
     return environment.get_template("submission.md.j2").render(
         found=found,
-        submission=summary,
+        submission=said,
         sizes=sizes,
         results=results,
+        tokenizer=described(results["tokenizer"]),
         ledger=[
             (phase, seconds, account(phase, results["adapted_on"]))
             for phase, seconds in results["seconds"].items()

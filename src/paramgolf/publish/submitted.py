@@ -17,6 +17,7 @@ from paramgolf.runtime.rundir import RunDir
 from paramgolf.study.runs import SeedRun, first_difference
 from paramgolf.study.scores import RunScore, read_score, require_same
 from paramgolf.study.seeds import SeedRuns, read_seeds
+from paramgolf.verify.summary import Record, median_seed
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Submission:
 
     @property
     def chosen(self) -> SeedRun:
-        """The run whose model is submitted: the median by score (of two, the lower BPB)."""
-        order = sorted(range(len(self.scores)), key=lambda i: self.scores[i].bpb)
-        return self.seeds.finished[order[(len(order) - 1) // 2]]
+        """The run whose model is submitted."""
+        seed = median_seed({score.seed: score.bpb for score in self.scores})
+        return next(run for run in self.seeds.finished if run.seed == seed)
 
     @cached_property
     def audits(self) -> list[dict[str, Any]]:
@@ -42,19 +43,15 @@ class Submission:
         return [without_paths(read_audit(RunDir(run.path))) for run in self.seeds.finished]
 
     @property
-    def compliant(self) -> bool:
-        """Whether the audit of every run passes."""
-        return all(found["passed"] for found in self.audits)
+    def records(self) -> dict[int, Record]:
+        """Results and audit of every finished run."""
+        runs = zip(self.seeds.finished, self.audits, strict=True)
+        return {run.seed: Record(run.results or {}, audit) for run, audit in runs}
 
     @property
     def complete(self) -> bool:
         """Whether every seed that was asked for has a score."""
         return not self.seeds.left_out
-
-    @property
-    def label(self) -> str:
-        """Label of the submitted score."""
-        return self.scores[0].label
 
 
 def read_runs(paths: Sequence[Path], incomplete: bool) -> Submission:

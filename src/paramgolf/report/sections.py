@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from paramgolf.config import RunConfig, to_json
-from paramgolf.data.claims import shown_form
+from paramgolf.data.claims import described, shown_form
 from paramgolf.data.fingerprints import RUN_LETTERS
 from paramgolf.data.overlap import MAX_BYTES, MAX_DOCUMENTS
 from paramgolf.model.layout import layout
@@ -178,7 +178,7 @@ def sizes(results: dict[str, Any]) -> dict[str, Any]:
         text = f"{value:,}  ({100 * value / size['total']:.1f} %)"
         rows.append(figures.Bar(name, value, kind, text))
     integers = sum(size["by_part"][name] for name in _INTEGERS)
-    return {"bars": rows, "integers": integers}
+    return {"bars": rows, "integers": integers, "tokenizer": described(results["tokenizer"])}
 
 
 def seconds(config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:

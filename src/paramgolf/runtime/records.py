@@ -5,6 +5,7 @@ docs/results.md documents the keys. Other keys are not checked here: the audit r
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from paramgolf.runtime.ledger import PHASES
@@ -53,7 +54,6 @@ _TOKENIZER = {
     "bytes": COUNT,
     "pieces": COUNT,
     "claim": frozenset(("trained", "known", "given")),
-    "source": str,
     "origin": ({}, None),
     "restores": str,
 }
@@ -135,6 +135,7 @@ _RESULTS = {
     "xz": {"bytes": int, "bpb": float},
 }
 _ENVIRONMENT = {
+    "requested_seeds?": [int],
     "paramgolf": str,
     "python": str,
     "platform": str,
@@ -201,8 +202,14 @@ def read_results(run: RunDir) -> dict[str, Any]:
     Raises:
         UserError: if it cannot be read, or naming the first key that is missing or wrong.
     """
-    advice = f"restore it, or remove it and `paramgolf run --resume {run.path}`"
-    results = read_record(run.results_file, _RESULTS, advice)
+    return results_in(
+        run.results_file, f"restore it, or remove it and `paramgolf run --resume {run.path}`"
+    )
+
+
+def results_in(path: Path, advice: str) -> dict[str, Any]:
+    """Read what `read_results` does from a file of another name; `advice` ends the error."""
+    results = read_record(path, _RESULTS, advice)
     scores = results["stages"]
     results["stages"] = {name: scores[name] for name in _SCORED_STAGES if name in scores}
     return results
@@ -227,6 +234,9 @@ def read_quantization(run: RunDir) -> dict[str, dict[str, float]]:
 
 def read_audit(run: RunDir) -> dict[str, Any]:
     """Return the content of audit.json; raises like `read_results`."""
-    return read_record(
-        run.path / "audit.json", _AUDIT, f"write it again with `paramgolf audit {run.path}`"
-    )
+    return audit_in(run.path / "audit.json", f"write it again with `paramgolf audit {run.path}`")
+
+
+def audit_in(path: Path, advice: str) -> dict[str, Any]:
+    """Read what `read_audit` does from a file of another name; `advice` ends the error."""
+    return read_record(path, _AUDIT, advice)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paramgolf.data.claims import shown_form
 from paramgolf.data.provenance import Label
 from paramgolf.data.shards import document_starts
 
@@ -48,6 +50,12 @@ class Score:
 def shown_label(label: str, bytes_are: str) -> str:
     """Return a label as people read it: it says so if the bytes are not the original's."""
     return label if bytes_are == "original" else f"{label}, bytes {bytes_are}"
+
+
+def label_of(results: dict[str, Any], stage: str) -> str:
+    """Return the label of a score in results.json as people read it, with the text's form."""
+    score = results["stages"][stage]
+    return shown_label(score["label"], score["bytes_are"]) + shown_form(results["tokenizer"])
 
 
 def score_losses(losses_N: Tensor, num_bytes: int, bytes_are: str, label: Label) -> Score:

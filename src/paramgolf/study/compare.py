@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from paramgolf.data.claims import is_self_reported
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.study.runs import SeedRun
 from paramgolf.study.scores import (
@@ -40,6 +41,8 @@ class Group:
     path: Path
     scores: list[RunScore]
     left_out: list[SeedRun]
+    tokenizer_is_self_reported: bool = False
+    """Whether the tokenizer of a run is not counted because of what a source.json says alone."""
 
     @property
     def bpb(self) -> Array:
@@ -59,6 +62,7 @@ class Group:
             "bpb": self.bpb.tolist(),
             "loss_nats": [score.loss_nats for score in self.scores],
             "tokens": self.scores[0].tokens,
+            "tokenizer_is_self_reported": self.tokenizer_is_self_reported,
             "left_out": [{"seed": run.seed, "state": run.state} for run in self.left_out],
         }
 
@@ -94,7 +98,14 @@ class Comparison:
         return "worse" if test.p_worse < ALPHA else "not shown"
 
     def verdict_line(self) -> str:
-        """Return the verdict in words."""
+        """Return the verdict in words, with what it rests on."""
+        groups = {"A": self.a, "B": self.b}
+        named = [name for name, group in groups.items() if group.tokenizer_is_self_reported]
+        if not named:
+            return self._test_line()
+        return f"{self._test_line()}; the tokenizer of {' and '.join(named)} is self-reported"
+
+    def _test_line(self) -> str:
         by_seeds = not isinstance(self.seeds, str)
         test = self.seeds if by_seeds else self.documents
         margin = f"{self.margin_nats:g} nats per token ({self.margin_bpb:.4f} BPB)"
@@ -154,7 +165,12 @@ def compare(path_a: Path, path_b: Path, stage: str, margin_nats: float) -> Compa
             raise UserError(f"{path} has no finished run: {runs.coverage()}")
     stage = stage or _last_common_stage([run for runs in found for run in runs.finished])
     a, b = (
-        Group(path, [read_score(run, stage) for run in runs.finished], runs.left_out)
+        Group(
+            path,
+            [read_score(run, stage) for run in runs.finished],
+            runs.left_out,
+            any(is_self_reported(run.results["tokenizer"]) for run in runs.finished if run.results),
+        )
         for path, runs in zip(paths, found, strict=True)
     )
     require_same(a.scores + b.scores, ("text_sha256", "restores", "bytes", "label"))

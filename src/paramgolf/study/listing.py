@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from paramgolf.data.claims import is_self_reported
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_json
 from paramgolf.runtime.records import read_audit, read_results
@@ -41,6 +42,8 @@ class ListedRun(NamedTuple):
     text: tuple[str, str] = ("", "")
     """SHA-256 of the scored text (empty: not finished, or not recorded), and in which form it comes
     back from its tokens. Only scores with the same are comparable."""
+    tokenizer_is_self_reported: bool = False
+    """Whether its tokenizer is not counted because of what a source.json says alone."""
 
 
 _KEYS: dict[SortKey, Callable[[ListedRun], Any]] = {
@@ -108,8 +111,9 @@ def _read(path: Path) -> ListedRun:
         finished = SeedRun(path, seed, results)
         text = (finished.text_sha256, finished.restores)
         label = shown_label(score["label"], score["bytes_are"])  # the form stands below the table
+        claimed = is_self_reported(results["tokenizer"])
         return ListedRun(
-            path, recipe, seed, "finished", score["bpb"], label, size, audit, date, text
+            path, recipe, seed, "finished", score["bpb"], label, size, audit, date, text, claimed
         )
     except (UserError, KeyError, TypeError, AttributeError, IndexError):
         return ListedRun(path, "?", 0, "unreadable", None, "", None, "none", date)

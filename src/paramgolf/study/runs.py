@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 
 from paramgolf.config import RunConfig, to_json
-from paramgolf.data.claims import shown_form
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.pipeline.run import STAGES
 from paramgolf.pipeline.session import resume, start
@@ -23,7 +22,6 @@ from paramgolf.runtime.records import read_results
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.runtime.schema import read_record
 from paramgolf.runtime.signals import Stopped, received
-from paramgolf.scoring.bits_per_byte import shown_label
 
 _SEED_DIRECTORY = re.compile(r"seed-(\d+)")
 
@@ -81,12 +79,6 @@ class SeedRun(NamedTuple):
         return read_record(path, {"requested_seeds?": [int]}, "restore it").get(
             "requested_seeds", []
         )
-
-
-def label_of(results: dict[str, Any], stage: str) -> str:
-    """Return the label of a score in results.json as people read it."""
-    score = results["stages"][stage]
-    return shown_label(score["label"], score["bytes_are"]) + shown_form(results["tokenizer"])
 
 
 def different_forms(form: str, path: Path, other: str, another: Path) -> str:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.study.runs import SeedRun, different_forms, label_of
+from paramgolf.scoring.bits_per_byte import label_of
+from paramgolf.study.runs import SeedRun, different_forms
 from paramgolf.verify.checks import other_sums
 
 Array = NDArray[np.float64]

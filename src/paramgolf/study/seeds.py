@@ -15,11 +15,11 @@ from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.files import write_json
 from paramgolf.runtime.schema import read_record
+from paramgolf.scoring.bits_per_byte import label_of
 from paramgolf.study.runs import (
     SeedRun,
     different_forms,
     flat_config,
-    label_of,
     read_run,
     require_configuration,
     require_one_process,

@@ -46,6 +46,8 @@ from paramgolf.verify.scored_again import CodeFile, CodeFileError
 from paramgolf.verify.text_checks import ORIGIN, text_checks
 
 _CONDITIONS = "1 causal, 2 normalised, 3 score before update, 4 one pass"
+AUDITED_POSITIONS = 4
+"""At which every token of the vocabulary is scored, unless somebody asks for another number."""
 _LARGEST_LOSSES = 16
 _SAMPLED_LOSSES = 48
 _STANDARD_ERRORS = 4

@@ -35,7 +35,7 @@ from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.files import read_tensors
 from paramgolf.runtime.records import read_results
 from paramgolf.runtime.rundir import CODE_NAME, RunDir
-from paramgolf.scoring.bits_per_byte import shown_label
+from paramgolf.scoring.bits_per_byte import label_of
 from paramgolf.scoring.modes import ScoreMode, score_modes
 from paramgolf.scoring.predictor import Predictor, load_on
 from paramgolf.scoring.text_coder import CodedText, TextCoder
@@ -308,7 +308,8 @@ def _claim_of_run(
         UserError: naming the score that is not.
     """
     tensors, _ = read_tensors(run.documents)
-    stages = read_results(run)["stages"]
+    results = read_results(run)
+    stages = results["stages"]
     of_packed = [name for name in stages if name in tensors]
     if stage not in of_packed:
         raise UserError(f"{run.path} reports no score {stage!r} with its losses by document")
@@ -332,7 +333,7 @@ def _claim_of_run(
     return Claim(
         stage,
         stages[stage]["bpb"],
-        shown_label(stages[stage]["label"], stages[stage]["bytes_are"]),
+        label_of(results, stage),
         float(tensors[stage].double()[:count].sum()),
         len(sizes_D),
         int(sizes_D.sum()),

@@ -81,7 +81,6 @@ KEYS: dict[str, Key] = {
     "tokenizer.bytes": _TOKENIZER,
     "tokenizer.pieces": _TOKENIZER,
     "tokenizer.claim": _recomputed("training it again, where its text is at hand; known hashes"),
-    "tokenizer.source": _self_reported("what prepared the text"),
     "tokenizer.origin": _self_reported("what prepared the text"),
     "tokenizer.origin.*": _self_reported("what prepared the text"),
     "tokenizer.restores": _recomputed("tokenizer.model and the text"),

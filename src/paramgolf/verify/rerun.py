@@ -13,7 +13,7 @@ from typing import Any
 
 from paramgolf.codefile.reading import configuration_in
 from paramgolf.config import RunConfig, from_json
-from paramgolf.data.claims import KNOWN
+from paramgolf.data.claims import KNOWN, is_self_reported
 from paramgolf.data.hub.repository import Unreachable
 from paramgolf.data.hub.selection import fetched_tokenizer
 from paramgolf.data.provenance import Provenance
@@ -21,11 +21,14 @@ from paramgolf.data.text_source import kind_of_text
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.pipeline.session import resume, start
 from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.device import select_runtime
 from paramgolf.runtime.files import sha256_of_file
 from paramgolf.runtime.records import read_environment, read_results
 from paramgolf.runtime.rundir import CODE_NAME, RunDir
 from paramgolf.scoring.bits_per_byte import shown_label
-from paramgolf.verify.facts import Agreement, Fact, equal, submitted_files
+from paramgolf.verify.audit import AUDITED_POSITIONS, audit
+from paramgolf.verify.audited_run import fresh_seed
+from paramgolf.verify.facts import Agreement, Fact, equal, submitted
 from paramgolf.verify.text_checks import is_fetched
 
 MAX_BPB_DIFFERENCE = 0.02
@@ -153,7 +156,9 @@ def verify(folder: Path, source: Path | None, out: Path, reporter: Reporter) -> 
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out} is the run to verify: name another directory")
     claims = Claims.read(folder)
-    facts = submitted_files(folder) if (folder / "submission.json").exists() else []
+    facts, is_compliant = [], False
+    if (folder / "submission.json").exists():
+        facts, is_compliant = submitted(folder)
     config = job(claims, folder, source)
     if RunDir(out).config_file.exists():
         if dataclasses.replace(RunDir.open(out)[2], device=config.device) != config:
@@ -165,9 +170,20 @@ def verify(folder: Path, source: Path | None, out: Path, reporter: Reporter) -> 
     same = again.artifact_sha256 == claims.artifact_sha256
     facts += compare_claims(claims, again)
     tokenizer = claims.results["tokenizer"]
-    if tokenizer["claim"] == "known" and tokenizer["sha256"] not in KNOWN:
+    if is_self_reported(tokenizer):
         facts.append(_fetched_again(tokenizer))
+    if is_compliant:
+        facts.append(_audited_again(out, config, reporter))
     return Verification(facts, same, out, config.seed)
+
+
+def _audited_again(rerun: Path, config: RunConfig, reporter: Reporter) -> Fact:
+    """Audit the rerun of a submission that is said to be compliant: its audits may be forged."""
+    reporter.line("audit of the rerun")
+    runtime = select_runtime(config.device)
+    found = audit(rerun, AUDITED_POSITIONS, fresh_seed(), runtime, reporter)
+    said = "passes" if found.passed else ", ".join(found.failed or found.unverified)
+    return Fact("audit of the rerun", "passes", said, "yes" if found.passed else "NO")
 
 
 def _fetched_again(tokenizer: dict[str, Any], endpoint: str | None = None) -> Fact:

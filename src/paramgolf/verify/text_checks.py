@@ -17,7 +17,7 @@ import numpy as np
 from paramgolf.config import RunConfig
 from paramgolf.data import corpus, shards
 from paramgolf.data.chunks import exact_key
-from paramgolf.data.claims import KNOWN
+from paramgolf.data.claims import described, is_self_reported
 from paramgolf.data.documents import Document, find_jsonl, read_jsonl
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.streams import Stream, cut, of_shards, require_counted, require_restored
@@ -140,8 +140,8 @@ def _claim(
         figure = f"given: {len(tokenizer.model):,} bytes, {counted:,} counted in the budget"
         return check(name, "bytes", counted == len(tokenizer.model), figure)
     if claim["claim"] == "known":
-        if tokenizer.sha256 in KNOWN:
-            return check(name, "bytes", True, f"known: {KNOWN[tokenizer.sha256]}")
+        if not is_self_reported(claim):
+            return check(name, "bytes", True, described(claim))
         origin = claim["origin"]
         if not is_fetched(origin):
             return check(name, "bytes", False, "neither on the list nor fetched by `data fetch`")
@@ -152,9 +152,9 @@ def _claim(
         return check(name, "bytes", True, figure, "self-reported")
     paths = prepared.shards("train", run.data)
     if gone := [path for path in paths if not path.exists()]:
-        return not_verified(check(name, "bytes", True, claim["source"]), gone[0])
+        return not_verified(check(name, "bytes", True, described(claim)), gone[0])
     again = _trained_again(paths, claim, tokenizer)
-    figure = claim["source"] if again else f"trained again, it is another than the run's: {claim}"
+    figure = described(claim) if again else f"trained again, it is another than the run's: {claim}"
     return check(name, "bytes", again, figure)
 
 
