@@ -15,6 +15,7 @@ from paramgolf.config import DataConfig
 from paramgolf.data import shards
 from paramgolf.data.claims import tokenizer_claim
 from paramgolf.data.documents import (
+    JSONL_NAMES,
     Document,
     batches,
     digest_record,
@@ -115,7 +116,7 @@ def _read_jsonl(job: Job) -> tuple[dict[str, list[Document]], str]:
     for name in ("train", "val"):
         files = find_jsonl(folder, name)
         if not files:
-            raise UserError(f"{folder} contains no {name}*.jsonl[.gz|.xz]")
+            raise UserError(f"{folder} contains no {name}*.{JSONL_NAMES}")
         splits[name] = []
         for path in files:
             progress = job.reporter.progress(f"read {name}", unit="bytes")
