@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from paramgolf.cli.main import _COMMANDS
 from tests.e2e import command
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
+from tests.written_runs import write_run
 
 FULL = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
 CLOSED = "import os; ends = os.pipe(); os.dup2(ends[1], 1); os.close(ends[0])"
@@ -93,3 +95,26 @@ def test_without_standard_output() -> None:
         timeout=command.TIMEOUT,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_characters_that_the_terminal_lacks(tmp_path: Path) -> None:
+    """A locale without UTF-8, and a file name that is none."""
+    folder = tmp_path / "Gr\u00fc\udcff"
+    write_run(folder / "run")
+    result = command.run("list", folder, env=command.ENVIRONMENT | {"PYTHONIOENCODING": "ascii"})
+    assert result.code == 0, result.stderr
+    assert "Gr\\xfc" in result.stdout
+
+
+def test_a_directory_that_was_removed(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    line = f"rmdir {tmp_path}/gone; {sys.executable} -m paramgolf list"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path / "gone", capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "the current directory no longer exists" in done.stderr
+
+
+def test_names_of_files(cli: Cli) -> None:
+    assert "a file name is too long: " in cli.error("run", "tiny", "--out", "a" * 300)
+    said = cli.error("run", "tiny", "--data.source=~/no-such-folder")
+    assert f"{Path.home()}/no-such-folder' is not a directory" in said
