@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,21 @@ def test_names_of_files(cli: Cli) -> None:
     assert "a file name is too long: " in cli.error("run", "tiny", "--out", "a" * 300)
     said = cli.error("run", "tiny", "--data.source=~/no-such-folder")
     assert f"{Path.home()}/no-such-folder' is not a directory" in said
+
+
+def test_a_crash_says_where(tmp_path: Path) -> None:
+    """As when a shard is truncated while it is mapped."""
+    file = tmp_path / "shard"
+    file.write_bytes(bytes(1 << 16))
+    patch = (
+        "import os, numpy as np, paramgolf.cli.main as cli\n"
+        "def dispatch(_):\n"
+        f"    mapped = np.memmap({str(file)!r}, np.uint8, 'r')\n"
+        f"    os.truncate({str(file)!r}, 0)\n"
+        "    mapped.sum()\n"
+        "cli._dispatch = dispatch\n"
+    )
+    done = subprocess.run(command.command(patch=patch), capture_output=True, text=True)
+    assert done.returncode == -signal.SIGBUS
+    assert "Fatal Python error: Bus error" in done.stderr
+    assert "in dispatch" in done.stderr

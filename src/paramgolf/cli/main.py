@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import sys
@@ -45,6 +46,8 @@ def main() -> NoReturn:
     arguments = list(map(_with_home, sys.argv[1:]))
     signals.install(notify=_announce_stop)
     guard_output()
+    if sys.stderr is not None:
+        faulthandler.enable()  # a shard that shrinks while it is mapped ends the process by SIGBUS
     try:
         try:
             _require_directory()
