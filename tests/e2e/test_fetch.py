@@ -521,7 +521,10 @@ def test_a_run_takes_the_folder_as_it_is(
 def test_record_finds_what_was_fetched(case: Case, source: Path, tmp_path: Path) -> None:
     """The two commands for many GPUs, on two CPUs: the hub's names and manifest, small shards."""
     built = tmp_path / "built"
-    build = (*"--vocab-size 512 --adapt-share 0 --shard-tokens 8000 --out".split(), built)
+    build = (
+        *["--vocab-size", "512", "--adapt-share", "0", "--shard-tokens", "8000", "--out"],
+        built,
+    )
     assert command.run("data", "build", source / "train.jsonl", *build).code == 0
     shards = {split: find_shards(built, split) for split in ("train", "val")}
     counts = {f"files_{split}": len(paths) for split, paths in shards.items()}
