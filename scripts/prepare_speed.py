@@ -26,7 +26,7 @@ from paramgolf.stages.job import Job
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.resolve()
     tokens = sum(len(open_shard(path)) for path in find_shards(folder, "train"))
@@ -44,9 +44,10 @@ def main() -> None:
             job = Job(
                 config, RunDir.create(Path(out) / "run", "record", config), select_runtime("cpu")
             )
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), sum(os.times()[:4])
             job.run.finish_stage("prepare", prepare.run(job))
             seconds = time.perf_counter() - began
+            worked = sum(os.times()[:4]) - worked
         own, other = (
             resource.getrusage(who).ru_maxrss / 1e6
             for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -54,8 +55,8 @@ def main() -> None:
         phases = ", ".join(f"{name} {spent:.1f}" for name, spent in job.ledger.seconds().items())
         print(
             f"{cores} cores, {turn} time: {tokens:,} training tokens in {seconds:.1f} s "
-            f"({tokens / seconds / 1e6:.1f} M/s), peak {own:.2f} GB, others {other:.2f} GB each "
-            f"[{phases}]",
+            f"({tokens / seconds / 1e6:.1f} M/s), {worked:.1f} s of all cores, "
+            f"peak {own:.2f} GB, others {other:.2f} GB each [{phases}]",
             flush=True,
         )
 

@@ -104,7 +104,7 @@ def write(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, help="train.jsonl.xz, val.jsonl.xz, sp8192.model")
     parser.add_argument("--train-shards", type=int, default=80)
