@@ -68,7 +68,7 @@ class Label:
         """Return the label of a run's own scores.
 
         Args:
-            overlaps: of the scored text, as `measured_overlap` returns them.
+            overlaps: of the scored text, as `RunTexts.overlaps` states them.
             adapted_on: the splits that the weights were adapted on; "val" is the scored text.
         """
         if "val" in adapted_on:

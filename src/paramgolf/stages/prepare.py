@@ -51,7 +51,7 @@ def run(job: Job) -> dict[str, Any]:
     Returns:
         The stage result: "text" is a `PreparedText`, "tokenizer" what `tokenizer_claim` returns,
         what it "restores" (`Stream.restored`) and its "long_piece_share", "overlap" what
-        `measured_overlap` returns.
+        `RunTexts.overlaps` states.
     """
     if not job.runtime.ranks.main:
         return {}
