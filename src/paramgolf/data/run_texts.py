@@ -79,9 +79,9 @@ class RunTexts:
         total, done = sum(split.tokens for split in text.splits.values()), 0
         index = RunIndex(text.scored_text(folder, tokenizer).texts)
         global _reading
-        _reading = tokenizer, index
         compared = [name for name in ("train", "adapt") if name in paths]
         for number, name in enumerate([*compared, "val"], start=1):
+            _reading = tokenizer, index if name in compared else RunIndex([])
             size, gathering, digest = 0, self._gathered[name], self._digests[name]
             tasks = ((tokens, gathering.sampling) for tokens in _parts(paths[name], tokenizer.bos))
             for part in self.read_all(tasks, text.splits[name].tokens):
@@ -91,7 +91,7 @@ class RunTexts:
                 size += len(part.records) - 8 * part.documents
                 done += part.tokens
                 progress(done, total)
-            if name != "val":
+            if name in compared:
                 self.overlaps["+".join(compared[:number])] = index.result()
             split = text.splits[name]
             if not split.text_sha256:
