@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from paramgolf.data import kept, processes, run_texts
-from paramgolf.data.documents import text_digest
+from paramgolf.data.documents import jsonl_lines, text_digest
 from paramgolf.data.fingerprints import runs_of
 from paramgolf.data.overlap import Overlap
 from paramgolf.data.processes import AllCores, on_all_cores
@@ -192,3 +194,34 @@ def test_a_process_that_is_killed_is_reported(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     with pytest.raises(UserError, match="was killed, perhaps for lack of memory"):
         list(on_all_cores(_die, range(3)))
+
+
+@pytest.mark.slow
+def test_a_stand_in_is_a_text_of_the_sizes_asked_for(model: bytes, tmp_path: Path) -> None:
+    """A run takes it; all shards but linked ones differ; its manifest says what it is."""
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    for split, texts in (("train", TRAIN), ("val", VAL)):
+        (corpus / f"{split}.jsonl").write_bytes(jsonl_lines(texts))
+    (corpus / "sp8192.model").write_bytes(model)
+    sizes = [
+        "--train-shards",
+        "3",
+        "--distinct",
+        "2",
+        "--shard-tokens",
+        "50000",
+        "--val-targets",
+        "70000",
+    ]
+    script = Path(__file__).parents[2] / "scripts" / "stand_in.py"
+    command = [sys.executable, script, "--out", out, "--corpus", corpus, *sizes]
+    assert "3 training shards of 50,000 tokens, 2 of them distinct" in subprocess.check_output(
+        command, text=True
+    )
+    result, _ = prepared(out, tmp_path / "run")
+    tokens = {name: split["tokens"] for name, split in result["text"]["splits"].items()}
+    assert (tokens["train"], tokens["val"]) == (150_000, 70_001)
+    contents = [path.read_bytes() for path in find_shards(out, "train")]
+    assert contents[0] == contents[2] != contents[1]
+    assert "stand-in for FineWeb" in json.loads((out / "manifest.json").read_text())["stand_in"]
