@@ -35,7 +35,9 @@ _MAX_FILE_BYTES = 1 << 26
 
 def union(parts: Iterable[Hashes]) -> Hashes:
     """Return all hashes of the parts, sorted and without repetition."""
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
+    hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *parts]))
+    # `np.unique` hashes integers first, which takes ten times as long.
+    return hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
 
 
 def are_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:

@@ -56,7 +56,7 @@ class RunTexts:
     ) -> None:
         """Read all shards, which must exist.
 
-        Memory holds one shard, the runs of the scored text (about 35 bytes for each of its bytes)
+        Memory holds one shard, the runs of the scored text (at most 62 bytes for each of its bytes)
         and, per process, about 0.3 GB.
 
         Args:
