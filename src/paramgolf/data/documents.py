@@ -220,7 +220,8 @@ def jsonl_lines(texts: Iterable[str]) -> bytes:
 def _json_document(line: bytes, name: str, text_keys: Sequence[str]) -> Document | None:
     if not line.strip():
         return None
-    value = json.loads(line)
+    # Of a number with more digits, which no key needs that is read, Python makes an error.
+    value = json.loads(line, parse_int=lambda digits: int(digits[:4000]))
     if not isinstance(value, dict):
         raise TypeError
     text = value[next((key for key in text_keys if key in value), text_keys[0])]

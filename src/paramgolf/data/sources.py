@@ -29,6 +29,8 @@ from paramgolf.runtime.files import open_file, replacing
 STANDARD_INPUT = "-"
 _KINDS = ".txt, .md, .markdown, .rst, .jsonl, .ndjson, .json (also .gz, .xz, .zst), .parquet"
 _KIND = re.compile(r"\.(txt|md|markdown|rst|jsonl?|ndjson)(\.gz|\.xz|\.zst)?$|\.parquet$", re.I)
+_NOT_READ = {b"PK\3\4": "a .zip", b"BZh": "a .bz2", b"7z\xbc\xaf": "a .7z", b"%PDF": "a PDF"}
+"""How files begin that are no text, though they may hold some."""
 _OBJECT = re.compile(rb'\s*\{[ \t]*["}]')  # and not on several lines
 _LISTED_ENDINGS = 5
 _PLAIN_BYTES = 16 << 20
@@ -197,6 +199,9 @@ def _plain(path: Path, begin: int, content: bytes) -> Document:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
+        kind = next((kind for start, kind in _NOT_READ.items() if content.startswith(start)), None)
+        if kind and not begin:
+            raise UserError(f"{path} is {kind}, which is not read: unpack it") from error
         raise UserError(f"{path} is not UTF-8 text (byte {begin + error.start:,})") from error
     if (zero := content.find(b"\0")) >= 0:
         raise UserError(
