@@ -49,6 +49,7 @@ def export_hf(path: Path, out: Path) -> None:
     require_new_directory(out)
     predictor = load(path, device="cpu")
     artifact, tokenizer = predictor.artifact, predictor.tokenizer
+    record = _record(path, artifact)
     for name in (_MODELLING, _TOKENIZATION):
         copy_file(_BEHIND / "huggingface" / f"{name}.py", out / f"{name}.py")
     write_bytes(out / "tokenizer.model", tokenizer.model)
@@ -60,7 +61,14 @@ def export_hf(path: Path, out: Path) -> None:
     write_json(out / "config.json", _config(artifact, special))
     write_json(out / "generation_config.json", special)
     write_json(out / "tokenizer_config.json", _tokenizer_config(artifact, tokenizer, special))
-    card = _card(path, out, artifact, sum(tensor.numel() for tensor in state.values()), weights)
+    card = _card_template().render(
+        **record,
+        parameters=sum(tensor.numel() for tensor in state.values()),
+        version=__version__,
+        seq_len=artifact.model.seq_len,
+        folder=out.name,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
     write_bytes(out / "README.md", card.encode())
 
 
@@ -99,15 +107,8 @@ def _tokenizer_config(
     }
 
 
-def _card(path: Path, out: Path, artifact: Artifact, parameters: int, weights: bytes) -> str:
-    """Render the model card."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_BEHIND / "huggingface"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+def _record(path: Path, artifact: Artifact) -> dict[str, Any]:
+    """Return what the model card says of the artifact and of the run in its folder."""
     digest = sha256_of_file(path)
     run = RunDir(path.parent)
     results = read_results(run) if run.results_file.is_file() else {}
@@ -118,20 +119,25 @@ def _card(path: Path, out: Path, artifact: Artifact, parameters: int, weights: b
         for mode in score_modes(artifact.stride, artifact.score_first.learns)
         if mode.stage in results.get("stages", {})
     }
-    return environment.get_template("README.md.j2").render(
-        recipe=results.get("recipe"),
-        parameters=parameters,
-        version=__version__,
-        artifact_bytes=path.stat().st_size,
-        artifact_sha256=digest,
-        seq_len=artifact.model.seq_len,
-        folder=out.name,
-        scores=scores,
-        text=results.get("text"),
-        corpus=without_paths(results["corpus"]["source"]) if results else "",
-        bytes=results.get("bytes"),
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
-    )
+    return {
+        "artifact_bytes": path.stat().st_size,
+        "artifact_sha256": digest,
+        "recipe": results.get("recipe"),
+        "scores": scores,
+        "text": results.get("text"),
+        "corpus": without_paths(results["corpus"]["source"]) if results else "",
+        "bytes": results.get("bytes"),
+    }
+
+
+def _card_template() -> jinja2.Template:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_BEHIND / "huggingface"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    ).get_template("README.md.j2")
 
 
 def export_lm_eval(path: Path, out: Path) -> int:
