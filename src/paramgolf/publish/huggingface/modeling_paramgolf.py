@@ -1,4 +1,4 @@
-"""The GPT of a paramgolf artifact, for Hugging Face transformers (5.24 or later).
+"""The GPT of a paramgolf artifact, for Hugging Face transformers 5.24.
 
 This file needs torch and transformers, not paramgolf. The formulas are those of "The forward pass"
 in paramgolf's docs/format.md. What is unusual:
@@ -204,7 +204,7 @@ class ParamgolfForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: if a position is at or beyond `seq_len`: the model was trained and scored
                 on windows of this length, and neither slides nor extrapolates.
         """
-        cache = kwargs.get("past_key_values") if cache is None else cache  # its name before 5.24
+        cache = kwargs.get("past_key_values") if cache is None else cache  # its former name
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
