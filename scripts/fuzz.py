@@ -44,11 +44,13 @@ from paramgolf.report.two_runs import render_two
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.device import select_runtime
 from paramgolf.runtime.files import sha256_of_file, write_json
+from paramgolf.runtime.records import read_environment
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.study.compare import compare
 from paramgolf.study.listing import list_runs
 from paramgolf.verify.books import books
-from paramgolf.verify.facts import submitted_files
+from paramgolf.verify.facts import submitted
+from paramgolf.verify.summary import Record, machine, summary
 from paramgolf.verify.text_checks import is_fetched
 
 HANG_SECONDS = 30
@@ -210,15 +212,18 @@ class Fuzz:
         origin = {"repo": "a/b", "revision": "0" * 40, "dataset": "c", "complete": True}
         source = {**origin, "files": {"tokenizer.model": {"bytes": 1, "sha256": sha256}}}
         write_json(self.shards / "source.json", source)
-        results = self.submission / "results"
-        score = read_run_files(self.run.path).results["stages"]["sliding"]["bpb"]
-        write_json(results / "seed-1.json", {"stages": {"sliding": {"bpb": score}}})
-        write_json(results / "audit-seed-1.json", {"files": {"model.bin": "0" * 64}})
-        summary = {
-            "model_of_seed": 1, "stage": "sliding", "seeds": {"1": {"val_bpb": score}},
-            "val_bpb": score, "requested_seeds": [1, 2], "complete": False,
+        results, environment = read_run_files(self.run.path).results, read_environment(self.run)
+        checks = [{"name": "a", "condition": "b", "outcome": "pass", "figure": "1"}]
+        audit: dict[str, Any] = {
+            "passed": True, "failed": [], "unverified": [], "verdict": ["a"], "checks": checks,
+            "files": {"model.bin": "0" * 64},
         }  # fmt: skip
-        write_json(self.submission / "submission.json", summary)
+        write_json(self.submission / "results" / "seed-1.json", results)
+        write_json(self.submission / "results" / "audit-seed-1.json", audit)
+        write_json(self.submission / "environment.json", environment)
+        said = {**summary({1: Record(results, audit)}), **machine(environment)}
+        more = {"requested_seeds": [1, 2], "complete": False}
+        write_json(self.submission / "submission.json", said | more)
         return [
             self.shards / "manifest.json",
             self.shards / "source.json",
@@ -233,7 +238,7 @@ class Fuzz:
             require_manifest(self.shards, built)
         tokenizer = Tokenizer.load(self.shards / "tokenizer.model")
         claim = tokenizer_claim(tokenizer, self.shards / "tokenizer.model", None)
-        facts = submitted_files(self.submission)
+        facts = submitted(self.submission)
         return repr((found, built, claim, is_fetched(claim["origin"]), facts))
 
     def outcome(self, read: Callable[[], Any], good: Any) -> tuple[str, str]:
