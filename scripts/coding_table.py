@@ -39,7 +39,7 @@ def by_role(packed: Artifact) -> dict[str, list[np.ndarray]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("artifact", type=Path)
     arguments = parser.parse_args()
     content = arguments.artifact.read_bytes()

@@ -59,7 +59,7 @@ def step_seconds(read: Callable[[Tensor], Tensor], tokens_BT: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", default="h200", choices=RECIPES)
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

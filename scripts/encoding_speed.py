@@ -51,7 +51,7 @@ def seconds(functions: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--corpus", type=Path, default=Path("corpus"))
     parser.add_argument("--tokenizer", type=Path, default=Path("corpus/sp8192.model"))
     parser.add_argument("--bytes", type=int, default=16_000_000)

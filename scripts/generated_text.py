@@ -18,7 +18,7 @@ _WORDS = 40
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bytes", type=int, required=True)
     arguments = parser.parse_args()

@@ -50,7 +50,7 @@ def beginning_of_the_text(run: Path, documents: int) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("proofs", nargs="+", help="MODE=BYTES, e.g. plain=300000")
     arguments = parser.parse_args()

@@ -55,7 +55,7 @@ def plot(curves: dict[str, list[float]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--run", type=Path, help="a run that has finished training")
     parser.add_argument("--epochs", type=int, default=6)

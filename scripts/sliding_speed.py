@@ -69,7 +69,7 @@ def median_seconds(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", default="h200", choices=RECIPES)
     parser.add_argument("--stride", type=int, default=64)
     parser.add_argument("--count", type=int, default=20, help="batches")

@@ -23,7 +23,7 @@ WARM_UP_WINDOWS = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--strides", type=int, nargs="+", default=STRIDES, help="0: plain windows")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
