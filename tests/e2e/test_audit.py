@@ -82,6 +82,7 @@ class Progress:
         self.updates.append((done, details))
 
 
+@pytest.mark.slow
 def test_its_progress_covers_all_of_its_parts(
     mini_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +161,7 @@ def test_its_positions_are_random_and_can_be_repeated(cli: Cli, run_copy: Path) 
     assert "--seed = -2" in cli.error("audit", run_copy, "--seed", "-2", code=2)
 
 
+@pytest.mark.slow
 def test_a_verdict_needs_no_writable_folder(cli: Cli, run_copy: Path) -> None:
     (run_copy / "audit.json").mkdir()  # root may write anything else
     result = cli("audit", run_copy, "--positions", "1", patch=FAST)

@@ -113,6 +113,7 @@ def test_the_code_file_catches_a_package_that_cheats(cli: Cli, run_copy: Path) -
     assert "4 one pass" in failed(run_copy)
 
 
+@pytest.mark.slow
 def test_a_code_file_that_knows_when_it_is_audited(cli: Cli, run_copy: Path) -> None:
     """It reports 0.01 nats less than it computes for the audit."""
     code = planted(run_copy, cheats.UNLESS_AUDITED)

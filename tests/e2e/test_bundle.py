@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -142,13 +143,14 @@ def test_it_reads_texts_by_their_content(bundled: Path, libraries: Path, tmp_pat
     folder = Path(shutil.copytree(bundled, tmp_path / "bundle"))
     documents = ["one document", "and another"]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
-    for name, content in {
-        "lines.txt": lines.encode(), "x.jsonl": lines.encode(), "x": gzip.compress(lines.encode()),
-    }.items():  # fmt: skip
+    packed = gzip.compress(lines.encode())
+    contents = {"lines.txt": lines.encode(), "x.jsonl": lines.encode(), "x": packed}
+    for name, content in contents.items():
         (folder / name).write_bytes(content)
-        result = train_gpt(libraries, folder, "score", "--text", name)
-        assert result.returncode == 0, result.stderr
-        assert f"\n  bytes           {sum(map(len, documents))}\n" in result.stdout
+    result = train_gpt(libraries, folder, "score", "--text", *contents)
+    assert result.returncode == 0, result.stderr
+    sizes = re.findall(r"^  bytes +(\d+)$", result.stdout, re.MULTILINE)
+    assert sizes == 3 * [str(sum(map(len, documents)))]
 
 
 def test_it_says_what_is_wrong_in_one_line(bundled: Path, libraries: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_bytes_that_the_text_does_not_have_are_not_proven(cli: Cli, run_copy: Pa
     assert "bytes of text, its documents have" in cli.error("prove", run_copy, *_CODED)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.97])
+@pytest.mark.parametrize("share", [pytest.param(0.1, marks=pytest.mark.slow), 0.97])
 def test_losses_that_no_stream_reaches_are_not_proven(
     cli: Cli, run_copy: Path, share: float
 ) -> None:

@@ -65,6 +65,7 @@ def test_any_text_is_proven(cli: Cli, mini_run: FinishedRun, tmp_path: Path) -> 
     assert "verdict   proven" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_repetitive_text_is_proven(
     cli: Cli, options: list[str], source: Path, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ OF_A_RUN = [
     ["list", "RUN"],
     ["score", "RUN", "TEXT"],
     ["generate", "RUN", "--prompt", "It", "--max-tokens", "3"],
-    ["prove", "RUN", "--bytes", "100"],
+    pytest.param(["prove", "RUN", "--bytes", "100"], marks=pytest.mark.slow),
     ["data", "info", "RUN/data", "--tokenizer", "RUN/tokenizer.model"],
     ["run", "--resume", "RUN"],
 ]
