@@ -14,7 +14,7 @@ from rich.table import Table
 from paramgolf.cli.common import find_artifact, printable
 from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.errors import ConfigError, UserError
-from paramgolf.runtime.console import is_main_rank
+from paramgolf.runtime.console import Reporter, is_main_rank
 from paramgolf.runtime.outputs import require_new_file
 
 if TYPE_CHECKING:
@@ -166,14 +166,19 @@ def score(arguments: list[str]) -> None:
         _add_score(table, "total", _total([score for _, score in scores], label))
     reporter = standard_output()
     reporter.table(table)
+    _print_forms(forms, reporter)
+    for reason in left_out:
+        reporter.line(f"left out: {printable(reason)}")
+
+
+def _print_forms(forms: Sequence[str], reporter: Reporter) -> None:
+    """Say which texts do not come back from their tokens as they were."""
     changed = [form for form in forms if form != "original"]
     if changed:
         texts = (
             "the text comes" if len(forms) == 1 else f"{len(changed)} of {len(forms)} texts come"
         )
         reporter.line(f"{texts} back as {changed[0]}: less is predicted than the original")
-    for reason in left_out:
-        reporter.line(f"left out: {printable(reason)}")
 
 
 def _total(scores: Sequence[Score], label: Label) -> Score:

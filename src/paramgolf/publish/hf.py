@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import sentencepiece
 from safetensors.torch import save
 
@@ -20,6 +19,7 @@ from paramgolf.compress.artifact import Artifact
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.publish.bundle import without_paths
+from paramgolf.publish.rendering import template
 from paramgolf.runtime.files import copy_file, sha256_of_file, write_bytes, write_json
 from paramgolf.runtime.outputs import require_new_directory
 from paramgolf.runtime.records import read_results
@@ -61,7 +61,7 @@ def export_hf(path: Path, out: Path) -> None:
     write_json(out / "config.json", _config(artifact, special))
     write_json(out / "generation_config.json", special)
     write_json(out / "tokenizer_config.json", _tokenizer_config(artifact, tokenizer, special))
-    card = _card_template().render(
+    card = template("model_card.md.j2").render(
         **record,
         parameters=sum(tensor.numel() for tensor in state.values()),
         version=__version__,
@@ -130,16 +130,6 @@ def _record(path: Path, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _card_template() -> jinja2.Template:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_BEHIND / "huggingface"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    ).get_template("README.md.j2")
-
-
 def export_lm_eval(path: Path, out: Path) -> int:
     """Write the run's scored text as a task for lm_eval; return the number of documents.
 
@@ -148,7 +138,7 @@ def export_lm_eval(path: Path, out: Path) -> int:
         out: a new directory.
 
     Raises:
-        UserError: if `path` is no run with its text, or `out` is not empty.
+        UserError: if `path` is not a run with its text, or `out` is not empty.
     """
     require_new_directory(out)
     run, _, _ = RunDir.open(path)

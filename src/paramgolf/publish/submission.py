@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from paramgolf.data.claims import described
 from paramgolf.errors import UserError
 from paramgolf.publish.bundle import bundle, without_paths
+from paramgolf.publish.rendering import template
 from paramgolf.publish.submitted import Submission, read_runs
 from paramgolf.recipes import RECIPES
 from paramgolf.report.page import refresh
@@ -170,13 +169,6 @@ def _short(value: Any) -> str:
 
 def _readme(found: Submission, said: dict[str, Any], sizes: dict[str, int]) -> str:
     """Render README.md from templates/submission.md.j2."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("paramgolf.publish"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     results = found.chosen.results or {}
     known = RECIPES.get(found.recipe)
     defaults = flat_config(known[1]) if known else {}
@@ -185,7 +177,7 @@ def _readme(found: Submission, said: dict[str, Any], sizes: dict[str, int]) -> s
         for key, value in flat_config(found.config).items()
         if key not in ("seed", "data.source", "data.tokenizer") and defaults.get(key) != value
     }
-    return environment.get_template("submission.md.j2").render(
+    return template("submission.md.j2").render(
         found=found,
         submission=said,
         sizes=sizes,
