@@ -163,6 +163,11 @@ def score(arguments: list[str]) -> None:
             "the text comes" if len(forms) == 1 else f"{len(changed)} of {len(forms)} texts come"
         )
         reporter.line(f"{texts} back as {changed[0]}: less is predicted than the original")
+    if pairs := sum(predictor.tokenizer.impossible_pairs(stream.tokens) for stream in streams):
+        reporter.line(
+            f"{pairs:,} tokens never follow the one before them where this tokenizer encodes, and "
+            "cost 24 bits each: another program encoded the text"
+        )
     for reason in left_out:
         reporter.line(f"left out: {printable(reason)}")
 

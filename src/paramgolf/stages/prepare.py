@@ -52,7 +52,7 @@ def run(job: Job) -> dict[str, Any]:
 
     Returns:
         The stage result: "text" is a `PreparedText`, "tokenizer" what `tokenizer_claim` returns,
-        what it "restores" (`Stream.restored`) and its "long_piece_share", "overlap" what
+        what it "restores" (`Stream.restored`) and its "long_piece_share" and "impossible_pairs", "overlap" what
         `measured_overlap` returns.
     """
     if not job.runtime.ranks.main:
@@ -291,7 +291,8 @@ def _write(
     source = str(Path(job.config.data.source))
     prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
     share = tokenizer.long_piece_bytes(val.tokens) / val.bytes if val.bytes else 0.0
+    claim = {**claim, "restores": restores, "long_piece_share": share}
     return {
         "text": prepared.to_json(),
-        "tokenizer": {**claim, "restores": restores, "long_piece_share": share},
+        "tokenizer": {**claim, "impossible_pairs": tokenizer.impossible_pairs(val.tokens)},
     }
