@@ -43,6 +43,10 @@ help:
 	$(BIN)/python -m pip install -q -c constraints.txt -e .[dev]
 	touch $@
 
+.venv/ecosystem: .venv/dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[dev,ecosystem]
+	touch $@
+
 setup: .venv/package
 
 setup-dev: .venv/dev
@@ -53,7 +57,7 @@ run: setup
 test: setup-dev
 	$(PARALLEL) -m "not slow and not gpu"
 
-test-slow: setup-dev
+test-slow: .venv/ecosystem
 	$(PYTEST) -m "slow and not gpu"
 
 test-gpu: setup-dev

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from paramgolf.data import fingerprints
+from paramgolf.data.describe import compare
 from paramgolf.data.documents import Document, batches, find_jsonl, read_jsonl
 from paramgolf.data.overlap import Overlap, RunIndex
 
@@ -89,12 +90,12 @@ def main() -> None:
         started = time.monotonic()
         index = RunIndex(scored)
         for texts in train:
-            index.add(texts)
+            compare(index, texts)
         shown("the real one", index.result(), time.monotonic() - started)
         for name, edit in EDITS.items():
             started = time.monotonic()
             index = RunIndex(scored)
-            index.add(edited(text, edit, offsets.randrange(EVERY)) for text in scored)
+            compare(index, (edited(text, edit, offsets.randrange(EVERY)) for text in scored))
             shown(name, index.result(), time.monotonic() - started)
 
 

@@ -183,6 +183,14 @@ def sliding_windows(num_targets: int, length: int, stride: int) -> list[Window]:
     return windows
 
 
+def rolling_windows(num_targets: int, length: int) -> list[Window]:
+    """Return consecutive windows of a document, of which the last one ends with it."""
+    windows = plain_windows(num_targets, length)
+    start, scored = windows[-1]
+    windows[-1] = (min(start, max(0, num_targets - length)), scored)
+    return windows
+
+
 def encoded(tokenizer: Path, documents: Iterable[str]) -> list[int]:
     """Return the tokens of a text by SentencePiece alone (no CaseOps): BOS before each document."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
@@ -234,14 +242,19 @@ class Scorer:
         Returns:
             (N,)
         """
+        num_targets, length = len(tokens) - 1, self.shape.seq_len
+        if stride:
+            return self._losses(tokens, sliding_windows(num_targets, length, stride))
+        return self._losses(tokens, plain_windows(num_targets, length))
+
+    def rolling_losses(self, tokens: Sequence[int]) -> Array:
+        """Return the losses of one document in the windows of lm-evaluation-harness, (N,)."""
+        return self._losses(tokens, rolling_windows(len(tokens) - 1, self.shape.seq_len))
+
+    def _losses(self, tokens: Sequence[int], windows: Iterable[Window]) -> Array:
         shape, ids = self.shape, np.array(tokens)
         num_targets, length = len(ids) - 1, shape.seq_len
         encoder, decoder = visits(shape)
-        windows = (
-            sliding_windows(num_targets, length, stride)
-            if stride
-            else plain_windows(num_targets, length)
-        )
         losses = np.full(num_targets, np.nan)
         for start, scored in windows:
             assert np.isnan(losses[scored]).all(), "each target is scored once"

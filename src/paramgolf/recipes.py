@@ -60,11 +60,7 @@ _TINY = RunConfig(
 )
 
 _RECORD = RunConfig(
-    data=DataConfig(
-        source="datasets/datasets/fineweb10B_sp8192",
-        tokenizer="datasets/tokenizers/fineweb_8192_bpe.model",
-        val_targets=40_540_160,
-    ),
+    data=DataConfig(source="data/fineweb-sp8192", val_targets=40_540_160),
     train=TrainConfig(checkpoint_seconds=0),
     adapt=AdaptConfig(text="scored"),
     limits=LimitsConfig(training_seconds=600, evaluation_seconds=600),
@@ -126,8 +122,7 @@ _BENCH_TEXT = (
 )
 _CHALLENGE_TEXT = (
     "{folder} is not a directory: recipe {recipe} needs the challenge's shards; get them with "
-    "`paramgolf data fetch fineweb --train-shards 0 --out data/fineweb`, then `paramgolf run "
-    "{recipe} --data.source data/fineweb`"
+    "`paramgolf data fetch fineweb --variant sp8192 --train-shards 0`"
 )
 
 

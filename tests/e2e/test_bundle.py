@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import json
 import shutil
 import subprocess
@@ -134,6 +135,20 @@ def test_another_artifact_is_compared_by_its_score(
         score[key] = value
         (folder / "results.json").write_text(json.dumps(results))
         assert f"reproduced: {words}" in last_line("run", "--resume", "again")
+
+
+def test_it_reads_texts_by_their_content(bundled: Path, libraries: Path, tmp_path: Path) -> None:
+    """As the installed `paramgolf score` does, whatever the name of a file."""
+    folder = Path(shutil.copytree(bundled, tmp_path / "bundle"))
+    documents = ["one document", "and another"]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+    for name, content in {
+        "lines.txt": lines.encode(), "x.jsonl": lines.encode(), "x": gzip.compress(lines.encode()),
+    }.items():  # fmt: skip
+        (folder / name).write_bytes(content)
+        result = train_gpt(libraries, folder, "score", "--text", name)
+        assert result.returncode == 0, result.stderr
+        assert f"\n  bytes           {sum(map(len, documents))}\n" in result.stdout
 
 
 def test_it_says_what_is_wrong_in_one_line(bundled: Path, libraries: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import resource
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -514,3 +515,46 @@ def test_a_run_takes_the_folder_as_it_is(
     ours, theirs = read_results(tmp_path / "run"), read_results(mini_run.path)
     expected = {**theirs["stages"]["ema"], "bytes_are": "as decoded"}
     assert ours["stages"]["ema"] == expected
+
+
+@pytest.mark.slow
+def test_record_finds_what_was_fetched(case: Case, source: Path, tmp_path: Path) -> None:
+    """The two commands for many GPUs, on two CPUs: the hub's names and manifest, small shards."""
+    built = tmp_path / "built"
+    build = (
+        *["--vocab-size", "512", "--adapt-share", "0", "--shard-tokens", "8000", "--out"],
+        built,
+    )
+    assert command.run("data", "build", source / "train.jsonl", *build).code == 0
+    shards = {split: find_shards(built, split) for split in ("train", "val")}
+    counts = {f"files_{split}": len(paths) for split, paths in shards.items()}
+    assert counts["files_train"] > 2
+    files = {MANIFEST: json.dumps(manifest(**counts)).encode()}
+    for split, paths in shards.items():
+        for number, path in enumerate(paths):
+            files[path_of(f"fineweb_{split}_{number:06d}.bin")] = path.read_bytes()
+    files[TOKENIZER] = (built / "tokenizer.model").read_bytes()
+    case.hub.commit(REPO, files)
+
+    def paramgolf_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        environment = command.ENVIRONMENT | {"HF_ENDPOINT": case.hub.endpoint}
+        return subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=command.TIMEOUT,
+        )  # fmt: skip
+
+    missing = paramgolf_in(tmp_path, "paramgolf", "run", "record")
+    (fetching,) = re.findall(r"`(paramgolf data fetch [^`]*)`", missing.stderr)
+    fetched = paramgolf_in(tmp_path, *shlex.split(fetching))
+    assert fetched.returncode == 0, fetched.stderr
+    (running,) = re.findall(r"^on 8 GPUs +torchrun (.*)$", fetched.stdout, re.MULTILINE)
+    running = running.replace("--nproc-per-node=8", "--nproc-per-node=2")
+    small = [*shrinking_options(), "--model.vocab-size", "512", "--data.val-targets", "3009"]
+    words = ["torch.distributed.run", *shlex.split(running), *small, "--out", "run"]
+    done = paramgolf_in(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    results = read_results(tmp_path / "run")
+    assert results["recipe"] == "record"
+    assert results["num_ranks"] == dict.fromkeys(results["num_ranks"], 2)
+    assert results["corpus"]["tokens"]["val"] == 3010
+    assert results["tokenizer"]["origin"]["dataset"] == "fineweb10B_sp8192"

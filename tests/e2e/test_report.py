@@ -458,7 +458,8 @@ def test_the_verdict_is_that_of_the_audit(
         assert " ".join(check["figure"].split()) in words
 
     def fail(values: dict[str, Any]) -> None:
-        values["passed"], values["checks"][0]["outcome"] = False, "FAIL"
+        values["passed"], values["failed"] = False, ["bytes"]
+        values["checks"][0]["outcome"] = "FAIL"
         values["verdict"][0] = "verdict        NOT compliant: bytes"
 
     edit(run_copy / "audit.json", fail)
@@ -468,6 +469,9 @@ def test_the_verdict_is_that_of_the_audit(
     assert " BPB, held-out, audit failed " in words
     assert 'class="result held-out audit-failed"' in html
     assert "FAIL bytes of the text" in words
+    gone = {**audit, "passed": False, "unverified": ["a check"]}
+    (run_copy / "audit.json").write_text(json.dumps(gone))
+    assert "Audit incomplete" in Page(render(read_run_files(run_copy), passage)).words
     other_file = {**audit, "files": {**audit["files"], "results.json": "0" * 64}}
     for other in (other_file, {**audit, "files": {}}):
         (run_copy / "audit.json").write_text(json.dumps(other))

@@ -122,3 +122,15 @@ def test_scores_are_those_of_a_second_scorer(
         row = table_rows(printed)[0]
         assert row[1] == f"{bits_per_byte(expected, texts):.4f}"
         assert row[3] == f"{len(tokens) - 1:,}"
+
+    losses = tmp_path / "rolling.npy"
+    printed = cli.output(
+        "score", model, text, "--tokenizer", tokenizer, "--device", "cpu",
+        "--rolling", "--losses", losses,
+    )  # fmt: skip
+    documents = [scorer.rolling_losses(encoded(tokenizer, [document])) for document in texts]
+    lengths = [len(document) for document in documents]
+    assert min(lengths) < config.seq_len < max(lengths)
+    expected = np.concatenate(documents)
+    assert np.abs(np.load(losses) - expected).max() < 5e-5
+    assert table_rows(printed)[0][1] == f"{bits_per_byte(expected, texts):.4f}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from paramgolf.cli.main import _COMMANDS
 from tests.e2e import command
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
+from tests.written_runs import write_run
 
 FULL = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
 CLOSED = "import os; ends = os.pipe(); os.dup2(ends[1], 1); os.close(ends[0])"
@@ -93,3 +96,44 @@ def test_without_standard_output() -> None:
         timeout=command.TIMEOUT,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_characters_that_the_terminal_lacks(tmp_path: Path) -> None:
+    """A locale without UTF-8, and a file name that is none."""
+    folder = tmp_path / "Gr\u00fc\udcff"
+    write_run(folder / "run")
+    result = command.run("list", folder, env=command.ENVIRONMENT | {"PYTHONIOENCODING": "ascii"})
+    assert result.code == 0, result.stderr
+    assert "Gr\\xfc" in result.stdout
+
+
+def test_a_directory_that_was_removed(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    line = f"rmdir {tmp_path}/gone; {sys.executable} -m paramgolf list"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path / "gone", capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "the current directory no longer exists" in done.stderr
+
+
+def test_names_of_files(cli: Cli) -> None:
+    assert "a file name is too long: " in cli.error("run", "tiny", "--out", "a" * 300)
+    said = cli.error("run", "tiny", "--data.source=~/no-such-folder")
+    assert f"{Path.home()}/no-such-folder' is not a directory" in said
+
+
+def test_a_crash_says_where(tmp_path: Path) -> None:
+    """As when a shard is truncated while it is mapped."""
+    file = tmp_path / "shard"
+    file.write_bytes(bytes(1 << 16))
+    patch = (
+        "import os, numpy as np, paramgolf.cli.main as cli\n"
+        "def dispatch(_):\n"
+        f"    mapped = np.memmap({str(file)!r}, np.uint8, 'r')\n"
+        f"    os.truncate({str(file)!r}, 0)\n"
+        "    mapped.sum()\n"
+        "cli._dispatch = dispatch\n"
+    )
+    done = subprocess.run(command.command(patch=patch), capture_output=True, text=True)
+    assert done.returncode == -signal.SIGBUS
+    assert "Fatal Python error: Bus error" in done.stderr
+    assert "in dispatch" in done.stderr

@@ -75,8 +75,7 @@ def test_a_recipe_without_its_text_names_the_command_that_gets_it(
     cli: Cli, command: str, tmp_path: Path
 ) -> None:
     message = cli.error(command, "record", cwd=tmp_path, code=1)
-    assert "paramgolf data fetch fineweb" in message
-    assert "paramgolf run record --data.source" in message
+    assert "`paramgolf data fetch fineweb --variant sp8192 --train-shards 0`" in message
     message = cli.error(command, "h200", cwd=tmp_path, code=1)
     assert "train.jsonl.xz" in message
     assert "paramgolf data build" in message

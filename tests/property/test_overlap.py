@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.data import fingerprints as hashing
+from paramgolf.data.describe import compare
 from paramgolf.data.fingerprints import (
     RUN_LETTERS,
     Fingerprints,
@@ -39,7 +40,7 @@ def substrings(text: str) -> list[str]:
 
 def overlap_with(scored: list[str], *others: str) -> Overlap:
     index = RunIndex(scored)
-    index.add(others)
+    compare(index, others)
     return index.result()
 
 
@@ -134,8 +135,8 @@ def test_a_sample_is_the_same_in_every_text_and_another_for_every_salt() -> None
 def test_overlap_is_that_of_substrings(scored: list[str], a: list[str], b: list[str]) -> None:
     others = [*a, *b, *scored[:1], "".join(scored)]
     index = RunIndex(scored)
-    index.add(others[:2])
-    index.add(others[2:])
+    compare(index, others[:2])
+    compare(index, others[2:])
     known = {run for text in others for run in substrings(text)}
     found = [[run in known for run in substrings(text)] for text in scored]
     seen = [bool(own) and sum(own) >= 0.4 * len(own) for own in found]
@@ -148,7 +149,7 @@ def test_overlap_is_that_of_substrings(scored: list[str], a: list[str], b: list[
         sum(map(sum, found)),
     )
     again = RunIndex(scored)
-    again.add(reversed(others))
+    compare(again, reversed(others))
     assert again.result() == index.result()
 
 

@@ -169,7 +169,7 @@ def test_gathering_is_bounded_and_equals_thinning(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(provenance, "MAX_RUNS", 1000)
     gathering = Gathering(SALT)
     for text in texts:
-        gathering.add(fingerprints([text]))
+        gathering.add(1, fingerprints([text]).runs)
     gathered = gathering.text()
     assert len(gathered.runs) <= 2000
     assert gathered.sampling.bits > SAMPLED_BITS

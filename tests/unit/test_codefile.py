@@ -25,7 +25,7 @@ from paramgolf.codefile.stripping import stripped
 from paramgolf.config import DataConfig, RunConfig, from_json, to_json
 from paramgolf.recipes import RECIPES
 
-MAX_BYTES = 63_500
+MAX_BYTES = 64_000
 
 SOURCE = '''
     """The module's docstring."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from paramgolf.config import RunConfig
+from paramgolf.config import LimitsConfig, RunConfig
 from paramgolf.data.shards import write_shard
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import UserError
+from paramgolf.pipeline import estimate
 from paramgolf.pipeline import preflight as module
+from paramgolf.pipeline.estimate import expected_seconds
 from paramgolf.pipeline.preflight import preflight
 from paramgolf.pipeline.session import remove_unprepared
 from paramgolf.recipes import RECIPES
@@ -196,6 +199,33 @@ def test_a_limit_that_cannot_hold_is_a_warning(tmp_path: Path) -> None:
     config = changed(RECIPES["tiny"][1], "limits", evaluation_seconds=0.001)
     warnings = [finding.text for finding in preflight(config, tmp_path / "run") if finding.warning]
     assert any("evaluation budget" in text for text in warnings)
+
+
+@pytest.mark.parametrize(
+    ("limits", "adapt", "option"),
+    [
+        ({"evaluation_seconds": 400}, {"epochs": 21}, "--adapt.epochs"),
+        ({"evaluation_seconds": 30}, {"text": "none"}, "--score.stride"),
+        ({"evaluation_seconds": 40}, {"epochs": 1}, "--score.stride"),
+        ({"evaluation_seconds": 1}, {"text": "none"}, "--data.val-targets"),
+        ({"training_seconds": 600}, {}, "--train.reserve-seconds"),
+        ({"training_seconds": 30}, {}, "--pack.calibration-batches"),
+    ],
+)
+def test_the_advised_option_keeps_the_limit(
+    limits: dict[str, int], adapt: dict[str, Any], option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the speed of eight GPUs, without them: the recipe `record` and what it is told to set."""
+    monkeypatch.setattr(estimate, "_measured_flops", lambda _: 3e14)
+    config = dataclasses.replace(RECIPES["record"][1], limits=LimitsConfig(**limits), device="cpu")
+    config = changed(changed(config, "adapt", **adapt), "train", reserve_seconds=0)
+    tokens = {"train": 8_000_000_000, "val": 40_540_161}
+    (warning,) = (found.text for found in expected_seconds(config, tokens, 8) if found.warning)
+    assert option in warning
+    for section, key, value in re.findall(r"--(\w+)\.([\w-]+) (\d+)", warning):
+        config = changed(config, section, **{key.replace("-", "_"): int(value)})
+    warned = any(found.warning for found in expected_seconds(config, tokens, 8))
+    assert warned == (not re.search(option + r" \d", warning))
 
 
 def test_the_bits_of_a_bin_width_are_those_of_a_quantized_normal() -> None:

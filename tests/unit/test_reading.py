@@ -213,3 +213,18 @@ def test_a_line_controls_nothing() -> None:
     stream = io.StringIO()
     LiveReporter(stream).line("[red]a\x1b[31m\x9b\udcff:smile:\tb\n  c")
     assert stream.getvalue() == "[red]a\ufffd[31m\ufffd\ufffd:smile:\tb\n  c\n"
+
+
+def test_a_number_of_more_digits_than_python_converts(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": -%s, "text": "one"}\n{"id": 12, "text": "two"}\n' % ("9" * 5000))
+    first, second = read_documents(path, "", lambda _: None)
+    assert (first.text, second) == ("one", ("12", "two"))
+
+
+@pytest.mark.parametrize("start", [b"PK\3\4\x14\xff", b"BZh91AY&SY\xd6", b"%PDF-1.7\n%\xe2\xe3"])
+def test_files_that_hold_text_in_a_form_that_is_not_read(start: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(start + bytes(range(256)))
+    with pytest.raises(UserError, match=r"a\.txt is a .*, which is not read: unpack it"):
+        list(read_documents(path, "", lambda _: None))

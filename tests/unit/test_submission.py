@@ -128,9 +128,9 @@ def test_a_failed_audit_comes_first(tmp_path: Path) -> None:
     assert said["verdict"] == "NOT compliant: 1 causal, bytes (seeds 9)"
     assert list(said).index("compliant") < list(said).index("val_bpb")
     top = beginning(tmp_path / "out")
-    assert "**The audit fails: NOT compliant: 1 causal, bytes (seeds 9).**" in top
-    assert top.index("The audit fails") < top.index(" BPB**")
-    assert "| FAILS |" in (tmp_path / "out" / "README.md").read_text()
+    assert "**The audit does not pass: NOT compliant: 1 causal, bytes (seeds 9).**" in top
+    assert top.index("The audit does not pass") < top.index(" BPB**")
+    assert "| does not pass |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_in_sample_label_comes_before_the_score(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ class ScoreArguments:
     """The artifact's tokenizer; by default tokenizer.model beside it."""
     stride: int = -1
     """Stride of sliding windows; 0: consecutive windows; -1: the recipe's stride."""
+    rolling: bool = False
+    """Score as lm-evaluation-harness does: every document by itself, BOS not predicted, consecutive
+    windows of which the last ends with the document, no learning. docs/ecosystem.md compares."""
     fixed: bool = False
     """Do not learn from the text while scoring, even if the recipe does."""
     losses: Path | None = None
@@ -119,11 +122,14 @@ def score(arguments: list[str]) -> None:
     from paramgolf.data.texts import read_texts
     from paramgolf.runtime.files import write_array
     from paramgolf.scoring.predictor import load
+    from paramgolf.scoring.rolling import rolling_losses
 
     if not parsed.files:
         raise ConfigError("name at least one text file: paramgolf score RUN FILE...")
     if parsed.stride < -1:
         raise ConfigError(f"invalid --stride = {parsed.stride}: expected at least -1")
+    if parsed.rolling and parsed.stride >= 0:
+        raise ConfigError("--rolling has windows of its own: leave out --stride")
     if parsed.losses is not None:
         require_new_file(parsed.losses, parsed.overwrite)
     predictor = load(find_artifact(parsed.artifact), parsed.tokenizer, parsed.device)
@@ -131,27 +137,30 @@ def score(arguments: list[str]) -> None:
     if parsed.losses is not None and len(streams) > 1:
         raise ConfigError(f"--losses takes one text, not {len(streams)}")
     stride = None if parsed.stride < 0 else parsed.stride
+    fixed = parsed.fixed or parsed.rolling
     total = sum(len(stream.tokens) - 1 for stream in streams)
     progress = standard_error().progress("score", total, unit="targets")
     scores: list[tuple[str, Score]] = []
     forms: list[str] = []
     done = 0
     for stream in streams:
-        losses = predictor.losses(
-            stream.tokens,
-            stride,
-            progress=lambda scored, _, before=done: progress.update(before + scored),
-            fixed=parsed.fixed,
-        )
-        done += len(losses)
+
+        def show(scored: int, _: int = 0, before: int = done) -> None:
+            progress.update(before + scored)
+
+        if parsed.rolling:
+            losses = rolling_losses(predictor, stream, show)
+        else:
+            losses = predictor.losses(stream.tokens, stride, progress=show, fixed=fixed)
+        done += len(stream.tokens) - 1
         if parsed.losses is not None:
             write_array(parsed.losses, losses.double().cpu().numpy())
-        scores.append((stream.name, predictor.score_of(losses, stream, parsed.fixed)))
+        scores.append((stream.name, predictor.score_of(losses, stream, fixed)))
         forms.append(stream.restored(predictor.tokenizer))
     table = _score_table(scores)
     if len(scores) > 1:
         label = predictor.label([text for stream in streams for text in stream.texts])
-        if predictor.learning(parsed.fixed):
+        if predictor.learning(fixed):
             label = label.adaptive()
         table.add_section()
         _add_score(table, "total", _total([score for _, score in scores], label))

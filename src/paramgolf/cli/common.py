@@ -170,7 +170,7 @@ def usage() -> str:
         "  compare A B                      test whether A beats B by a margin",
         "  ablate RECIPE --vary KEY=A,B     run a grid or a list of variants",
         "  submission SEEDS... --out DIR    write a folder to submit",
-        "  export RUN --out DIR             write the weights as safetensors",
+        "  export RUN --out DIR             write the model for transformers or lm_eval",
         "  data build|fetch|info            build, download or check token shards",
         "",
         "recipes:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import sys
@@ -42,11 +43,14 @@ _RENAMED = {"record": "submission"}
 
 def main() -> NoReturn:
     """Entry point of the command `paramgolf`."""
-    arguments = sys.argv[1:]
+    arguments = list(map(_with_home, sys.argv[1:]))
     signals.install(notify=_announce_stop)
     guard_output()
+    if sys.stderr is not None:
+        faulthandler.enable()  # a shard that shrinks while it is mapped ends the process by SIGBUS
     try:
         try:
+            _require_directory()
             _dispatch([word for word in arguments if word not in ("--debug", "--verbose")])
         finally:
             sys.stdout.flush()
@@ -56,6 +60,21 @@ def main() -> NoReturn:
         code, message = signals.explain(error)
         _exit(code, as_options(message) if isinstance(error, UserError) else message)
     _exit(0, "")
+
+
+def _with_home(word: str) -> str:
+    """Return an option with its path: shells replace a ~ only at the beginning of a word."""
+    option, equals, value = word.partition("=~")
+    if not equals or not option.startswith("--") or option == "--prompt":
+        return word
+    return f"{option}={os.path.expanduser('~' + value)}"
+
+
+def _require_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current directory no longer exists: change to another") from error
 
 
 def _exit(code: int, message: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -24,12 +25,16 @@ class BundleArguments:
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Write an artifact's weights as safetensors, with a config."""
+    """Write a packed model, or the text that it scored, for other programs."""
 
     artifact: tyro.conf.Positional[Path]
-    """A packed model (model.bin), or the run or bundle that contains it."""
+    """A packed model (model.bin), or the run or bundle that contains it; for lm-eval, a run."""
     out: Path
     """A new directory."""
+    format: Literal["safetensors", "hf", "lm-eval"] = "safetensors"
+    """safetensors: the weights in float32, and their shape (docs/format.md says what they compute).
+    hf: a folder that Hugging Face transformers loads with trust_remote_code=True: weights, code,
+    tokenizer, model card. lm-eval: the scored text as a task for lm-evaluation-harness."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,23 @@ def bundle(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    """`paramgolf export`: the weights as safetensors."""
+    """`paramgolf export`: a model or its text for other programs."""
     parsed = tyro.cli(ExportArguments, prog="paramgolf export", args=arguments)
 
     from paramgolf.publish.export import export
+    from paramgolf.publish.hf import export_hf, export_lm_eval
 
-    export(find_artifact(parsed.artifact), parsed.out)
-    standard_output().line(f"wrote model.safetensors (float32) and config.json to {parsed.out}")
+    out = parsed.out
+    if parsed.format == "hf":
+        export_hf(find_artifact(parsed.artifact), out)
+        written = f"the model, its code, its tokenizer and its card to {out}"
+    elif parsed.format == "lm-eval":
+        documents = export_lm_eval(parsed.artifact, out)
+        written = f"{documents:,} documents and the task paramgolf to {out}"
+    else:
+        export(find_artifact(parsed.artifact), out)
+        written = f"model.safetensors (float32) and config.json to {out}"
+    standard_output().line(f"wrote {written}")
 
 
 def submission(arguments: list[str]) -> None:

@@ -53,7 +53,9 @@ def _dispatch(config: RunConfig, file: str) -> None:
     parser = argparse.ArgumentParser(prog=Path(file).name)
     commands = parser.add_subparsers(required=True, dest="command")
     score = commands.add_parser("score", help="score texts with the model.bin beside this file")
-    score.add_argument("--text", nargs="+", type=Path, required=True, help=".txt, .jsonl or .bin")
+    score.add_argument(
+        "--text", nargs="+", type=Path, required=True, help="text, JSON Lines, or shards (.bin)"
+    )
     score.add_argument("--stride", type=int, help="of sliding windows; 0: consecutive windows")
     score.add_argument("--fixed", action="store_true", help="do not learn")
     score.add_argument("--losses", type=Path, help="write losses of .bin files as .npy instead")

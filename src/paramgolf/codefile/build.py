@@ -26,6 +26,8 @@ ENTRY = "paramgolf.cli.standalone"
 INSTALLED_ONLY = {
     "paramgolf.codefile.build",
     "paramgolf.data.corpus",
+    "paramgolf.data.kept",
+    "paramgolf.data.processes",
     "paramgolf.data.tokenizer_check",
     "paramgolf.data.tokenizer_training",
     "paramgolf.pipeline.estimate",

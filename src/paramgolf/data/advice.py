@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from paramgolf.data.shards import find_splits, open_shard
+from paramgolf.recipes import RECIPES
 
 _MANY_TOKENS = 200_000
 """On two cores, `tiny` scores about this many in minutes, or adapts on them."""
@@ -35,4 +36,7 @@ def next_commands(folder: Path, vocab_size: int) -> dict[str, str]:
     commands = {"next": tiny}
     if tokens["train"] >= _GPU_TOKENS:
         commands["on a GPU"] = f"paramgolf run h200 {source}"
+    if folder == Path(RECIPES["record"][1].data.source):
+        torchrun = "torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node=8"
+        commands["on 8 GPUs"] = f"{torchrun} -m paramgolf run record"
     return commands

@@ -351,7 +351,8 @@ class _Build:
         for number, path in enumerate(chunks, start=1):
             chunk = Chunk.load(path)
             for split, gathering in gathered.items():
-                gathering.add(chunk.prints_of(split))
+                prints = chunk.prints_of(split)
+                gathering.add(len(prints.documents), prints.runs)
             progress.update(number)
         return {
             split: gathering.text(digest.hexdigest())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
@@ -9,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paramgolf.data import shards
+from paramgolf.data.fingerprints import groups, runs_of
 from paramgolf.data.manifest import built_by_us, require_tokenizer
 from paramgolf.data.overlap import Overlap, RunIndex
 from paramgolf.data.sidecars import check_sidecars, sidecar_of
@@ -84,7 +88,7 @@ def describe(folder: Path, tokenizer: Path | None, reporter: Reporter) -> Descri
             shards.check_vocabulary(paths[0], tokens, pieces.vocab_size)
             decoded = pieces.decode_documents(tokens)
             if index and split != "val":
-                index.add(decoded)
+                compare(index, decoded)
             size = size._replace(
                 documents=size.documents + len(decoded),
                 tokens=size.tokens + len(tokens),
@@ -103,6 +107,13 @@ def describe(folder: Path, tokenizer: Path | None, reporter: Reporter) -> Descri
         _manifest(folder, files),
         _sidecars(files, pieces),
     )
+
+
+def compare(index: RunIndex, texts: Iterable[str]) -> None:
+    """Look for runs of a scored text in other documents, on all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for places in pool.map(lambda group: index.find(runs_of(group)[0]), groups(texts)):
+            index.mark(places)
 
 
 def _tokenizer(tokenizer: Tokenizer) -> str:

@@ -25,6 +25,9 @@ MAX_LINE_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20
 _ZST_WINDOW_BYTES = 128 << 20
 _PART_BYTES = 1 << 10  # of a compressed file; a part of .zst decompresses to 32 MiB at most
+JSONL_NAMES = "jsonl (or .ndjson; .gz, .xz and .zst, too)"
+_START_BYTES = 1 << 16
+_JSON = re.compile(rb'\s*(\[\s*)?\{\s*["}]')
 _JSONL = re.compile(r"\.(jsonl?|ndjson)(\.gz|\.xz|\.zst)?$", re.I)
 
 
@@ -116,9 +119,25 @@ def batches(documents: Iterable[Document], chars: int) -> Iterator[list[Document
         yield batch
 
 
+def start_of(path: Path) -> bytes:
+    """Return the first 64 KiB, or a little more, of a file's `text_blocks`."""
+    start = b""
+    for block in text_blocks(path):
+        start += block
+        if len(start) >= _START_BYTES:
+            break
+    return start
+
+
 def is_jsonl(path: Path) -> bool:
-    """Return whether a path is named like JSON Lines: .jsonl, .ndjson or .json[.gz|.xz|.zst]."""
-    return _JSONL.search(path.name) is not None
+    """Return whether a file is named like JSON Lines, or begins like an object or a list of them.
+
+    The names are .jsonl, .ndjson and .json[.gz|.xz|.zst]. A list is refused when it is read.
+
+    Raises:
+        OSError, UnicodeDecodeError: see `text_blocks`.
+    """
+    return _JSONL.search(path.name) is not None or _JSON.match(start_of(path)) is not None
 
 
 def find_jsonl(folder: Path, split: str) -> list[Path]:
@@ -126,7 +145,7 @@ def find_jsonl(folder: Path, split: str) -> list[Path]:
 
     They are named `SPLIT*.jsonl[.gz|.xz|.zst]` or .ndjson: beside shards, .json is something else.
     """
-    found = filter(is_jsonl, folder.glob(f"{split}*"))
+    found = (path for path in folder.glob(f"{split}*") if _JSONL.search(path.name))
     return sorted(path for path in found if ".json" not in path.suffixes)
 
 
@@ -201,7 +220,8 @@ def jsonl_lines(texts: Iterable[str]) -> bytes:
 def _json_document(line: bytes, name: str, text_keys: Sequence[str]) -> Document | None:
     if not line.strip():
         return None
-    value = json.loads(line)
+    # Of a number with more digits, which no key needs that is read, Python makes an error.
+    value = json.loads(line, parse_int=lambda digits: int(digits[:4000]))
     if not isinstance(value, dict):
         raise TypeError
     text = value[next((key for key in text_keys if key in value), text_keys[0])]

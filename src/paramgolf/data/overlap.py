@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +13,7 @@ from paramgolf.data.fingerprints import (
     Fingerprints,
     Hashes,
     fingerprints,
-    groups,
-    runs_of,
 )
-from paramgolf.data.prepared import PreparedText
-from paramgolf.data.shards import whole_documents
-from paramgolf.data.tokenizer import Tokenizer
 
 SEEN_SHARE = 0.4
 """A document is seen if other texts contain at least this share of its runs."""
@@ -113,7 +105,10 @@ def judge(
 
 
 class RunIndex:
-    """All runs of a scored text, to stream texts of any size past it."""
+    """All runs of a scored text, to stream texts of any size past it.
+
+    `mark(find(runs_of(texts)))`, on any number of threads that find and one that marks.
+    """
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Take the documents of the scored text."""
@@ -133,14 +128,8 @@ class RunIndex:
         bits = (runs >> np.uint64(64 - self._bits)).astype(np.int64)
         return bits >> 3, np.left_shift(1, bits & 7).astype(np.uint8)
 
-    def add(self, texts: Iterable[str]) -> None:
-        """Look for the runs of other documents, on all cores."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for places in pool.map(self._find, groups(texts)):
-                self._seen[places] = True
-
-    def _find(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        runs, _ = runs_of(texts)
+    def find(self, runs: Hashes) -> NDArray[np.int64]:
+        """Return which runs of the scored text are among others, by their numbers."""
         cells, values = self._cells(runs)
         runs = runs[self._table[cells] & values != 0]
         runs.sort()
@@ -148,41 +137,10 @@ class RunIndex:
         places[places == len(self._known)] = 0
         return places[self._known[places] == runs] if len(self._known) else places[:0]
 
+    def mark(self, places: NDArray[np.int64]) -> None:
+        """Note what `find` found in other documents."""
+        self._seen[places] = True
+
     def result(self) -> Overlap:
         """Return the overlap with all documents added so far."""
         return Overlap.of(self._prints, self._seen[self._places])
-
-
-def measured_overlap(
-    text: PreparedText,
-    folder: Path,
-    tokenizer: Tokenizer,
-    progress: Callable[[int, int], None] | None = None,
-    also: Callable[[str, list[str]], None] | None = None,
-) -> dict[str, Overlap]:
-    """Compare the scored text with all text that the weights may be shaped by.
-
-    Args:
-        text: the prepared text, whose training shards are decoded.
-        folder: the run's data folder.
-        tokenizer: of the shards.
-        progress: called with the number of tokens compared and the total.
-        also: called with the name of a split and some of its documents, decoded, in their order.
-
-    Returns:
-        By text: "train", and "train+adapt" if there is an adaptation split.
-    """
-    splits = [name for name in ("train", "adapt") if name in text.splits]
-    total, done = sum(text.splits[name].tokens for name in splits), 0
-    index = RunIndex(text.scored_text(folder, tokenizer).texts)
-    overlaps: dict[str, Overlap] = {}
-    for number, name in enumerate(splits, start=1):
-        for tokens in whole_documents(text.shards(name, folder), tokenizer.bos):
-            index.add(documents := tokenizer.decode_documents(tokens))
-            if also is not None:
-                also(name, documents)
-            done += len(tokens)
-            if progress is not None:
-                progress(done, total)
-        overlaps["+".join(splits[:number])] = index.result()
-    return overlaps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,21 +12,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from paramgolf.data.documents import digest_record
 from paramgolf.data.fingerprints import (
     SAMPLED_BITS,
-    Fingerprints,
     Hashes,
     Sampling,
     fingerprints,
-    salt_of,
 )
 from paramgolf.data.overlap import Overlap
-from paramgolf.data.prepared import PreparedText
-from paramgolf.data.shards import SPLITS
-from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
-from paramgolf.runtime.files import sha256_of_file, write_bytes
+from paramgolf.runtime.files import write_bytes
 
 VERSION = 3
 """Version of the file format and of how runs are hashed."""
@@ -42,7 +35,9 @@ _MAX_FILE_BYTES = 1 << 26
 
 def union(parts: Iterable[Hashes]) -> Hashes:
     """Return all hashes of the parts, sorted and without repetition."""
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
+    hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *parts]))
+    # `np.unique` hashes integers first, which takes ten times as long.
+    return hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
 
 
 def are_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
@@ -75,7 +70,7 @@ class Label:
         """Return the label of a run's own scores.
 
         Args:
-            overlaps: of the scored text, as `measured_overlap` returns them.
+            overlaps: of the scored text, as `RunTexts.overlaps` states them.
             adapted_on: the splits that the weights were adapted on; "val" is the scored text.
         """
         if "val" in adapted_on:
@@ -106,7 +101,7 @@ class Text:
     def of(cls, documents: Sequence[str], sha256: str = "", salt: int = 0) -> Text:
         """Return the hashes of these documents."""
         gathering = Gathering(salt)
-        gathering.add(fingerprints(documents, Sampling(salt)))
+        gathering.add(len(documents), fingerprints(documents, Sampling(salt)).runs)
         return gathering.text(sha256)
 
     def thinned(self, bits: int) -> Text:
@@ -119,25 +114,26 @@ class Gathering:
     """Collects the hashes of one text, a batch of documents at a time, in bounded memory."""
 
     def __init__(self, salt: int) -> None:
-        self._sampling = Sampling(salt)
+        self.sampling = Sampling(salt)
+        """Which runs are kept so far."""
         self._runs: list[Hashes] = []
         self._size = self._documents = 0
 
-    def add(self, found: Fingerprints) -> None:
-        """Add documents."""
-        self._documents += len(found.documents)
-        self._runs.append(found.runs[self._sampling.includes(found.runs)])
+    def add(self, documents: int, runs: Hashes) -> None:
+        """Add so many documents and their runs, of which those that are sampled are enough."""
+        self._documents += documents
+        self._runs.append(runs[self.sampling.includes(runs)])
         self._size += len(self._runs[-1])
         while self._size > 2 * MAX_RUNS:
             everything = union(self._runs)
             if len(everything) > MAX_RUNS:
-                self._sampling = self._sampling._replace(bits=self._sampling.bits + 1)
-                everything = everything[self._sampling.includes(everything)]
+                self.sampling = self.sampling._replace(bits=self.sampling.bits + 1)
+                everything = everything[self.sampling.includes(everything)]
             self._runs, self._size = [everything], len(everything)
 
     def text(self, sha256: str = "", shards: Sequence[str] = ()) -> Text:
         """Return the text of all documents added so far."""
-        return Text(union(self._runs), self._documents, sha256, tuple(shards), self._sampling)
+        return Text(union(self._runs), self._documents, sha256, tuple(shards), self.sampling)
 
 
 @dataclass(frozen=True)
@@ -249,46 +245,3 @@ class Provenance:
         ) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"cannot read the provenance {path}: {reason}") from error
-
-
-class RunTexts:
-    """Collects the hashes of all texts of a run, as they come back from its tokens.
-
-    So the audit, which has the tokens, gets the same from them under any tokenizer.
-    """
-
-    def __init__(self, text: PreparedText, folder: Path) -> None:
-        """Prepare for the texts of `text`, given the run's data folder; all shards must exist."""
-        self._splits = text.splits
-        self._shards = {
-            name: tuple(sha256_of_file(path) for path in text.shards(name, folder))
-            for name in text.splits
-        }
-        # It follows from all shards of the run, so that nobody can choose it.
-        salt = salt_of(*(digest for name in SPLITS for digest in self._shards.get(name, ())))
-        self._sampling = Sampling(salt)
-        self._gathered = {name: Gathering(salt) for name in text.splits}
-        self._digests = {name: hashlib.sha256() for name in text.splits}
-
-    def add(self, split: str, documents: Sequence[str]) -> None:
-        """Add decoded documents of a split, in their order."""
-        self._gathered[split].add(fingerprints(documents, self._sampling))
-        for text in documents:
-            self._digests[split].update(digest_record(text))
-
-    def provenance(self, tokenizer: Tokenizer, claim: str) -> Provenance:
-        """Return the provenance, with one sampling, before any adaptation.
-
-        Args:
-            tokenizer: of the shards; under one that changes text, the hash of a text is that of
-                the originals, as the text states it.
-            claim: where the tokenizer comes from; see `data.claims`.
-        """
-        texts: dict[str, Text] = {}
-        for name, gathering in self._gathered.items():
-            own = tokenizer.lossless
-            digest = self._digests[name].hexdigest() if own else self._splits[name].text_sha256
-            texts[name] = gathering.text(digest, self._shards[name])
-        trained_on = "train" if claim == "trained" else TOKENIZER_GIVEN
-        uses = {"training": "train", "calibration": "train", "tokenizer": trained_on}
-        return Provenance(texts, uses).fitted()

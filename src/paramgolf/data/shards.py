@@ -7,14 +7,15 @@ tokens as little-endian uint16.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paramgolf.errors import UserError
-from paramgolf.runtime.files import open_file, replacing
+from paramgolf.runtime.files import open_file, replacing, sha256_of_file
 
 MAGIC = 20240520
 VERSION = 1
@@ -117,6 +118,12 @@ def whole_documents(shards: Sequence[Path], bos: int) -> Iterator[NDArray[np.uin
         rest = stream[end:]
         if end:
             yield stream[:end]
+
+
+def sha256_of_files(paths: Iterable[Path]) -> list[str]:
+    """Return the hexadecimal SHA-256 of every file, read on all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(sha256_of_file, paths))
 
 
 class ShardWriter:

@@ -20,6 +20,7 @@ from paramgolf.data.documents import (
     Document,
     is_jsonl,
     read_jsonl,
+    start_of,
     text_blocks,
 )
 from paramgolf.errors import ConfigError, UserError
@@ -28,9 +29,9 @@ from paramgolf.runtime.files import open_file, replacing
 STANDARD_INPUT = "-"
 _KINDS = ".txt, .md, .markdown, .rst, .jsonl, .ndjson, .json (also .gz, .xz, .zst), .parquet"
 _KIND = re.compile(r"\.(txt|md|markdown|rst|jsonl?|ndjson)(\.gz|\.xz|\.zst)?$|\.parquet$", re.I)
-_JSON = re.compile(rb'\s*(\[\s*)?\{\s*["}]')
+_NOT_READ = {b"PK\3\4": "a .zip", b"BZh": "a .bz2", b"7z\xbc\xaf": "a .7z", b"%PDF": "a PDF"}
+"""How files begin that are no text, though they may hold some."""
 _OBJECT = re.compile(rb'\s*\{[ \t]*["}]')  # and not on several lines
-_START_BYTES = 1 << 16
 _LISTED_ENDINGS = 5
 _PLAIN_BYTES = 16 << 20
 _ROWS = 1024
@@ -110,7 +111,7 @@ def _is_other_json(path: Path) -> bool:
     if not re.search(r"\.json\b", path.name, re.I):
         return False
     with suppress(OSError, UserError, ValueError):  # which `read_documents` reports
-        return not _OBJECT.match(_start(path))
+        return not _OBJECT.match(start_of(path))
     return False
 
 
@@ -153,7 +154,7 @@ def read_documents(
             is_parquet = path.suffix.lower() == ".parquet" or file.read(4) == b"PAR1"
         if is_parquet:
             yield from _read_parquet(path, text_key, progress, blank)
-        elif is_jsonl(path) or _JSON.match(_start(path)):
+        elif is_jsonl(path):
             keys = (text_key,) if text_key else TEXT_KEYS
             yield from read_jsonl(path, lambda done, _: progress(done), keys, blank)
         else:
@@ -164,15 +165,6 @@ def read_documents(
         raise UserError(
             f"{path} begins with the byte order mark of {error.encoding}, but is not such text"
         ) from error
-
-
-def _start(path: Path) -> bytes:
-    start = b""
-    for block in text_blocks(path):
-        start += block
-        if len(start) >= _START_BYTES:
-            break
-    return start
 
 
 def is_bad_file(error: UserError) -> bool:
@@ -207,6 +199,9 @@ def _plain(path: Path, begin: int, content: bytes) -> Document:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
+        kind = next((kind for start, kind in _NOT_READ.items() if content.startswith(start)), None)
+        if kind and not begin:
+            raise UserError(f"{path} is {kind}, which is not read: unpack it") from error
         raise UserError(f"{path} is not UTF-8 text (byte {begin + error.start:,})") from error
     if (zero := content.find(b"\0")) >= 0:
         raise UserError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from paramgolf.config import DataConfig
 from paramgolf.data import shards
-from paramgolf.data.documents import is_jsonl, read_jsonl, read_text, text_digest
+from paramgolf.data.documents import is_jsonl, read_jsonl, text_blocks, text_digest
 from paramgolf.data.manifest import built_split
 from paramgolf.data.sidecars import check_sidecars, is_sidecar
 from paramgolf.data.tokenizer import RULES, Tokenizer
@@ -73,11 +73,19 @@ def read_streams(files: Sequence[Path], tokenizer: Tokenizer) -> Iterator[Stream
     for path in files:
         if path in bins:
             continue
+        yield encoded(str(path), _texts(path), tokenizer)
+
+
+def _texts(path: Path) -> list[str]:
+    """Return the documents of a file: those of JSON Lines, or one of plain text."""
+    try:
         if is_jsonl(path):
-            texts = [text for _, text in read_jsonl(path)]
-        else:
-            texts = [read_text(path).removeprefix("\ufeff")]
-        yield encoded(str(path), texts, tokenizer)
+            return [text for _, text in read_jsonl(path)]
+        return [b"".join(text_blocks(path)).decode()]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
 
 
 def encoded(name: str, texts: list[str], tokenizer: Tokenizer) -> Stream:

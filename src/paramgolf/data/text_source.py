@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from paramgolf.config import DataConfig
-from paramgolf.data.documents import find_jsonl
+from paramgolf.data.documents import JSONL_NAMES, find_jsonl
 from paramgolf.data.shards import find_shards
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError, UserError
@@ -28,7 +28,7 @@ def kind_of_text(source: str) -> Literal["stdlib", "jsonl", "shards"]:
     if find_shards(folder, "train"):
         return "shards"
     raise UserError(
-        f"{folder} contains neither train*.jsonl[.gz|.xz|.zst] nor *_train_*.bin: make shards with "
+        f"{folder} contains neither train*.{JSONL_NAMES} nor *_train_*.bin: make shards with "
         f"`paramgolf data build {folder} --out {folder}-shards`"
     )
 

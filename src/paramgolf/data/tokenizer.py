@@ -38,6 +38,7 @@ class Tokenizer:
         case_ops: whether the operators of `data.caseops` are user-defined pieces of the model. If
             so, texts pass through `to_caseops` before encoding and `from_caseops` after decoding.
         escape: the token of the operator U+E004 with CaseOps, else -1.
+        escaped_mark: the byte pieces that stand for a U+2581 of a text; None: it is not escaped.
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
@@ -77,7 +78,7 @@ class Tokenizer:
         byte_pieces = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         # Text can be encoded in parts only if no space is added in front of each part.
         escapes = self._keeps_leading_space and all(map(self._processor.is_byte, byte_pieces))
-        self._escaped_mark = byte_pieces if escapes else None
+        self.escaped_mark = byte_pieces if escapes else None
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -172,7 +173,7 @@ class Tokenizer:
         Raises:
             UserError: if a text is not valid Unicode (it contains half of a surrogate pair).
         """
-        mark = self._escaped_mark
+        mark = self.escaped_mark
         if self.case_ops:
             texts = [to_caseops(text) for text in texts]
         parts = [text.split(_SPACE) if mark else [text] for text in texts]

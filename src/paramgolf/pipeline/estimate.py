@@ -56,17 +56,45 @@ def expected_seconds(
     total += _COMPILE_SECONDS if wants_gpu(config.device) else 0
     yield Finding("time", f"about {duration(total)}, of which training {duration(training)}")
     limits = config.limits
-    in_training = training + packing + (adaptation if config.adapt.text == "adapt" else 0)
-    for name, expected, limit in (
-        ("training", in_training, limits.training_seconds),
-        ("evaluation", evaluation, limits.evaluation_seconds),
-    ):
-        if limit and expected > limit:
-            yield Finding(
-                "time",
-                f"the {name} budget is {limit:.0f} s, but about {expected:.0f} s are expected",
-                warning=True,
-            )
+    before = packing + (adaptation if config.adapt.text == "adapt" else 0)
+    if limits.training_seconds and training + before > limits.training_seconds:
+        left = limits.training_seconds - before
+        yield _over(
+            "training", training + before, limits.training_seconds, _shorter(config, training, left)
+        )
+    if limits.evaluation_seconds and evaluation > limits.evaluation_seconds:
+        advice = _cheaper(config, evaluation - scoring, scoring)
+        yield _over("evaluation", evaluation, limits.evaluation_seconds, advice)
+
+
+def _over(name: str, expected: float, limit: float, advice: str) -> Finding:
+    text = f"the {name} budget is {limit:.0f} s, but about {expected:.0f} s are expected: {advice}"
+    return Finding("time", text, warning=True)
+
+
+def _shorter(config: RunConfig, training: float, left: float) -> str:
+    """Return the option that makes training fit into the seconds that the rest leaves."""
+    train = config.train
+    if left <= 0:
+        return "what follows training alone takes longer; lower --pack.calibration-batches"
+    if train.max_steps:
+        return f"set --train.max-steps {max(1, int(train.max_steps * left / training))}"
+    return f"set --train.reserve-seconds {math.ceil(train.max_seconds - left)}"
+
+
+def _cheaper(config: RunConfig, adaptation: float, scoring: float) -> str:
+    """Return the option that makes the evaluation fit: fewer epochs, else a longer stride."""
+    limit, stride = config.limits.evaluation_seconds, config.score.stride
+    if adaptation and (epochs := int(config.adapt.epochs * (limit - scoring) / adaptation)) > 0:
+        return f"set --adapt.epochs {epochs} (now {config.adapt.epochs})"
+    fixed, seq_len = adaptation / max(1, config.adapt.epochs), config.model.seq_len
+    # Without sliding windows, a text is read once; with them, once and seq_len / stride times.
+    once = scoring / (1 + seq_len / stride)
+    times = (limit - fixed) / once - 1
+    if times >= 1:
+        less = f" and --adapt.epochs 1 (now {config.adapt.epochs})" if adaptation else ""
+        return f"set --score.stride {math.ceil(seq_len / times)} (now {stride}){less}"
+    return "lower --data.val-targets, or use more GPUs"
 
 
 def _flops_per_token(model: ModelConfig, recurrent: bool) -> float:

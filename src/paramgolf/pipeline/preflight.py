@@ -18,7 +18,7 @@ from paramgolf.codefile.running import code_file
 from paramgolf.config import ModelConfig, RunConfig
 from paramgolf.data import shards
 from paramgolf.data.claims import counted_bytes, tokenizer_claim
-from paramgolf.data.documents import find_jsonl, read_jsonl
+from paramgolf.data.documents import JSONL_NAMES, find_jsonl, read_jsonl
 from paramgolf.data.manifest import require_tokenizer
 from paramgolf.data.noise import MIN_VAL_DOCUMENTS, val_noise
 from paramgolf.data.prepared import PreparedText
@@ -123,7 +123,7 @@ class _Text:
         for split in ("train", "val"):
             files = find_jsonl(folder, split)
             if not files:
-                raise UserError(f"{folder} contains no {split}*.jsonl[.gz|.xz|.zst]")
+                raise UserError(f"{folder} contains no {split}*.{JSONL_NAMES}")
             documents = (document for path in files for document in read_jsonl(path))
             self.documents[split] = sum(1 for _ in islice(documents, MIN_VAL_DOCUMENTS))
             if not self.documents[split]:

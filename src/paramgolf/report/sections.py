@@ -46,7 +46,8 @@ _MIN_SHARE = 0.004  # of all seconds; shorter phases share one bar
 def verdict(audit: dict[str, Any] | None, path: Path) -> dict[str, Any]:
     """Return the audit's verdict in words with its checks.
 
-    Its kind is "passed", "failed", "missing" or "stale" (of other files).
+    Its kind is "passed", "failed", "unverified" (files are gone), "missing" or "stale" (of other
+    files).
     """
     if audit is None:
         return {"kind": "missing", "text": "not audited", "command": f"paramgolf audit {path}"}
@@ -54,7 +55,7 @@ def verdict(audit: dict[str, Any] | None, path: Path) -> dict[str, Any]:
     if not audit_is_current(path):
         text = "audit.json is about other files than those in the folder"
         return {"kind": "stale", "text": text, "command": f"paramgolf audit {path}"}
-    kind = "passed" if audit["passed"] else "failed"
+    kind = "passed" if audit["passed"] else "failed" if audit["failed"] else "unverified"
     return {"kind": kind, "text": first, "notes": notes, "checks": audit["checks"]}
 
 

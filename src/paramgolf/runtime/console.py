@@ -166,12 +166,13 @@ def guard_output() -> None:
     """Make standard output fail with a UserError, without a message if nobody reads it any more.
 
     The program must flush it before it ends. Ranks other than 0, and a program whose standard
-    output is closed, print nothing.
+    output is closed, print nothing. A character that the terminal's encoding lacks is printed as an
+    escape sequence.
     """
     if sys.stdout is None or not is_main_rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return
     old, raw = sys.stdout, _StandardOutput(sys.stdout.fileno(), "w", closefd=False)
     sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(raw), old.encoding, old.errors, line_buffering=old.isatty()
+        io.BufferedWriter(raw), old.encoding, "backslashreplace", line_buffering=old.isatty()
     )

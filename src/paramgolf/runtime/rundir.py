@@ -141,7 +141,9 @@ class RunDir:
         try:
             config = from_json(RunConfig, values)
         except ConfigError as error:
-            raise ConfigError(f"{run.config_file}: {error}") from error
+            raise ConfigError(
+                f"{run.config_file}: {error}; if another version of paramgolf wrote it, use that"
+            ) from error
         try:
             from paramgolf.runtime.records import require_records
         except ModuleNotFoundError as error:  # the code file reads only what it wrote itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,5 +105,7 @@ def explain(error: BaseException) -> tuple[int, str]:
             return INTERRUPTED, ""
     if isinstance(error, UserError):
         return error.exit_code, " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return 1, f"a file name is too long: {str(error.filename)[:60]}..."
     message = f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)"
     return 1, " ".join(message.split())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +15,17 @@ from paramgolf.config import DataConfig
 from paramgolf.data import shards
 from paramgolf.data.claims import tokenizer_claim
 from paramgolf.data.documents import (
+    JSONL_NAMES,
     Document,
     batches,
-    digest_record,
     find_jsonl,
     jsonl_lines,
     read_jsonl,
     text_digest,
 )
 from paramgolf.data.manifest import built_by_us, require_tokenizer
-from paramgolf.data.overlap import measured_overlap
 from paramgolf.data.prepared import PreparedText, Split
-from paramgolf.data.provenance import RunTexts
+from paramgolf.data.run_texts import RunTexts
 from paramgolf.data.sidecars import check_sidecars
 from paramgolf.data.streams import (
     ORIGINALS,
@@ -41,7 +40,7 @@ from paramgolf.data.text_source import kind_of_text, load_tokenizer, tokenizer_o
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter
-from paramgolf.runtime.files import sha256_of_file, write_bytes
+from paramgolf.runtime.files import write_bytes
 from paramgolf.stages.job import Job
 
 _BATCH_CHARS = 1 << 24
@@ -52,31 +51,49 @@ def run(job: Job) -> dict[str, Any]:
 
     Returns:
         The stage result: "text" is a `PreparedText`, "tokenizer" what `tokenizer_claim` returns,
-        what it "restores" (`Stream.restored`) and its "long_piece_share" and "impossible_pairs", "overlap" what
-        `measured_overlap` returns.
+        what it "restores" (`Stream.restored`), its "long_piece_share" and "impossible_pairs",
+        "overlap" what `RunTexts.overlaps` states.
     """
     if not job.runtime.ranks.main:
         return {}
     source = job.config.data.source
-    if kind_of_text(source) == "shards":
-        result = _prepare_shards(job, Path(source))
-    else:
-        result = _prepare_documents(job)
+    made = _prepare_shards(job, source) if kind_of_text(source) == "shards" else _documents(job)
     with job.ledger.phase("data: overlap"):
-        progress = job.reporter.progress("overlap", unit="tokens")
-        text, tokenizer = PreparedText.from_json(result["text"]), Tokenizer.load(job.run.tokenizer)
-        texts = RunTexts(text, job.run.data)
-        overlaps = measured_overlap(text, job.run.data, tokenizer, progress.update, texts.add)
-        texts.add("val", tokenizer.decode_documents(text.stream("val", job.run.data)))
-        known = texts.provenance(tokenizer, result["tokenizer"]["claim"])
-        known.save(job.run.data / "provenance.safetensors")
-    return {**result, "overlap": {name: found._asdict() for name, found in overlaps.items()}}
+        progress = job.reporter.progress("read texts", unit="tokens")
+        data, tokenizer = job.run.data, made.tokenizer
+        try:
+            from paramgolf.data.kept import read_texts
+        except ModuleNotFoundError:  # in the code file, whose bytes count
+            read_texts = RunTexts
+        found = read_texts(made.text, data, tokenizer, made.hashes, progress.update)
+        train_sha256 = found.text.splits["train"].text_sha256
+        claim = tokenizer_claim(tokenizer, made.file, train_sha256)
+        found.provenance(claim["claim"]).save(data / "provenance.safetensors")
+    return {
+        "text": found.text.to_json(),
+        "tokenizer": {**claim, **made.form},
+        "overlap": {name: overlap._asdict() for name, overlap in found.overlaps.items()},
+    }
+
+
+class _Made(NamedTuple):
+    """The shards of a run."""
+
+    text: PreparedText
+    """Hash and sizes of the training text may be missing."""
+    tokenizer: Tokenizer
+    form: dict[str, Any]
+    """What the tokenizer "restores", its "long_piece_share" and "impossible_pairs"."""
+    file: Path | None
+    """Where it was read; None: it was trained."""
+    hashes: dict[Path, str]
+    """SHA-256 of shards, where they are known."""
 
 
 # Documents: the library's documentation, or JSON Lines.
 
 
-def _prepare_documents(job: Job) -> dict[str, Any]:
+def _documents(job: Job) -> _Made:
     config, source = job.config, job.config.data.source
     with job.ledger.phase("data: corpus"):
         splits, digest = _read_stdlib(job) if source == "stdlib" else _read_jsonl(job)
@@ -90,8 +107,7 @@ def _prepare_documents(job: Job) -> dict[str, Any]:
         }
         require_restored(encoded["val"], tokenizer)
         _cut_validation(encoded, config.data, tokenizer)
-        claim = tokenizer_claim(tokenizer, file, encoded["train"].sha256)
-        return _write(job, digest, tokenizer, claim, encoded)
+        return _Made(*_write(job, digest, tokenizer, encoded), file, {})
 
 
 def _read_stdlib(job: Job) -> tuple[dict[str, list[Document]], str]:
@@ -115,7 +131,7 @@ def _read_jsonl(job: Job) -> tuple[dict[str, list[Document]], str]:
     for name in ("train", "val"):
         files = find_jsonl(folder, name)
         if not files:
-            raise UserError(f"{folder} contains no {name}*.jsonl[.gz|.xz]")
+            raise UserError(f"{folder} contains no {name}*.{JSONL_NAMES}")
         splits[name] = []
         for path in files:
             progress = job.reporter.progress(f"read {name}", unit="bytes")
@@ -142,9 +158,9 @@ def _encode(
 # Token shards.
 
 
-def _prepare_shards(job: Job, folder: Path) -> dict[str, Any]:
+def _prepare_shards(job: Job, source: str) -> _Made:
     """Prepare a folder of shards; the training shards are used where they are."""
-    data = job.config.data
+    data, folder = job.config.data, Path(source)
     file = tokenizer_of_shards(data)
     tokenizer = _tokenizer(job, file)
     require_tokenizer(folder, tokenizer.sha256)
@@ -155,30 +171,27 @@ def _prepare_shards(job: Job, folder: Path) -> dict[str, Any]:
         _check_shards(files, tokenizer, job.reporter)
         val = of_shards(files["val"], tokenizer)
         require_counted(val, tokenizer)
-        hashes = {name: list(map(sha256_of_file, paths)) for name, paths in files.items()}
-        known = _as_built(folder, hashes)
-        if known is None:
-            known = _as_decoded(files, tokenizer, job.reporter)
-        encoded = {"val": val}
-        if "adapt" in files:
-            tokens = shards.read_stream(files["adapt"])
-            texts = tokenizer.decode_documents(tokens)
-            bytes_are = known["adapt"].bytes_are
-            encoded["adapt"] = Stream("the 'adapt' split", tokens, texts, bytes_are)
-        _cut_validation(encoded, data, tokenizer)
-        digest = hashlib.sha256("".join(hashes["train"] + hashes["val"]).encode()).hexdigest()
+        hashes = {name: shards.sha256_of_files(paths) for name, paths in files.items()}
         names = [str(path.resolve()) for path in files["train"]]
         tokens = sum(len(shards.open_shard(path)) for path in files["train"])
-        train = dataclasses.replace(known["train"], shards=names, tokens=tokens)
-        claim = tokenizer_claim(tokenizer, file, train.text_sha256)
-        return _write(job, digest, tokenizer, claim, encoded, train)
+        known = _as_built(folder, hashes)
+        train = replace(known, shards=names, tokens=tokens)
+        encoded = {"val": val}
+        if "adapt" in files:
+            stream = shards.read_stream(files["adapt"])
+            texts = tokenizer.decode_documents(stream)
+            encoded["adapt"] = Stream("the 'adapt' split", stream, texts, known.bytes_are)
+        _cut_validation(encoded, data, tokenizer)
+        digest = hashlib.sha256("".join(hashes["train"] + hashes["val"]).encode()).hexdigest()
+        of_train = dict(zip(map(Path, names), hashes["train"], strict=True))
+        return _Made(*_write(job, digest, tokenizer, encoded, train), file, of_train)
 
 
 def _check_shards(files: dict[str, list[Path]], tokenizer: Tokenizer, reporter: Reporter) -> None:
     """Check that tokens and sidecars match the tokenizer."""
-    for path in (path for paths in files.values() for path in paths):
-        shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
     for paths in files.values():
+        for path in paths:
+            shards.check_vocabulary(path, shards.open_shard(path), tokenizer.vocab_size)
         found = check_sidecars(paths, tokenizer)
         if found.bytes != found.table_bytes:
             reporter.line(
@@ -187,37 +200,15 @@ def _check_shards(files: dict[str, list[Path]], tokenizer: Tokenizer, reporter: 
             )
 
 
-def _as_built(folder: Path, hashes: dict[str, list[str]]) -> dict[str, Split] | None:
-    """Return what `data build` recorded of the splits; None if they are not as it wrote them."""
+def _as_built(folder: Path, hashes: dict[str, list[str]]) -> Split:
+    """Return the training split as `data build` recorded it; without text if it did not."""
     built = built_by_us(folder)
-    if built is None:
-        return None
-    if {name: list(split["shards"].values()) for name, split in built["splits"].items()} != hashes:
-        return None
-    return {
-        name: Split([], 0, split["documents"], split["text_sha256"], split["bytes"], "original")
-        for name, split in built["splits"].items()
-    }
-
-
-def _as_decoded(
-    files: dict[str, list[Path]], tokenizer: Tokenizer, reporter: Reporter
-) -> dict[str, Split]:
-    """Decode all shards for the hashes and sizes of their text."""
-    progress = reporter.progress("decode", sum(map(len, files.values())), "shards")
-    found: dict[str, Split] = {}
-    done = 0
-    for name, paths in files.items():
-        digest, count, size = hashlib.sha256(), 0, 0
-        for documents in shards.whole_documents(paths, tokenizer.bos):
-            for text in tokenizer.decode_documents(documents):
-                digest.update(digest_record(text))
-                count += 1
-                size += len(text.encode())
-            done += 1
-            progress.update(done)
-        found[name] = Split([], 0, count, digest.hexdigest(), size, "as decoded")
-    return found
+    if built is not None:
+        splits = built["splits"]
+        if {name: list(own["shards"].values()) for name, own in splits.items()} == hashes:
+            own = splits["train"]
+            return Split([], 0, own["documents"], own["text_sha256"], own["bytes"], "original")
+    return Split([], 0, 0, "", 0, "as decoded")
 
 
 # Both.
@@ -255,17 +246,15 @@ def _write(
     job: Job,
     corpus_sha256: str,
     tokenizer: Tokenizer,
-    claim: dict[str, Any],
     encoded: dict[str, Stream],
     train: Split | None = None,
-) -> dict[str, Any]:
-    """Write the shards of the encoded splits; return the stage result.
+) -> tuple[PreparedText, Tokenizer, dict[str, Any]]:
+    """Write the shards of the encoded splits; return the first fields of `_Made`, and the form.
 
     Args:
         job: the run.
         corpus_sha256: of the whole source.
         tokenizer: of the splits.
-        claim: what the run claims of it.
         encoded: the splits to write.
         train: the training split, if its shards are used where they are.
     """
@@ -291,8 +280,5 @@ def _write(
     source = str(Path(job.config.data.source))
     prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
     share = tokenizer.long_piece_bytes(val.tokens) / val.bytes if val.bytes else 0.0
-    claim = {**claim, "restores": restores, "long_piece_share": share}
-    return {
-        "text": prepared.to_json(),
-        "tokenizer": {**claim, "impossible_pairs": tokenizer.impossible_pairs(val.tokens)},
-    }
+    form = {"restores": restores, "long_piece_share": share}
+    return prepared, tokenizer, {**form, "impossible_pairs": tokenizer.impossible_pairs(val.tokens)}

@@ -17,7 +17,7 @@ from paramgolf.study.runs import SeedRun
 from paramgolf.verify.checks import audit_is_current
 
 SortKey = Literal["date", "score", "size", "recipe", "path"]
-AuditState = Literal["passed", "FAILED", "outdated", "none"]
+AuditState = Literal["passed", "FAILED", "incomplete", "outdated", "none"]
 
 _STAGES = ("prepare", "train", "adapt", "pack", "score")
 
@@ -126,4 +126,4 @@ def _audit(path: Path) -> AuditState:
     audit = read_audit(RunDir(path))
     if not audit_is_current(path):
         return "outdated"
-    return "passed" if audit["passed"] else "FAILED"
+    return "passed" if audit["passed"] else "FAILED" if audit["failed"] else "incomplete"

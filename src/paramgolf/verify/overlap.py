@@ -8,20 +8,15 @@ from typing import Any
 
 from paramgolf.config import RunConfig
 from paramgolf.data.fingerprints import RUN_LETTERS
-from paramgolf.data.overlap import (
-    FEW_DOCUMENTS,
-    MAX_BYTES,
-    MAX_DOCUMENTS,
-    Overlap,
-    measured_overlap,
-)
+from paramgolf.data.overlap import FEW_DOCUMENTS, MAX_BYTES, MAX_DOCUMENTS, Overlap
 from paramgolf.data.prepared import PreparedText
+from paramgolf.data.processes import AllCores
 from paramgolf.data.provenance import Label, Provenance
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.modes import score_modes
 from paramgolf.verify.checks import Check, check, not_verified
-from paramgolf.verify.rebuilt import PROVENANCE, Rebuilding
+from paramgolf.verify.rebuilt import PROVENANCE, rebuilt
 
 
 def overlap_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> Iterator[Check]:
@@ -37,13 +32,14 @@ def overlap_checks(run: RunDir, config: RunConfig, results: dict[str, Any]) -> I
         label = stored.label(text.scored_text(run.data, tokenizer).texts)
         for found in _checks(config, results, overlaps, label):
             yield not_verified(found, gone[0])
-        rebuilt = check(PROVENANCE, "provenance", True, f"{len(stored.texts)} texts as stored")
-        yield not_verified(rebuilt, gone[0])
+        as_stored = check(PROVENANCE, "provenance", True, f"{len(stored.texts)} texts as stored")
+        yield not_verified(as_stored, gone[0])
         return
-    rebuilding = Rebuilding(run, text, tokenizer)
-    overlaps = measured_overlap(text, run.data, tokenizer, also=rebuilding.add)
-    yield from _checks(config, results, overlaps, Label.of_run(overlaps, config.adapt.splits))
-    yield rebuilding.check(config.adapt.splits, results["tokenizer"]["claim"])
+    stored = Provenance.load(run.provenance)
+    found = AllCores(text, run.data, tokenizer, {}, lambda done, total: None)
+    label = Label.of_run(found.overlaps, config.adapt.splits)
+    yield from _checks(config, results, found.overlaps, label)
+    yield rebuilt(run, stored, found, config.adapt.splits, results["tokenizer"]["claim"])
 
 
 def missing_shards(text: PreparedText, folder: Path) -> list[Path]:
