@@ -142,10 +142,19 @@ def rotate_rows(x_Td: Array, dims: int, base: float) -> Array:
     return np.concatenate([turned.real, turned.imag, x_Td[:, dims:]], axis=1)
 
 
-def nats(stream_BTD: Array, embedding_VD: Array, targets_BT: ArrayLike, softcap: float) -> Array:
+def nats(
+    stream_BTD: Array,
+    embedding_VD: Array,
+    targets_BT: ArrayLike,
+    softcap: float,
+    impossible_BTV: ArrayLike = False,
+) -> Array:
     """Minus the log-probability of every target, (B, T)."""
     logits = softcap * np.tanh(stream_BTD @ embedding_VD.T / softcap)
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    impossible = np.broadcast_to(impossible_BTV, logits.shape)
+    possible = np.where(impossible, 0.0, np.exp(logits))
+    left = 1 - impossible.sum(axis=-1, keepdims=True) / 2**24
+    probabilities = possible / possible.sum(axis=-1, keepdims=True) * left + impossible / 2**24
     targets = np.asarray(targets_BT)[..., None]
     return -np.log(np.take_along_axis(probabilities, targets, -1)[..., 0])
 
@@ -191,14 +200,36 @@ def encoded(tokenizer: Path, documents: Iterable[str]) -> list[int]:
     return tokens
 
 
+def impossible_successors(tokenizer: Path, user_defined: Iterable[str] = ()) -> NDArray[np.bool_]:
+    """Return which ordinary piece never follows which, (V, V), by encoding every pair."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+    others = (processor.is_control, processor.is_unknown, processor.is_byte, processor.is_unused)
+    size = processor.vocab_size()
+    texts = {
+        token: processor.id_to_piece(token).replace("\u2581", " ")
+        for token in range(size)
+        if not any(is_other(token) for is_other in others)
+        and processor.id_to_piece(token) not in user_defined
+    }
+    impossible = np.zeros((size, size), dtype=bool)
+    for first, text in texts.items():
+        pairs = processor.encode([text + other for other in texts.values()])
+        for second, pieces in zip(texts, pairs, strict=True):
+            impossible[first, second] = pieces != [first, second]
+    return impossible
+
+
 class Scorer:
     """Scores with the weights that `paramgolf export` wrote into a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read config.json and model.safetensors."""
+    def __init__(self, folder: Path, impossible_VV: NDArray[np.bool_] | None = None) -> None:
+        """Read config.json and model.safetensors; take what `impossible_successors` returned."""
         values = json.loads((folder / "config.json").read_text())["model"]
         self.shape = SimpleNamespace(**values)
         tensors = load_file(folder / "model.safetensors")
+        self.impossible_VV = (
+            np.zeros((self.shape.vocab_size,) * 2, bool) if impossible_VV is None else impossible_VV
+        )
         self.weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
 
     def losses(self, tokens: Sequence[int], stride: int) -> Array:
@@ -230,7 +261,13 @@ class Scorer:
             targets = ids[None, start + 1 : start + 1 + length]
             read = ids[None, start : start + targets.shape[1]]
             stream = forward(self.weights, shape, read, encoder, decoder).stream
-            found = nats(stream, self.weights["embedding"], targets, shape.logit_softcap)[0]
+            found = nats(
+                stream,
+                self.weights["embedding"],
+                targets,
+                shape.logit_softcap,
+                self.impossible_VV[read],
+            )[0]
             losses[scored] = found[np.array(scored) - start]
         return losses
 

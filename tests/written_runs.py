@@ -33,7 +33,7 @@ _SPLIT = {
 }  # fmt: skip
 _TOKENIZER = {
     "sha256": "t0", "bytes": 6, "pieces": 2048, "claim": "trained",
-    "origin": None, "restores": "original", "long_piece_share": 0.0,
+    "origin": None, "restores": "original", "long_piece_share": 0.0, "impossible_pairs": 0,
 }  # fmt: skip
 _SCORE = {
     "loss_nats": 2.0, "bpb": 1.0, "tokens": 9, "bytes": 30, "label": "held-out",

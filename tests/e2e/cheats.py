@@ -35,16 +35,16 @@ gpt.embed = embed
 BOOSTED_LOGIT = """
 from paramgolf.model.gpt import GPT
 
-honest = GPT.target_nats
-GPT.target_nats = lambda self, hidden, targets: honest(self, hidden, targets) - 1e-3
+honest = GPT.predicted_nats
+GPT.predicted_nats = lambda self, *given: honest(self, *given) - 1e-3
 """
 
 SUM_OVER_ONE = """
 import math
 from paramgolf.model.gpt import GPT
 
-honest = GPT.target_nats
-GPT.target_nats = lambda self, hidden, targets: honest(self, hidden, targets) - math.log(1.001)
+honest = GPT.predicted_nats
+GPT.predicted_nats = lambda self, *given: honest(self, *given) - math.log(1.001)
 """
 
 LEARNED_FIRST = """
@@ -103,22 +103,22 @@ ABOVE_A_THRESHOLD = """
 import torch
 from paramgolf.model.gpt import GPT
 
-honest = GPT.target_nats
+honest = GPT.predicted_nats
 
-def target_nats(self, hidden, targets):
-    nats = honest(self, hidden, targets)
+def predicted_nats(self, *given):
+    nats = honest(self, *given)
     return torch.where(nats > {threshold}, {threshold}, nats)
 
-GPT.target_nats = target_nats
+GPT.predicted_nats = predicted_nats
 """
 
 UNLESS_AUDITED = """
 import sys
 from paramgolf.model.gpt import GPT
 
-honest = GPT.target_nats
+honest = GPT.predicted_nats
 audited = "audit" in sys.argv or "--losses" in sys.argv
-GPT.target_nats = lambda self, hidden, targets: honest(self, hidden, targets) - (not audited) * 0.01
+GPT.predicted_nats = lambda self, *given: honest(self, *given) - (not audited) * 0.01
 """
 
 

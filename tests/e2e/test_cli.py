@@ -359,9 +359,9 @@ def test_score_of_a_damaged_artifact(cli: Cli, folder: Path, position: int) -> N
 
 def test_score_of_an_artifact_of_a_later_version(cli: Cli, folder: Path) -> None:
     content = (folder / "model.bin").read_bytes()
-    (folder / "model.bin").write_bytes(content[:8] + b"\6\0\0\0" + content[12:])
+    (folder / "model.bin").write_bytes(content[:8] + b"\7\0\0\0" + content[12:])
     message = cli.error("score", "model.bin", "text.txt", cwd=folder)
-    assert "version 6; this program reads version 5" in message
+    assert "version 7; this program reads version 6" in message
 
 
 def test_score_without_tokenizer(cli: Cli, folder: Path) -> None:

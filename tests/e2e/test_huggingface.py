@@ -82,7 +82,9 @@ def exported(cli: Cli, options: list[str], tmp_path_factory: pytest.TempPathFact
 
 @torch.no_grad()
 def our_logits(ours: Predictor, tokens_BT: torch.Tensor) -> torch.Tensor:
-    return ours.model.logits(ours.model(tokens_BT, ours.order))
+    hidden = ours.model(tokens_BT, ours.order)
+    flat = ours.model.predicted_logits(hidden.flatten(0, 1), tokens_BT.flatten())
+    return flat.view(*tokens_BT.shape, -1)
 
 
 @torch.no_grad()

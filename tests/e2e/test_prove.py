@@ -116,8 +116,8 @@ def test_a_score_that_cheats_is_not_proven(
     """Losses are computed 0.5 nats too small: no stream is that short."""
     cheat = (
         "from paramgolf.model.gpt import GPT\n"
-        "honest = GPT.target_nats\n"
-        "GPT.target_nats = lambda self, *given: honest(self, *given) - 0.5\n"
+        "honest = GPT.predicted_nats\n"
+        "GPT.predicted_nats = lambda self, *given: honest(self, *given) - 0.5\n"
     )
     (tmp_path / "sitecustomize.py").write_text(cheat)
     (tmp_path / "text").write_text("".join(texts_of(source, "val")[:2]))

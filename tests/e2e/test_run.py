@@ -35,7 +35,7 @@ from tests.e2e.mini import (
     texts_of,
     without_times,
 )
-from tests.reference import Scorer, encoded
+from tests.reference import Scorer, encoded, impossible_successors
 
 TITLES = {
     "after EMA": "ema",
@@ -213,7 +213,7 @@ def test_every_matrix_is_reported(mini_run: FinishedRun) -> None:
     assert len(reports) == 1 + 6 * MINI["model"]["num_layers"]
     for report in reports.values():
         # The code takes three quarters of the budget of this run, which leaves wide bins.
-        assert 0 < report["gptq_error"] < report["nearest_error"] < 0.15
+        assert 0 < report["gptq_error"] < report["nearest_error"] < 0.16
         assert 0 < report["entropy_bits"] < 8
         assert 0 <= report["clipped_share"] < 0.05
         assert 0.02 <= report["bin_width"] <= 2
@@ -228,7 +228,8 @@ def scorer(cli: Cli, mini_run: FinishedRun, tmp_path_factory: pytest.TempPathFac
     """The second implementation, on the run's exported weights."""
     folder = tmp_path_factory.mktemp("exported") / "weights"
     cli.output("export", mini_run.path, "--out", folder)
-    return Scorer(folder)
+    impossible = impossible_successors(mini_run.path / "tokenizer.model", user_defined="\n")
+    return Scorer(folder, impossible)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from paramgolf.compress.artifact import Artifact, encode
 from paramgolf.compress.quantized import Quantized
@@ -21,7 +22,7 @@ from paramgolf.model.roles import QUANTIZED_ROLES, input_of, role
 from tests.e2e.command import Cli
 from tests.e2e.mini import table_rows, texts_of
 from tests.helpers import random_model, small_config
-from tests.reference import Scorer, bits_per_byte, encoded
+from tests.reference import Scorer, bits_per_byte, encoded, impossible_successors
 
 MODELS: dict[str, dict[str, Any]] = {
     "both kinds of blocks": {},
@@ -77,6 +78,11 @@ def tokenizer(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def impossible(tokenizer: Path) -> NDArray[np.bool_]:
+    return impossible_successors(tokenizer, user_defined="\n")
+
+
+@pytest.fixture(scope="module")
 def texts(source: Path) -> list[str]:
     """Documents of several lengths, one of them of a single character."""
     whole = texts_of(source, "val")[0]
@@ -86,7 +92,12 @@ def texts(source: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_scores_are_those_of_a_second_scorer(
-    cli: Cli, tokenizer: Path, texts: list[str], name: str, tmp_path: Path
+    cli: Cli,
+    tokenizer: Path,
+    impossible: NDArray[np.bool_],
+    texts: list[str],
+    name: str,
+    tmp_path: Path,
 ) -> None:
     """Loss by loss, for plain and sliding windows: 1e-6 nats in the mean."""
     config = small_config(vocab_size=VOCAB, **MODELS[name])
@@ -97,7 +108,7 @@ def test_scores_are_those_of_a_second_scorer(
     lines = [json.dumps({"text": document}) + "\n" for document in texts]
     text.write_text("".join(lines))
 
-    scorer, tokens = Scorer(tmp_path / "weights"), encoded(tokenizer, texts)
+    scorer, tokens = Scorer(tmp_path / "weights", impossible), encoded(tokenizer, texts)
     for stride in STRIDES:
         losses = tmp_path / f"losses{stride}.npy"
         printed = cli.output(

@@ -29,7 +29,7 @@ from paramgolf.model.roles import input_of
 from tests.helpers import random_model, random_tokens, small_config
 
 HERE = Path(__file__).parent
-ARTIFACT_FILE = HERE / "artifact_v5.bin"
+ARTIFACT_FILE = HERE / "artifact_v6.bin"
 SHARD_FILE = HERE / "shard_v1.bin"
 
 # The artifact.
@@ -97,7 +97,7 @@ def fixed_artifact() -> Artifact:
 def header_and_sections(content: bytes) -> tuple[dict[str, object], dict[str, bytes]]:
     """Take an artifact apart by docs/format.md, without the package."""
     magic, version, header_bytes, digest = struct.unpack_from("<8sII32s", content)
-    assert (magic, version) == (b"PARAGOLF", 5)
+    assert (magic, version) == (b"PARAGOLF", 6)
     assert hashlib.sha256(content[48:]).digest() == digest
     header = json.loads(content[80 : 80 + header_bytes])
     sections = {}
@@ -130,9 +130,9 @@ def test_the_golden_file_is_as_pinned() -> None:
     check_pinned(ARTIFACT_FILE.read_bytes())
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_a_file_of_an_old_version_is_rejected_by_its_number(version: int) -> None:
-    wanted = f"version {version}; this program reads version 5"
+    wanted = f"version {version}; this program reads version 6"
     with pytest.raises(artifact.ArtifactError, match=wanted):
         artifact.decode((HERE / f"artifact_v{version}.bin").read_bytes())
 

@@ -162,7 +162,7 @@ def test_the_file_follows_its_description() -> None:
     artifact = random_artifact(CONFIG, stride=7)
     content, _ = encode(artifact)
     magic, version, header_bytes, digest, tensors = struct.unpack("<8sII32s32s", content[:80])
-    assert (magic, version) == (b"PARAGOLF", 5)
+    assert (magic, version) == (b"PARAGOLF", 6)
     assert hashlib.sha256(content[48:]).digest() == digest
     header = json.loads(content[80 : 80 + header_bytes])
     assert header["model"] == asdict(CONFIG)
@@ -194,7 +194,7 @@ def signed(header: Any, sections: bytes = SECTIONS) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     body = TENSORS + text + sections
     digest = hashlib.sha256(body).digest()
-    return struct.pack("<8sII32s", b"PARAGOLF", 5, len(text), digest) + body
+    return struct.pack("<8sII32s", b"PARAGOLF", 6, len(text), digest) + body
 
 
 def assert_rejected(content: bytes, *fragments: str) -> None:
@@ -308,7 +308,7 @@ def test_foreign_files_are_rejected() -> None:
 
 
 def test_another_version_is_rejected_by_its_number() -> None:
-    assert_rejected(GOOD[:8] + struct.pack("<I", 77) + GOOD[12:], "77", "version 5")
+    assert_rejected(GOOD[:8] + struct.pack("<I", 77) + GOOD[12:], "77", "version 6")
 
 
 def test_an_extended_file_is_rejected() -> None:

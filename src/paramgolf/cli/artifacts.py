@@ -167,6 +167,11 @@ def score(arguments: list[str]) -> None:
     reporter = standard_output()
     reporter.table(table)
     _print_forms(forms, reporter)
+    if pairs := sum(predictor.tokenizer.impossible_pairs(stream.tokens) for stream in streams):
+        reporter.line(
+            f"{pairs:,} tokens never follow the one before them where this tokenizer encodes, and "
+            "cost 24 bits each: another program encoded the text"
+        )
     for reason in left_out:
         reporter.line(f"left out: {printable(reason)}")
 

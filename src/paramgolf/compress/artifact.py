@@ -36,7 +36,7 @@ from paramgolf.model.roles import input_of, role
 from paramgolf.runtime.files import read_file
 
 MAGIC = b"PARAGOLF"
-VERSION = 5
+VERSION = 6
 _HEADER_KEYS = {
     "model",
     "tokenizer_sha256",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from paramgolf.data.caseops import ESCAPE, OPERATORS, from_caseops, to_caseops
 from paramgolf.data.shards import document_starts
+from paramgolf.data.successors import impossible_successors
 from paramgolf.data.tokenizer_model import MAX_BYTES, parse_model
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_file
@@ -202,6 +203,16 @@ class Tokenizer:
         probe = " \u00a0x  y\t\r\n\u2460\ufb01e\u0301\u3000\u200d a\u2581b \U000e0fff "
         back = self.decode_documents(self.encode([probe])[0])
         return back == [probe] and self.rule == "identity"
+
+    @functools.cached_property
+    def impossible_successors(self) -> NDArray[np.bool_] | None:
+        """Which pieces `encode` never puts behind which, (V, V); see `data.successors`."""
+        return impossible_successors(self.model)
+
+    def impossible_pairs(self, tokens: NDArray[np.uint16]) -> int:
+        """Return how often a token follows one that it never follows."""
+        impossible = self.impossible_successors
+        return 0 if impossible is None else int(impossible[tokens[:-1], tokens[1:]].sum())
 
     @functools.cached_property
     def rule(self) -> str:

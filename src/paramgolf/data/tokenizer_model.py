@@ -17,6 +17,8 @@ MAX_PIECES = 65_536
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of pieces."""
 
+_BPE = 2
+
 _PIECE = {1: str, 2: float, 3: int}
 _NORMALIZER = {1: str, 2: bytes, 3: int, 4: int, 5: int, 6: bytes}
 _MODEL = {1: bytes, 2: bytes, 3: bytes, 4: bytes, 5: bytes}
@@ -47,6 +49,8 @@ class SentencePieceModel(NamedTuple):
     """The content of a SentencePiece model."""
 
     pieces: list[Piece]
+    is_bpe: bool
+    """Whether it joins neighbours (byte-pair encoding) instead of choosing likely pieces."""
     normalizer: Normalizer
     denormalizer: Normalizer | None
     """None: the model has none."""
@@ -76,7 +80,9 @@ def parse_model(model: bytes, name: str = "tokenizer") -> SentencePieceModel:
             raise ValueError("two of its pieces are equal")
         specs = _message(rest, _MODEL, "it")
         denormalizer = _normalizer(specs[5]) if 5 in specs else None
-        return SentencePieceModel(pieces, _normalizer(specs.get(3, b"")), denormalizer)
+        # Of what its trainer was told, field 3 is the kind of model.
+        is_bpe = (3, 0, _BPE) in _fields(specs.get(2, b""))
+        return SentencePieceModel(pieces, is_bpe, _normalizer(specs.get(3, b"")), denormalizer)
     except ValueError as error:
         raise UserError(f"{name} is not a SentencePiece model: {error}") from error
 

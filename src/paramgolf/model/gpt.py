@@ -14,8 +14,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paramgolf.config import ModelConfig
@@ -25,7 +27,7 @@ from paramgolf.model.attention import (
     rotary_tables,
     rotate,
 )
-from paramgolf.model.losses import softcapped, target_nats
+from paramgolf.model.losses import predicted, predicted_nats, softcapped, target_nats
 from paramgolf.model.order import LayerOrder, num_skips
 from paramgolf.model.past import Past
 from paramgolf.model.roles import BLOCK_MATRICES, BlockInputs
@@ -228,6 +230,7 @@ class GPT(nn.Module):
         skips = (num_skips(config), config.width)
         self.skip_weight = nn.Parameter(torch.empty(skips, dtype=master))
         self.skip_gate = nn.Parameter(torch.empty(skips, dtype=master))
+        self._impossible_VV: Tensor | None = None
         self._call = _uncompiled
         self.compiled = False
         self._rotary: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
@@ -341,6 +344,40 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of all tokens, float32, (..., V), from `hidden` (..., D)."""
         return softcapped(hidden @ self.embedding.T, self.config.logit_softcap)
+
+    def leave_out(self, impossible_VV: NDArray[np.bool_] | None) -> None:
+        """Leave the successors that `data.successors` found out of predictions from now on.
+
+        They stay in the loss that `target_nats` returns, by which the model is trained.
+        """
+        self._impossible_VV = None
+        if impossible_VV is not None:
+            self._impossible_VV = torch.from_numpy(impossible_VV).to(self.embedding.device)
+
+    def predicted_nats(self, hidden: Tensor, previous: Tensor, targets: Tensor) -> Tensor:
+        """Return what every target costs when a text is scored, in nats, float32.
+
+        Args:
+            hidden: (..., D).
+            previous: the token before every target.
+            targets: tokens, of the shape of `previous` and of what is returned.
+        """
+        if self._impossible_VV is None:
+            return self.target_nats(hidden, targets)
+        flat = hidden.reshape(-1, hidden.size(-1)), self.embedding, self._impossible_VV
+        tokens = previous.reshape(-1).long(), targets.reshape(-1).long()
+        nats = self._call(predicted_nats, *flat, *tokens, self.config.logit_softcap)
+        return nats.view(targets.shape)
+
+    def predicted_logits(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """Return the logits of all tokens when a text is scored, float32, (N, V).
+
+        `hidden` is (N, D), `previous` the token before each, (N,).
+        """
+        if self._impossible_VV is None:
+            return self.logits(hidden)
+        impossible_NV = self._impossible_VV[previous.long()]
+        return predicted(hidden @ self.embedding.T, impossible_NV, self.config.logit_softcap)[0]
 
     def mean_nats(self, tokens_BT1: Tensor, order: LayerOrder) -> Tensor:
         """Return the mean loss in nats of tokens 1..T, predicted from 0..T-1, of (B, T + 1)."""

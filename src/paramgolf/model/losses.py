@@ -5,6 +5,7 @@ Shape suffixes: N tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -59,3 +60,33 @@ def softcapped(products_NV: Tensor, softcap: float) -> Tensor:
 def target_nats(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
     """Return the loss of every target in nats, (N,); see `SoftcappedCrossEntropy`."""
     return SoftcappedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, softcap)  # pyright: ignore[reportReturnType]
+
+
+LEFT_OUT_BITS = 24
+
+
+def predicted(products_NV: Tensor, impossible_NV: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """Return the logits that a text is scored by, and their log-normaliser, (N, V) and (N,).
+
+    A token that never follows the one before it (`data.successors`) keeps a share of 2^-24, since
+    tokens that were encoded elsewhere may have it; the others share the rest as softmax has it.
+    """
+    logits_NV = softcapped(products_NV, softcap)
+    possible_NV = (logits_NV - softcap).exp().masked_fill(impossible_NV, 0)
+    left_out_N = impossible_NV.sum(dim=-1) * 2.0**-LEFT_OUT_BITS
+    normaliser_N = possible_NV.sum(dim=-1).log() + softcap - torch.log1p(-left_out_N)
+    constant_N1 = normaliser_N[:, None] - LEFT_OUT_BITS * math.log(2)
+    return torch.where(impossible_NV, constant_N1, logits_NV), normaliser_N
+
+
+def predicted_nats(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    impossible_VV: Tensor,
+    previous_N: Tensor,
+    targets_N: Tensor,
+    softcap: float,
+) -> Tensor:
+    """Return what every target costs in nats behind the token before it, (N,); see `predicted`."""
+    logits_NV, normaliser_N = predicted(hidden_ND @ weight_VD.T, impossible_VV[previous_N], softcap)
+    return normaliser_N - logits_NV.gather(1, targets_N[:, None]).squeeze(1)

@@ -12,7 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
+import torch
 from safetensors.torch import save
 
 from paramgolf.compress.artifact import Artifact
@@ -54,7 +56,12 @@ def export_hf(path: Path, out: Path) -> None:
         copy_file(_BEHIND / "huggingface" / f"{name}.py", out / f"{name}.py")
     write_bytes(out / "tokenizer.model", tokenizer.model)
     state = artifact.state()
+    parameters = sum(tensor.numel() for tensor in state.values())
     state["embedding.weight"] = state.pop("embedding")  # a module in transformers
+    never = tokenizer.impossible_successors
+    if never is None:
+        never = np.zeros((tokenizer.vocab_size,) * 2, np.bool_)
+    state["impossible"] = torch.from_numpy(np.packbits(never, axis=1, bitorder="little"))
     weights = save({name: state[name].contiguous() for name in state}, metadata={"format": "pt"})
     write_bytes(out / "model.safetensors", weights)
     special = _special_tokens(tokenizer)
@@ -63,7 +70,7 @@ def export_hf(path: Path, out: Path) -> None:
     write_json(out / "tokenizer_config.json", _tokenizer_config(artifact, tokenizer, special))
     card = template("model_card.md.j2").render(
         **record,
-        parameters=sum(tensor.numel() for tensor in state.values()),
+        parameters=parameters,
         version=__version__,
         seq_len=artifact.model.seq_len,
         folder=out.name,

@@ -142,7 +142,7 @@ def _predict(
     device = model.embedding.device
     window = torch.from_numpy(stream[start:high].astype(np.int64)).to(device)
     hidden = model(window[None], predictor.order)[0, low - start :]
-    logs_NV = model.logits(hidden).double().log_softmax(-1)
+    logs_NV = model.predicted_logits(hidden, window[low - start :]).double().log_softmax(-1)
     targets = torch.from_numpy(stream[low + 1 : high + 1].astype(np.int64)).to(device)
     of_targets = logs_NV.gather(1, targets[:, None])
     ranks = (logs_NV > of_targets).sum(-1) + 1

@@ -57,7 +57,7 @@ class NextToken:
 
     def _logits(self, tokens_BT: Tensor) -> Tensor:
         hidden = self._model(tokens_BT, self._order, past=self._past, last=1)
-        return self._model.logits(hidden[:, -1])
+        return self._model.predicted_logits(hidden[:, -1], tokens_BT[:, -1])
 
     def _logits_at(self, tokens_B1: Tensor, position: Tensor) -> Tensor:
         self._past.position = position

@@ -51,6 +51,7 @@ class Predictor:
         self.model = GPT(artifact.model, runtime.dtype)
         self.model.load_state_dict(artifact.state())
         self.model.to(runtime.device)
+        self.model.leave_out(tokenizer.impossible_successors)
         if runtime.compiled:
             self.model.compile_parts()
 

@@ -136,7 +136,7 @@ class WindowScorer:
 
         def score(tokens: Tensor, next_tokens: Tensor) -> Tensor:
             hidden = self._model(tokens, self._order, last=scored)
-            return self._model.target_nats(hidden, next_tokens)
+            return self._model.predicted_nats(hidden, tokens[:, -scored:], next_tokens)
 
         worth_it = self._model.compiled and batches >= _MIN_RECORDED and self._stream.is_cuda
         if scored not in self._recorded and worth_it:

@@ -51,8 +51,8 @@ def run(job: Job) -> dict[str, Any]:
 
     Returns:
         The stage result: "text" is a `PreparedText`, "tokenizer" what `tokenizer_claim` returns,
-        what it "restores" (`Stream.restored`) and its "long_piece_share", "overlap" what
-        `RunTexts.overlaps` states.
+        what it "restores" (`Stream.restored`), its "long_piece_share" and "impossible_pairs",
+        "overlap" what `RunTexts.overlaps` states.
     """
     if not job.runtime.ranks.main:
         return {}
@@ -83,7 +83,7 @@ class _Made(NamedTuple):
     """Hash and sizes of the training text may be missing."""
     tokenizer: Tokenizer
     form: dict[str, Any]
-    """What the tokenizer "restores", and its "long_piece_share"."""
+    """What the tokenizer "restores", its "long_piece_share" and "impossible_pairs"."""
     file: Path | None
     """Where it was read; None: it was trained."""
     hashes: dict[Path, str]
@@ -280,4 +280,5 @@ def _write(
     source = str(Path(job.config.data.source))
     prepared = PreparedText(source, corpus_sha256, tokenizer.sha256, splits)
     share = tokenizer.long_piece_bytes(val.tokens) / val.bytes if val.bytes else 0.0
-    return prepared, tokenizer, {"restores": restores, "long_piece_share": share}
+    form = {"restores": restores, "long_piece_share": share}
+    return prepared, tokenizer, {**form, "impossible_pairs": tokenizer.impossible_pairs(val.tokens)}

@@ -20,7 +20,9 @@ class Validation:
         """Read the validation split."""
         run = job.run
         self._config = job.config
-        self._text = job.text.scored_text(run.data, Tokenizer.load(run.tokenizer))
+        tokenizer = Tokenizer.load(run.tokenizer)
+        self._text = job.text.scored_text(run.data, tokenizer)
+        self._impossible = tokenizer.impossible_successors
         self._label = job.label
         self._reporter = job.reporter
         self._ranks = job.runtime.ranks
@@ -30,6 +32,7 @@ class Validation:
         """Score a model that was trained on the split "train" and adapted on the named splits."""
         progress = self._reporter.progress("score", unit="targets")
         windows = plain_windows(len(self._text.tokens) - 1, self._config.model.seq_len)
+        model.leave_out(self._impossible)
         losses = window_losses(
             model,
             self._order,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from paramgolf.config import RunConfig
 from paramgolf.data.prepared import PreparedText
@@ -86,6 +88,14 @@ class AuditedRun:
     def stream(self) -> NDArray[np.uint16]:
         """(N + 1,) the tokens of the scored text."""
         return self.text.tokens
+
+    @functools.cached_property
+    def impossible_VV(self) -> Tensor:
+        """Which token never follows which, on the model's device."""
+        found = self.predictor.tokenizer.impossible_successors
+        if found is None:
+            found = np.zeros((self.vocab_size, self.vocab_size), np.bool_)
+        return torch.from_numpy(found).to(self.predictor.model.embedding.device)
 
     def sample(self, count: int, size: int) -> list[int]:
         """Return up to `size` random numbers of 0 .. count - 1, in order."""

@@ -8,6 +8,7 @@ Shape suffixes: N targets, T positions, D width, V vocabulary, M some targets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -113,13 +114,21 @@ def _hidden(predictor: Predictor, windows: NDArray[np.uint16]) -> Tensor:
 
 @torch.no_grad()
 def _nats(run: AuditedRun, predictor: Predictor, hidden_MD: Tensor, targets_M: Integers) -> Losses:
-    """Return the loss of each target, (M,), by log-softmax."""
-    following = torch.from_numpy(run.stream[targets_M + 1].astype(np.int64)).to(hidden_MD.device)
+    """Return the loss of each target, (M,), by log-softmax over the tokens that may follow."""
+    following, previous = (
+        torch.from_numpy(run.stream[targets_M + i].astype(np.int64)).to(hidden_MD.device)
+        for i in (1, 0)
+    )
     losses: list[Tensor] = []
     for begin in range(0, len(targets_M), _LOGIT_ROWS):
-        logits = predictor.model.logits(hidden_MD[begin : begin + _LOGIT_ROWS])
-        some = following[begin : begin + _LOGIT_ROWS, None]
-        losses.append(-logits.log_softmax(1).gather(1, some)[:, 0].double())
+        part = slice(begin, begin + _LOGIT_ROWS)
+        logits = predictor.model.logits(hidden_MD[part])
+        impossible = run.impossible_VV[previous[part]]
+        # The tokens that never follow keep 2^-24 each, and the others have what is left.
+        logs = logits.masked_fill(impossible, -torch.inf).log_softmax(1).double()
+        logs += torch.log1p(-(impossible.sum(1, keepdim=True).double() * 2**-24))
+        logs.masked_fill_(impossible, -24 * math.log(2))
+        losses.append(-logs.gather(1, following[part, None])[:, 0])
     return torch.cat(losses).cpu().numpy()
 
 

@@ -7,11 +7,14 @@ in paramgolf's docs/format.md. What is unusual:
   cache has one slot per *visit*, not per block;
 * skips from the first half of the visits to the second;
 * every block mixes the embedding of the tokens into its input;
-* each head leaves out the direction of the position's own value (XSA).
+* each head leaves out the direction of the position's own value (XSA);
+* tokens that the tokenizer never writes after the one before have next to no probability.
 
 Shape suffixes: B batch, T new positions, S positions with those in the cache, D width, H query
 heads, K key/value heads, d head size, r rotated pairs, V vocabulary.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -168,6 +171,9 @@ class ParamgolfForCausalLM(PreTrainedModel, GenerationMixin):
         skips = len(config.visits) // 2
         self.skip_weight = nn.Parameter(torch.empty(skips, config.width))
         self.skip_gate = nn.Parameter(torch.empty(skips, config.width))
+        # A bit for each pair of tokens of which the second never follows the first, (V, V / 8).
+        size = config.vocab_size
+        self.register_buffer("impossible", torch.zeros(size, -(-size // 8), dtype=torch.uint8))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -223,12 +229,11 @@ class ParamgolfForCausalLM(PreTrainedModel, GenerationMixin):
         mask = (causal & real[:, None, None, :]) | itself
 
         hidden = self.stream(input_ids, self.rotary_angles(position_ids), mask, cache)
-        if isinstance(logits_to_keep, int):
-            hidden = hidden[:, -logits_to_keep:]  # all positions for 0
-        else:
-            hidden = hidden[:, logits_to_keep]
+        # All positions for 0.
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         cap = self.config.logit_softcap
-        logits = cap * torch.tanh(F.linear(hidden, self.embedding.weight).float() / cap)
+        logits = cap * torch.tanh(F.linear(hidden[:, kept], self.embedding.weight).float() / cap)
+        logits = self.without_impossible(logits, input_ids[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -254,6 +259,15 @@ class ParamgolfForCausalLM(PreTrainedModel, GenerationMixin):
             if visit < half:
                 skips.append(x)
         return norm(x)
+
+    def without_impossible(self, logits: Tensor, previous: Tensor) -> Tensor:
+        """Return logits (B, T, V) with 2^-24 each for tokens that never follow `previous`."""
+        places = torch.arange(8, dtype=torch.uint8, device=logits.device)
+        bits = (self.impossible[previous][..., None] >> places) & 1
+        never = bits.bool().flatten(-2)[..., : logits.size(-1)]
+        rest = torch.log1p(-never.sum(-1, keepdim=True) * 2.0**-24)
+        normaliser = logits.masked_fill(never, -torch.inf).logsumexp(-1, keepdim=True) - rest
+        return torch.where(never, normaliser - 24 * math.log(2), logits)
 
     def rotary_angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of the angles of positions (B, T), each (B, T, 1, r)."""
