@@ -139,19 +139,17 @@ def sensitivities(config: ModelConfig, device: str) -> None:
 
 
 def hessians(config: ModelConfig, batch_tokens: int, device: str) -> None:
-    """Time the Hessians with blocks compiled, run as they are, and run with the kernels."""
+    """Time the Hessians in plain PyTorch and with the kernels."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     order, rows = layer_order(config, recurrent=True), batch_tokens // config.seq_len
     batches = [
         torch.randint(config.vocab_size, (rows, config.seq_len), device=device)
         for _ in range(BATCHES)
     ]
-    for how in ("compiled", "kernels", "eager") if device == "cuda" else ("eager",):
+    for how in ("kernels", "eager") if device == "cuda" else ("eager",):
         model = random_model(config, dtype, device)
-        if how == "compiled":
-            model.compile_parts()
-        elif how == "kernels":
-            model.use_kernels()
+        if how == "kernels":
+            model.accelerate()
         first = seconds(lambda model=model: collect_hessians(model, order, batches[:1]))
         rest = seconds(lambda model=model: collect_hessians(model, order, batches)) / BATCHES
         plain = seconds(lambda model=model: [_forward(model, order, batch) for batch in batches])

@@ -29,7 +29,6 @@ KINDS = {
     "attention": ("attention", "flash", "fmha", "sdpa"),
     "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "_product_kernel", "aten::mm", "addmm"),
     "queries, keys, values, XSA (Triton)": ("_heads_kernel", "_xsa_kernel"),
-    "fused by the compiler": ("triton_",),
     "copies": ("memcpy", "copy"),
 }
 """Parts of kernels' names by kind; the first kind that fits counts."""
@@ -80,8 +79,8 @@ def main() -> None:
     model = GPT(config, runtime.dtype)
     model.init_weights(torch.Generator().manual_seed(1337))
     model.to(runtime.device)
-    if runtime.compiled:
-        model.compile_parts()
+    if runtime.accelerated:
+        model.accelerate()
     order = layer_order(config, recurrent=True)
     batch_tokens = 98_304 if runtime.on_gpu else 8192
     shape = batch_tokens // config.seq_len, config.seq_len
@@ -99,7 +98,7 @@ def main() -> None:
     print("| last block | ms per batch | scored tokens/s |", "|---|---:|---:|", sep="\n")
     calls: dict[str, Callable[[], object]] = {}
     for name, score in {"whole windows": whole, "only what is scored": scored_only}.items():
-        ready = Recorded(score, tokens) if runtime.compiled else score
+        ready = Recorded(score, tokens) if runtime.accelerated else score
         calls[name] = lambda ready=ready: ready(tokens)
     for name, seconds in median_seconds(calls, runtime, arguments.count).items():
         print(f"| {name} | {seconds * 1e3:.2f} | {shape[0] * stride / seconds:,.0f} |", flush=True)

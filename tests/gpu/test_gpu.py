@@ -1,4 +1,4 @@
-"""On a CUDA GPU: compiled bfloat16 against float64 on the CPU, memory, the whole job."""
+"""On a CUDA GPU: bfloat16 with kernels against float64 on the CPU, memory, the whole job."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SMALL = ModelConfig(vocab_size=512, num_layers=8, width=256, num_heads=4, num_kv
 
 
 def pair() -> tuple[GPT, GPT]:
-    """The same random weights in compiled bfloat16 on the GPU and in float64 on the CPU."""
+    """The same random weights in bfloat16 with kernels on the GPU and in float64 on the CPU."""
     exact = GPT(SMALL, torch.float64)
     generator = torch.Generator().manual_seed(1)
     exact.init_weights(generator)
@@ -45,7 +45,7 @@ def pair() -> tuple[GPT, GPT]:
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator).double()
     fast = GPT(SMALL, torch.bfloat16)
     fast.load_state_dict(exact.state_dict())
-    fast.cuda().compile_parts()
+    fast.cuda().accelerate()
     return fast, exact
 
 
@@ -156,7 +156,7 @@ def test_whole_job(tmp_path: Path) -> None:
     assert 4 < results["seconds"]["train: steps"] <= 7.2
 
 
-def test_cells_of_one_shape_compile_once_and_leave_no_memory_behind(tmp_path: Path) -> None:
+def test_cells_leave_no_memory_behind(tmp_path: Path) -> None:
     tiny = RECIPES["tiny"][1]
     train = dataclasses.replace(tiny.train, max_steps=50)
     config = dataclasses.replace(tiny, device="cuda", train=train)
@@ -167,8 +167,6 @@ def test_cells_of_one_shape_compile_once_and_leave_no_memory_behind(tmp_path: Pa
     trained = [
         RunDir(tmp_path / cell.folder / "seed-1").stage_result("train") or {} for cell in cells
     ]
-    compiling = [result["seconds"]["train: compile, warm up"] for result in trained]
-    assert max(compiling[1:3]) < 0.5 * min(compiling[0], compiling[3])
     peaks = [result["peak_gpu_bytes"] for result in trained]
     assert max(peaks[1:3]) < 1.02 * peaks[0]
     assert peaks[3] < peaks[0]  # of a smaller model

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from paramgolf.config import RunConfig, ScoreFirstConfig
 from paramgolf.model.attention import exclude_self_value, rotary_tables, rotate
-from paramgolf.model.gpt import GPT
+from paramgolf.model.gpt import GPT, merge_skip
+from paramgolf.model.losses import predicted_nats, target_nats
 from paramgolf.model.order import layer_order
 from paramgolf.optim.trainer import StepPlan, Trainer
 from paramgolf.pipeline.run import new_run, run_job
@@ -106,6 +107,83 @@ def test_squared_mlp(length: int) -> None:
     assert_close([(found, expected), (squares, expected_squares), grads_of(x, x_wide), *matrices])
 
 
+@pytest.mark.parametrize("merges", [False, True])
+@pytest.mark.parametrize("width", [512, 96])
+def test_enter(width: int, merges: bool) -> None:
+    from paramgolf.model.kernels import Enter
+
+    x, x0, skip = (random(3, 137, width, seed=seed) for seed in range(3))
+    mix = random(2, width, seed=3).detach().float().requires_grad_()
+    weight, gate = (random(width, seed=4 + i).detach().float().requires_grad_() for i in range(2))
+    scale = torch.tensor(0.625, device="cuda")
+    x_wide, x0_wide, skip_wide, mix_wide, weight_wide, gate_wide = every = wide(
+        x, x0, skip, mix, weight, gate
+    )
+    found = Enter.apply(
+        x, x0, *((skip, weight, gate) if merges else (None, None, None)), mix, scale, EPS
+    )
+    stream = merge_skip(x_wide, skip_wide, weight_wide, gate_wide) if merges else x_wide
+    stream = mix_wide[0] * stream + mix_wide[1] * x0_wide
+    expected = stream, F.rms_norm(stream, (width,), eps=EPS) * scale.double()
+    grads = [random(*x.shape, seed=7 + i).detach() for i in range(2)]
+    torch.autograd.backward(found, grads)
+    torch.autograd.backward(expected, [grad.double() for grad in grads])
+    assert_close(list(zip(found, expected, strict=True)))
+    own = (x, x0, skip, mix, weight, gate)
+    used = [0, 1, 3] if not merges else range(6)
+    assert_close([grads_of(own[i], every[i]) for i in used])
+
+
+@pytest.mark.parametrize("width", [512, 96])
+def test_join(width: int) -> None:
+    from paramgolf.model.kernels import Join
+
+    x, y = random(3, 137, width), random(3, 137, width, seed=2)
+    scale = torch.tensor(0.625, device="cuda")
+    x_wide, y_wide = wide(x, y)
+    found, stream = Join.apply(x, y, scale, EPS), x_wide + y_wide
+    expected = stream, F.rms_norm(stream, (width,), eps=EPS) * scale.double()
+    grads = [random(*x.shape, seed=7 + i).detach() for i in range(2)]
+    torch.autograd.backward(found, grads)
+    torch.autograd.backward(expected, [grad.double() for grad in grads])
+    assert_close(list(zip(found, expected, strict=True)))
+    assert_close([grads_of(x, x_wide), grads_of(y, y_wide)])
+
+
+@pytest.mark.parametrize("count", [2, 18])
+def test_sums(count: int) -> None:
+    from paramgolf.model.kernels import Share, Sum
+
+    tensors = [random(7, 333, seed=seed) for seed in range(count)]
+    assert_close([(Sum.apply(*tensors), torch.stack(wide(*tensors)).sum(0))])
+    x = random(7, 333)
+    torch.autograd.backward(Share.apply(x, count), tensors)
+    assert x.grad is not None
+    assert_close([(x.grad, torch.stack(wide(*tensors)).sum(0))])
+
+
+@pytest.mark.parametrize("vocabulary", [8192, 1000])
+def test_losses(vocabulary: int) -> None:
+    from paramgolf.model.kernels import WeightedLoss, nats
+
+    hidden, embedding = random(50, 128), random(vocabulary, 128, seed=2)
+    generator = torch.Generator().manual_seed(3)
+    targets, previous = torch.randint(vocabulary, (2, 50), generator=generator).cuda()
+    weights = torch.rand(50, generator=generator).cuda()
+    impossible = (torch.rand(vocabulary, vocabulary, generator=generator) < 0.3).cuda()
+    hidden_wide, embedding_wide = wide(hidden, embedding)
+    found = WeightedLoss.apply(hidden, embedding, targets, weights, 15.0)
+    every = target_nats(hidden_wide, embedding_wide, targets, 15.0)
+    expected = (every * weights.double()).sum()
+    torch.autograd.backward([found, expected], [torch.tensor(2.0).cuda()] * 2)
+    assert_close([(found, expected)])
+    assert_close([grads_of(hidden, hidden_wide), grads_of(embedding, embedding_wide)])
+    own, exact = (hidden.detach(), embedding.detach()), (hidden_wide, embedding_wide)
+    assert_close([(nats(*own, None, previous, targets, 15.0), every)])
+    what = impossible, previous, targets, 15.0
+    assert_close([(nats(*own, *what), predicted_nats(*exact, *what))])
+
+
 def small(**train: int) -> RunConfig:
     """A model of a shape that the kernels support, as every recipe's is on a GPU."""
     config = RECIPES["tiny"][1]
@@ -146,7 +224,7 @@ def test_recorded_learning_equals_plain_learning_bit_for_bit() -> None:
     config = small().model
     model = GPT(config, torch.bfloat16)
     model.init_weights(torch.Generator().manual_seed(1))
-    model.cuda().compile_parts()
+    model.cuda().accelerate()
     learning = ScoreFirstConfig("adamw", lr=1e-3, epochs=2, chunk_tokens=4 * config.seq_len)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, 20 * config.seq_len)
 

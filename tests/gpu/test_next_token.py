@@ -33,14 +33,14 @@ ORDER = layer_order(CONFIG, recurrent=True)
 LENGTH = CONFIG.seq_len
 
 
-def on_gpu(dtype: torch.dtype = torch.bfloat16, compiled: bool = False) -> GPT:
+def on_gpu(dtype: torch.dtype = torch.bfloat16, accelerated: bool = False) -> GPT:
     """A random model; its weights do not depend on the dtype."""
     runtime = select_runtime("cuda")  # also sets what `reproducible` needs
     model = GPT(CONFIG, dtype)
     model.load_state_dict(random_model(CONFIG, seed=1).state_dict())
     model.to(runtime.device)
-    if compiled:
-        model.compile_parts()
+    if accelerated:
+        model.accelerate()
     return model
 
 
@@ -52,11 +52,11 @@ def logits_of(next_token: NextToken, tokens_BT: Tensor, first: int) -> Tensor:
     return torch.stack(parts, dim=1).double().cpu()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("accelerated", [False, True])
 @pytest.mark.parametrize("first", [1, 30, LENGTH])
 @pytest.mark.parametrize("rows", [1, 5])
-def test_recorded_logits_match_float64(rows: int, first: int, compiled: bool) -> None:
-    model, tokens = on_gpu(compiled=compiled), random_tokens(CONFIG, rows, LENGTH)
+def test_recorded_logits_match_float64(rows: int, first: int, accelerated: bool) -> None:
+    model, tokens = on_gpu(accelerated=accelerated), random_tokens(CONFIG, rows, LENGTH)
     found = logits_of(NextToken(model, ORDER), tokens, first)
     exact = random_model(CONFIG, seed=1)
     with torch.no_grad():
@@ -135,8 +135,8 @@ def test_greedy_text_is_that_of_whole_windows() -> None:
 
 
 def test_only_scored_positions_of_the_last_block() -> None:
-    """Compiled, recorded, in bfloat16: the losses that whole windows give."""
-    model, count = on_gpu(compiled=True), 40 * LENGTH
+    """Accelerated, recorded, in bfloat16: the losses that whole windows give."""
+    model, count = on_gpu(accelerated=True), 40 * LENGTH
     tokens = np.random.default_rng(1).integers(0, CONFIG.vocab_size, count + 1).astype(np.uint16)
     windows = sliding_windows(count, LENGTH, 32)
     found = window_losses(model, ORDER, tokens, windows, 8 * LENGTH)

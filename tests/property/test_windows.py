@@ -194,14 +194,14 @@ def test_text_after_the_last_target_does_not_matter(
 def test_windows_of_padding_do_not_matter(
     model: GPT, order: LayerOrder, num_targets: int, batch_tokens: int
 ) -> None:
-    """A compiled model gets full batches; only the shapes are tested here, without compiling."""
+    """An accelerated model gets full batches; only the shapes are tested here, on the CPU."""
     tokens = stream(num_targets)
     for windows in (plain_windows(num_targets, LENGTH), sliding_windows(num_targets, LENGTH, 3)):
-        model.compiled = True
+        model.accelerated = True
         try:
             padded = window_losses(model, order, tokens, windows, batch_tokens)
         finally:
-            model.compiled = False
+            model.accelerated = False
         expected = losses_one_by_one(model, order, tokens, listed(windows, num_targets, LENGTH))
         torch.testing.assert_close(padded, expected, rtol=1e-10, atol=1e-10)
 

@@ -34,7 +34,7 @@ from tests.helpers import (
     small_run_config,
 )
 
-CPU = Runtime(torch.device("cpu"), torch.float32, compiled=False)
+CPU = Runtime(torch.device("cpu"), torch.float32, accelerated=False)
 SHAPES = [(24, 8), (8, 24), (12, 12), (1, 6), (6, 1)]
 
 # MuonEq-R
@@ -446,7 +446,7 @@ def test_warm_up_leaves_no_trace() -> None:
     def counted(*args: Tensor) -> Tensor:
         nonlocal steps
         steps += 1
-        torch.rand(())  # a kernel or the compiler may draw from the global generator as well
+        torch.rand(())  # a kernel may draw from the global generator as well
         return forward(*args)
 
     trainer.model.mean_nats = counted

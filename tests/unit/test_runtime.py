@@ -136,7 +136,7 @@ def test_every_phase_has_a_budget_or_a_reason() -> None:
     assert account("score: sliding", "adapt") == ("evaluation", "")
     assert account("adapt: steps", "adapt").budget == "training"
     assert account("adapt: steps", "scored").budget == "evaluation"
-    assert account("train: compile, warm up", "none").reason
+    assert account("train: warm up", "none").reason
 
 
 # Run directories.

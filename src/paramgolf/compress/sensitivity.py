@@ -33,7 +33,7 @@ def divergences(
     predictions count, for better on some tokens and for worse on others.
 
     Args:
-        model: the model, on its device, not compiled; unchanged afterwards.
+        model: the model, on its device, not accelerated; unchanged afterwards.
         order: the layer order.
         tokens_BT: a batch of text, on the model's device.
         replacements: the other value of each matrix to measure, by name.

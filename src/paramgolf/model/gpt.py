@@ -3,16 +3,14 @@
 Shape suffixes: B batch, T time, D width, H query heads, K key/value heads, d head size, V
 vocabulary, N tokens.
 
-The forward pass is compiled by the block, not as a whole: all blocks of one kind share one
-compiled graph, and so do both layer orders, which limits compilation to seconds. Between blocks
-there is nothing to fuse but the residual stream, which must be written to memory anyway.
+Nothing is compiled by PyTorch. In bfloat16 on a GPU the passes over the activations are the kernels
+of `model.kernels`, which take a second to compile, and callers record whole steps as CUDA graphs
+(`runtime.graphs`); everywhere else the same is plain PyTorch.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,13 +25,21 @@ from paramgolf.model.attention import (
     rotary_tables,
     rotate,
 )
-from paramgolf.model.losses import predicted, predicted_nats, softcapped, target_nats
+from paramgolf.model.losses import (
+    predicted,
+    predicted_nats,
+    softcapped,
+    target_nats,
+)
 from paramgolf.model.order import LayerOrder, num_skips
 from paramgolf.model.past import Past
 from paramgolf.model.roles import BLOCK_MATRICES, BlockInputs
 
 _EMBEDDING_STD = 0.005
 _NORM_EPS = 1e-6
+Skip = tuple[Tensor, Tensor, Tensor]
+"""An earlier block's output (B, T, D), its weight and its gate (D,): see `merge_skip`."""
+
 _LEAKY_SLOPE = 0.5  # leaky_relu(x)^2: -0.002 to -0.003 BPB against relu(x)^2 in the challenge
 
 
@@ -70,7 +76,7 @@ class Block(nn.Module):
         self.query_gain = parameter(config.num_heads)
         self.attention_scale = parameter(D)
         self.mlp_scale = parameter(D)
-        # A tensor: the compiler would specialise on a float, one graph per block.
+        # A tensor, which kernels read from memory.
         scale = torch.tensor((layer + 1) ** -0.5, dtype=master)
         self.register_buffer("depth_scale", scale, persistent=False)
         self.parallel = layer >= config.parallel_from
@@ -86,34 +92,51 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         with_inputs: bool = False,
+        skip: Skip | None = None,
         past: Past | None = None,
         last: int = 0,
     ) -> Tensor | tuple[Tensor, BlockInputs]:
         """Return the new stream (B, T, D) and, on request, what the block's matrices multiplied.
 
-        With `last`, only that of the last so many positions: (B, last, D).
+        With `last`, only that of the last so many positions: (B, last, D). `skip` is merged into
+        the stream first.
         """
-        dtype = x_BTD.dtype
-        mix = self.stream_mix.to(dtype)
-        x = mix[0] * x_BTD + mix[1] * x0_BTD
-        scale = self.depth_scale.to(dtype)
-        attention_in = _norm(x) * scale
         fused = self.fused and past is None and not last
+        x, attention_in = self._enter(x_BTD, x0_BTD, skip, fused)
         attended, output_in = self._attention(attention_in, cos, sin, past, last, fused)
         if last:
             x, attention_in = x[:, -last:], attention_in[:, -last:]
-        if self.parallel:
-            up_in = attention_in
-        else:
-            x = x + attended
-            up_in = _norm(x) * scale
+        up_in = attention_in
+        if not self.parallel:
+            x, up_in = self._join(x, attended, fused)
         mlp_out, down_in = self._mlp(up_in, fused)
-        x = x + mlp_out
-        if self.parallel:
-            x = x + attended
+        x = _added([x, mlp_out, attended] if self.parallel else [x, mlp_out], fused)
         if with_inputs:
             return x, BlockInputs(attention_in, output_in, up_in, down_in)
         return x
+
+    def _enter(
+        self, x_BTD: Tensor, x0_BTD: Tensor, skip: Skip | None, fused: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the stream mixed with the embedding, and what attention reads."""
+        if fused:
+            from paramgolf.model.kernels import Enter
+
+            parts = (x_BTD, x0_BTD, *(skip or (None, None, None)), self.stream_mix)
+            return Enter.apply(*parts, self.depth_scale, _NORM_EPS)  # pyright: ignore[reportReturnType]
+        x = x_BTD if skip is None else merge_skip(x_BTD, *skip)
+        mix = self.stream_mix.to(x.dtype)
+        x = mix[0] * x + mix[1] * x0_BTD
+        return x, _norm(x) * self.depth_scale.to(x.dtype)
+
+    def _join(self, x_BTD: Tensor, attended_BTD: Tensor, fused: bool) -> tuple[Tensor, Tensor]:
+        """Return the stream with attention's output added, and what the MLP reads."""
+        if fused:
+            from paramgolf.model.kernels import Join
+
+            return Join.apply(x_BTD, attended_BTD, self.depth_scale, _NORM_EPS)  # pyright: ignore[reportReturnType]
+        x = x_BTD + attended_BTD
+        return x, _norm(x) * self.depth_scale.to(x.dtype)
 
     def _attention(
         self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: Past | None, last: int, fused: bool
@@ -167,6 +190,14 @@ def _with_scaled_outputs(matrix_OI: Tensor, scale_O: Tensor) -> Tensor:
     return scale_O[:, None] * matrix_OI
 
 
+def _added(tensors: list[Tensor], fused: bool) -> Tensor:
+    if fused:
+        from paramgolf.model.kernels import Sum
+
+        return Sum.apply(*tensors)  # pyright: ignore[reportReturnType]
+    return sum(tensors[1:], start=tensors[0])
+
+
 def embed(tokens_BT: Tensor, embedding_VD: Tensor) -> Tensor:
     """Return the normalised embeddings of the tokens, (B, T, D)."""
     return _norm(F.embedding(tokens_BT, embedding_VD))
@@ -176,41 +207,6 @@ def merge_skip(x_BTD: Tensor, skip_BTD: Tensor, weight_D: Tensor, gate_D: Tensor
     """Merge a U-Net skip: lerp(weight * skip, x, sigmoid(gate)), learned per channel."""
     dtype = x_BTD.dtype
     return torch.lerp(weight_D.to(dtype) * skip_BTD, x_BTD, gate_D.sigmoid().to(dtype))
-
-
-def final_norm(x_BTD: Tensor) -> Tensor:
-    """Return the normalised stream, which the output head multiplies."""
-    return _norm(x_BTD)
-
-
-class _Shared(torch.autograd.Function):
-    """A tensor for several readers, whose gradients are added in one pass, not pair by pair."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, readers: int, call: Callable[..., Any]) -> tuple[Tensor, ...]:
-        """Return the tensor once for each reader; `call` runs the addition."""
-        ctx.call = call
-        return tuple(x.view_as(x) for _ in range(readers))
-
-    @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor, None, None]:
-        """Return the sum of the readers' gradients."""
-        return ctx.call(_sum, *grads), None, None
-
-
-def _sum(*tensors: Tensor) -> Tensor:
-    return functools.reduce(torch.add, tensors)
-
-
-def _uncompiled(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 class GPT(nn.Module):
@@ -231,32 +227,27 @@ class GPT(nn.Module):
         self.skip_weight = nn.Parameter(torch.empty(skips, dtype=master))
         self.skip_gate = nn.Parameter(torch.empty(skips, dtype=master))
         self._impossible_VV: Tensor | None = None
-        self._call = _uncompiled
-        self.compiled = False
+        self.accelerated = False
+        self._fused = False
         self._rotary: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def block_list(self) -> list[Block]:
         """Return the physical blocks in order."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def compile_parts(self) -> None:
-        """Run blocks, skips, embedding and loss compiled from now on (GPUs)."""
-        # Static shapes and several stages, each with its own gradient mode, compile more variants
-        # of the one block than PyTorch allows by default (8).
-        torch._dynamo.config.recompile_limit = 64
-        self.use_kernels()
-        for block in self.block_list():
-            block.compile(fullgraph=True, dynamic=False)
-        self._call = lambda function, *args: _compiled(function)(*args)
-        self.compiled = True
+    def accelerate(self) -> None:
+        """Use the kernels from now on, in bfloat16 on a GPU if they support the model's shape.
 
-    def use_kernels(self) -> None:
-        """Use the kernels of `model.kernels` from now on, in bfloat16 on a GPU; compiled or not."""
+        Callers see `accelerated`, and record steps: these have one shape, so that batches that are
+        not full are padded.
+        """
+        self.accelerated = True
         if self.dtype is torch.bfloat16 and self.embedding.is_cuda:
             from paramgolf.model.kernels import support
 
+            self._fused = support(self.config)
             for block in self.block_list():
-                block.fused = support(self.config)
+                block.fused = self._fused
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -296,30 +287,24 @@ class GPT(nn.Module):
             observe: called with a block's index and inputs at every visit (calibration).
             past: the cache of the positions before these tokens, which are appended to it
                 (decoding). A sequence may be fed in chunks of any length, up to seq_len positions
-                in all. Nothing runs compiled then, since the shapes differ from call to call.
+                in all.
             last: return only the last so many positions, (B, last, D); 0, T or more: all. The last
-                block visit then computes no more than these need. It does not run compiled: one
-                more variant of the block would take seconds to compile.
+                block visit then computes no more than these need.
         """
-        call = self._call if past is None else _uncompiled
         length = tokens_BT.size(1)
         last = 0 if last >= length else last
         cos, sin = self._rotary_tables(length if past is None else self.config.seq_len)
         if past is not None:
             places = past.places(length)
             cos, sin = cos[places], sin[places]
-        embedded = call(embed, tokens_BT.long(), self.embedding)
-        visits = len(order.encoder) + len(order.decoder)
-        x, *x0s = _Shared.apply(embedded, 1 + visits, call)  # pyright: ignore[reportGeneralTypeIssues]
+        x, *x0s = self._embedded(tokens_BT, 1 + len(order.encoder) + len(order.decoder))
         skips: list[Tensor] = []
 
-        def run_block(layer: int, x: Tensor, last: int = 0) -> Tensor:
+        def run_block(layer: int, x: Tensor, skip: Skip | None = None, last: int = 0) -> Tensor:
             x0 = x0s.pop()
-            if past is not None or last:
-                return self.blocks[layer].forward(x, x0, cos, sin, past=past, last=last)
             if observe is None:
-                return self.blocks[layer](x, x0, cos, sin)
-            x, inputs = self.blocks[layer](x, x0, cos, sin, with_inputs=True)
+                return self.blocks[layer](x, x0, cos, sin, skip=skip, past=past, last=last)
+            x, inputs = self.blocks[layer](x, x0, cos, sin, with_inputs=True, skip=skip)
             observe(layer, inputs)
             return x
 
@@ -327,19 +312,27 @@ class GPT(nn.Module):
             x = run_block(layer, x)
             skips.append(x)
         for position, layer in enumerate(order.decoder):
+            skip = None
             if skips:
-                weight, gate = self.skip_weight[position], self.skip_gate[position]
-                x = call(merge_skip, x, skips.pop(), weight, gate)
-            x = run_block(layer, x, last if position == len(order.decoder) - 1 else 0)
+                skip = skips.pop(), self.skip_weight[position], self.skip_gate[position]
+            x = run_block(layer, x, skip, last if position == len(order.decoder) - 1 else 0)
         if past is not None:
             past.advance(length)
-        return final_norm(x) if last else call(final_norm, x)
+        return _norm(x)
+
+    def _embedded(self, tokens_BT: Tensor, readers: int) -> Sequence[Tensor]:
+        """Return the normalised embeddings of the tokens (B, T, D), once for each reader."""
+        embedded = embed(tokens_BT.long(), self.embedding)
+        if not self._fused:
+            return [embedded] * readers
+        from paramgolf.model.kernels import Share
+
+        return Share.apply(embedded, readers)  # pyright: ignore[reportReturnType]
 
     def target_nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return every target's loss in nats, float32, shape of `targets`; hidden is (..., D)."""
-        flat = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1).long()
-        nats = self._call(target_nats, flat[0], self.embedding, flat[1], self.config.logit_softcap)
-        return nats.view(targets.shape)
+        flat = hidden.reshape(-1, hidden.size(-1)), self.embedding, targets.reshape(-1).long()
+        return target_nats(*flat, self.config.logit_softcap).view(targets.shape)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of all tokens, float32, (..., V), from `hidden` (..., D)."""
@@ -348,7 +341,7 @@ class GPT(nn.Module):
     def leave_out(self, impossible_VV: NDArray[np.bool_] | None) -> None:
         """Leave the successors that `data.successors` found out of predictions from now on.
 
-        They stay in the loss that `target_nats` returns, by which the model is trained.
+        They stay in the loss by which the model is trained.
         """
         self._impossible_VV = None
         if impossible_VV is not None:
@@ -362,12 +355,17 @@ class GPT(nn.Module):
             previous: the token before every target.
             targets: tokens, of the shape of `previous` and of what is returned.
         """
-        if self._impossible_VV is None:
+        flat = hidden.reshape(-1, hidden.size(-1)), self.embedding
+        tokens = previous.reshape(-1).long(), targets.reshape(-1).long(), self.config.logit_softcap
+        if self._fused:
+            from paramgolf.model.kernels import nats
+
+            found = nats(*flat, self._impossible_VV, *tokens)
+        elif self._impossible_VV is None:
             return self.target_nats(hidden, targets)
-        flat = hidden.reshape(-1, hidden.size(-1)), self.embedding, self._impossible_VV
-        tokens = previous.reshape(-1).long(), targets.reshape(-1).long()
-        nats = self._call(predicted_nats, *flat, *tokens, self.config.logit_softcap)
-        return nats.view(targets.shape)
+        else:
+            found = predicted_nats(*flat, self._impossible_VV, *tokens)
+        return found.view(targets.shape)
 
     def predicted_logits(self, hidden: Tensor, previous: Tensor) -> Tensor:
         """Return the logits of all tokens when a text is scored, float32, (N, V).
@@ -379,10 +377,25 @@ class GPT(nn.Module):
         impossible_NV = self._impossible_VV[previous.long()]
         return predicted(hidden @ self.embedding.T, impossible_NV, self.config.logit_softcap)[0]
 
-    def mean_nats(self, tokens_BT1: Tensor, order: LayerOrder) -> Tensor:
-        """Return the mean loss in nats of tokens 1..T, predicted from 0..T-1, of (B, T + 1)."""
-        hidden = self(tokens_BT1[:, :-1], order)
-        return self.target_nats(hidden, tokens_BT1[:, 1:]).mean()
+    def mean_nats(
+        self, tokens_BT1: Tensor, order: LayerOrder, weights_B: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean loss in nats of tokens 1..T, predicted from 0..T-1, of (B, T + 1).
+
+        With weights: the sum of every sequence's mean times its weight.
+        """
+        hidden, targets = self(tokens_BT1[:, :-1], order), tokens_BT1[:, 1:]
+        if not self._fused:
+            means_B = self.target_nats(hidden, targets).mean(1)
+            return means_B.mean() if weights_B is None else means_B @ weights_B.to(means_B)
+        from paramgolf.model.kernels import WeightedLoss
+
+        B, T = targets.shape
+        if weights_B is None:
+            weights_B = torch.full((B,), 1 / B, device=targets.device)
+        weights_N = (weights_B / T)[:, None].expand(B, T).flatten()
+        flat = targets.flatten().long(), weights_N, self.config.logit_softcap
+        return WeightedLoss.apply(hidden.flatten(0, 1), self.embedding, *flat)  # pyright: ignore[reportReturnType]
 
     def _rotary_tables(self, length: int) -> tuple[Tensor, Tensor]:
         key = (length, self.embedding.device)

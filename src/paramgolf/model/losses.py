@@ -17,7 +17,7 @@ class SoftcappedCrossEntropy(torch.autograd.Function):
     """Nats of each target under softmax(softcap * tanh(hidden @ weight.T / softcap)).
 
     Only the raw products (N, V), in the compute dtype, and the log-normaliser (N,) are kept for
-    the backward pass; compiled, all float32 work stays inside one kernel in each direction.
+    the backward pass.
     """
 
     @staticmethod

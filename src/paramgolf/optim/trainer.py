@@ -39,8 +39,8 @@ class Trainer:
         self.model = GPT(config.model, runtime.dtype)
         self.model.init_weights(named_generator(config.seed, "init"))
         self.model.to(runtime.device)
-        if runtime.compiled:
-            self.model.compile_parts()
+        if runtime.accelerated:
+            self.model.accelerate()
         self.optimizers = Optimizers(self.model, config.train, runtime.dtype, runtime.ranks)
         self._exchange = GradientExchange(buckets_of(self.model), runtime.ranks)
         self.average = WeightAverage(self.model, config.train.ema_decay)
@@ -108,7 +108,7 @@ class Trainer:
         return loss
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Compile and warm up both layer orders on synthetic tokens, then undo every effect.
+        """Warm up both layer orders on synthetic tokens, then undo every effect.
 
         Halves the micro-batch until it fits the memory of every GPU.
 

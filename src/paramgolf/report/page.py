@@ -62,7 +62,7 @@ def report(path: Path, out: Path, runtime: Runtime, reporter: Reporter) -> int:
     reporter.line("  passage   predicting every token")
     # A few windows, each of a different shape: compiling would not pay.
     passage = passage_section(
-        files.run, files.results, dataclasses.replace(runtime, compiled=False)
+        files.run, files.results, dataclasses.replace(runtime, accelerated=False)
     )
     page = render(files, passage).encode()
     write_bytes(out, page)

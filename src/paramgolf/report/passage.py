@@ -95,7 +95,7 @@ def read_passage(
     """Predict the first tokens of a document, each in its window over the whole stream.
 
     Args:
-        predictor: on its device, not compiled.
+        predictor: on its device, in plain PyTorch.
         stream: (T,) all tokens of the scored text.
         document: index of the document.
         max_tokens: maximum length of the passage.
@@ -177,7 +177,7 @@ def passage_section(run: RunDir, results: dict[str, Any], runtime: Runtime) -> d
     Args:
         run: a finished run.
         results: contents of its `results.json`.
-        runtime: where to predict; not compiled.
+        runtime: where to predict, in plain PyTorch.
     """
     predictor = load_on(run.artifact, None, runtime)
     stream = PreparedText.of(run).stream("val", run.data)

@@ -25,7 +25,8 @@ class Runtime:
     device: torch.device
     dtype: torch.dtype
     """The dtype of activations; weights are float32 (see `model.gpt`)."""
-    compiled: bool
+    accelerated: bool
+    """Whether models use the kernels of `model.kernels`, and steps are recorded."""
     ranks: Ranks = field(default_factory=Ranks)
 
     @property
@@ -52,7 +53,7 @@ def wants_gpu(device: Literal["auto", "cpu", "cuda"]) -> bool:
 
 
 def select_runtime(device: Literal["auto", "cpu", "cuda"], ranks: Ranks | None = None) -> Runtime:
-    """Select the device: a CPU computes eagerly in float32, a GPU with compiled code in bfloat16.
+    """Select the device: a CPU computes in float32, a GPU in bfloat16 with kernels.
 
     Raises:
         UserError: if CUDA is requested but not available.
@@ -60,11 +61,11 @@ def select_runtime(device: Literal["auto", "cpu", "cuda"], ranks: Ranks | None =
     ranks = ranks or Ranks()
     if not wants_gpu(device):
         _keep_freed_memory()
-        return Runtime(torch.device("cpu"), torch.float32, compiled=False, ranks=ranks)
+        return Runtime(torch.device("cpu"), torch.float32, accelerated=False, ranks=ranks)
     # `reproducible` needs it; on Hopper it is PyTorch's default. cuBLAS reads it only once.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     gpu = torch.device("cuda", torch.cuda.current_device())
-    return Runtime(gpu, torch.bfloat16, compiled=True, ranks=ranks)
+    return Runtime(gpu, torch.bfloat16, accelerated=True, ranks=ranks)
 
 
 def _keep_freed_memory() -> None:

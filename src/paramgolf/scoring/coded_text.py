@@ -57,7 +57,7 @@ def code_tokens(
     previous lane reaches it.
 
     Args:
-        model: on its device, not compiled; both sides need the same machine.
+        model: on its device, not accelerated; both sides need the same machine.
         order: the layer order.
         coder: an `Encoder` if the tokens are known, otherwise a `Decoder`.
         windows: from `plain_windows` or, with one lane, from `sliding_windows`.

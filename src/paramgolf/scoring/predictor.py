@@ -52,8 +52,8 @@ class Predictor:
         self.model.load_state_dict(artifact.state())
         self.model.to(runtime.device)
         self.model.leave_out(tokenizer.impossible_successors)
-        if runtime.compiled:
-            self.model.compile_parts()
+        if runtime.accelerated:
+            self.model.accelerate()
 
     def label(self, texts: Sequence[str]) -> Label:
         """Label a text by its overlap with the texts that shaped the artifact."""

@@ -174,7 +174,7 @@ class Learner:
 
     def _step(self, rows: Tensor, lr: float) -> Tensor:
         """Take one step; return the norm of the gradient before clipping."""
-        if not (self._model.compiled and rows.is_cuda and self._ranks.size == 1):
+        if not (self._model.accelerated and rows.is_cuda and self._ranks.size == 1):
             return self._plain_step(rows, lr)
         rate = torch.tensor(lr)
         if self._recorded is None:

@@ -46,12 +46,14 @@ class TextCoder:
     """Compresses and decompresses text with an artifact."""
 
     def __init__(self, artifact: Path, tokenizer: Path | None, runtime: Runtime) -> None:
-        """Load the artifact. Nothing is compiled, since text is coded token by token.
+        """Load the artifact. In plain PyTorch, since text is coded token by token.
 
         Raises:
             UserError: see `scoring.predictor.load`.
         """
-        self._predictor: Predictor = load_on(artifact, tokenizer, replace(runtime, compiled=False))
+        self._predictor: Predictor = load_on(
+            artifact, tokenizer, replace(runtime, accelerated=False)
+        )
         self._sha256 = hashlib.sha256(artifact.read_bytes()).digest()
 
     def compress(

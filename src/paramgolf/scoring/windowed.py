@@ -53,8 +53,8 @@ class WindowScorer:
     """Scores windows of one stream in batches.
 
     Only scored positions pass through all of the last block and the output head. Windows that
-    extend past the text are padded (the model is causal, so no scored position sees the padding). A
-    compiled model gets padded batches too, so that there is only one shape to compile.
+    extend past the text are padded (the model is causal, so no scored position sees the padding).
+    An accelerated model gets padded batches too, so that there is only one shape to record.
 
     Attributes:
         nats: (N + 1,) losses that this rank has computed so far, 0 elsewhere; the last entry
@@ -86,7 +86,7 @@ class WindowScorer:
         self.nats = torch.zeros(num_targets + 1, dtype=wide, device=device)
         self._times_scored = torch.zeros(num_targets + 1, dtype=torch.int32, device=device)
         # All targets of a text that is shorter than a window are in the first one.
-        length = self._seq_len if model.compiled else max(1, min(self._seq_len, num_targets))
+        length = self._seq_len if model.accelerated else max(1, min(self._seq_len, num_targets))
         self._offsets = torch.arange(length, device=device)
         self._done = 0
         self._recorded: dict[int, Recorded] = {}
@@ -104,7 +104,7 @@ class WindowScorer:
     def _score_group(self, group: Windows) -> None:
         starts, scored = group
         model, num_targets, last = self._model, self._num_targets, len(self._stream) - 1
-        rows = self._batch if model.compiled else max(1, min(self._batch, len(starts)))
+        rows = self._batch if model.accelerated else max(1, min(self._batch, len(starts)))
         firsts = range(0, len(starts), rows)
         padded = np.full(len(firsts) * rows, num_targets)  # padding: windows that score no target
         padded[: len(starts)] = starts
@@ -138,7 +138,7 @@ class WindowScorer:
             hidden = self._model(tokens, self._order, last=scored)
             return self._model.predicted_nats(hidden, tokens[:, -scored:], next_tokens)
 
-        worth_it = self._model.compiled and batches >= _MIN_RECORDED and self._stream.is_cuda
+        worth_it = self._model.accelerated and batches >= _MIN_RECORDED and self._stream.is_cuda
         if scored not in self._recorded and worth_it:
             examples = (
                 torch.zeros(rows, size, dtype=torch.int32, device=self._stream.device)

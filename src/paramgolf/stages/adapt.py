@@ -38,7 +38,7 @@ def run(job: Job) -> dict[str, Any]:
     steps = config.adapt.epochs * adaptation.num_steps
     progress = job.reporter.progress("adapt", steps, "chunks")
     if runtime.on_gpu:
-        with ledger.phase("adapt: compile, warm up"):
+        with ledger.phase("adapt: warm up"):
             adaptation.record()
             runtime.synchronize()
     for epoch in range(config.adapt.epochs):
@@ -87,8 +87,8 @@ class _Adaptation:
         self.model.load_state_dict(weights)
         self.model.to(runtime.device)
         freeze(self.model, config.adapt.frozen_blocks)
-        if runtime.compiled:
-            self.model.compile_parts()
+        if runtime.accelerated:
+            self.model.accelerate()
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self._ranks = runtime.ranks
         self._optimizer = FederatedAdamW(trainable, config.adapt.grad_clip, self._ranks)
@@ -117,7 +117,7 @@ class _Adaptation:
         self._recorded: Recorded | None = None
 
     def record(self) -> None:
-        """Compile and record the step on synthetic tokens; weights and moments stay the same."""
+        """Record the step on synthetic tokens; weights and moments stay the same."""
         device = self.model.embedding.device
         shape = self._rows, self._config.model.seq_len + 1
         tokens = torch.randint(self._config.model.vocab_size, shape, dtype=torch.int32)
@@ -138,9 +138,7 @@ class _Adaptation:
 
     def _plain_step(self, sequences: Tensor, weights: Tensor, lr: float | Tensor) -> Tensor:
         with torch.enable_grad():
-            hidden = self.model(sequences[:, :-1], self._order)
-            nats = self.model.target_nats(hidden, sequences[:, 1:])
-            loss = (nats.mean(1) * weights.to(nats)).sum()
+            loss = self.model.mean_nats(sequences, self._order, weights.to(sequences.device))
         loss.backward()
         self._optimizer.step(lr)
         return loss.detach()

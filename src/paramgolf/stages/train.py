@@ -61,8 +61,8 @@ def _train(job: Job, trainer: Trainer) -> float:
         The seconds of this process's steps.
     """
     config, runtime, ledger = job.config, job.runtime, job.ledger
-    if runtime.compiled:
-        with ledger.phase("train: compile, warm up"):
+    if runtime.accelerated:
+        with ledger.phase("train: warm up"):
             trainer.warm_up(job.reporter.progress("warm-up", unit="steps").update)
         if trainer.micro_batch_tokens < config.train.micro_batch_tokens:
             tokens = trainer.micro_batch_tokens

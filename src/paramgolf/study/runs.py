@@ -224,13 +224,13 @@ def run_or_resume(
     run = RunDir(path)
     try:
         if not run.config_file.exists():
-            _forget_earlier_runs(config, until)
+            _free_memory()
             source = best_source(config, sources)
             start(
                 recipe, config, path, source, reporter, requested_seeds=requested_seeds, until=until
             )
         elif read_run(path, until=until).results is None:
-            _forget_earlier_runs(config, until)
+            _free_memory()
             resume(path, reporter, until=until)
     except (UserError, KeyboardInterrupt) as error:
         if received() or isinstance(error, KeyboardInterrupt):
@@ -250,23 +250,8 @@ def seed_directories(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-_compiled_for: tuple[Any, ...] = ()
-"""The shapes of the last run in this process."""
-
-
-def _forget_earlier_runs(config: RunConfig, until: str) -> None:
-    """Free memory and compiled code, so that every run compiles for itself as if it were alone.
-
-    Reusing an earlier run's code would shorten this one's seconds, and PyTorch stops compiling
-    after a certain number of shapes. Before packing, only set-up compiles, whose seconds do not
-    count: a run that ends there uses the code of a run before it with the same shapes.
-    """
-    global _compiled_for
-    train, score = config.train, config.score
-    shapes = (config.data, config.model, train.micro_batch_tokens, score.batch_tokens)
-    keeps, _compiled_for = until == "train" and shapes == _compiled_for, shapes
+def _free_memory() -> None:
+    """Free what an earlier run of this process has left."""
     gc.collect()
     if torch.cuda.is_available():
-        if not keeps:
-            torch.compiler.reset()
         torch.cuda.empty_cache()

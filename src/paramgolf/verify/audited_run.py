@@ -65,8 +65,8 @@ class AuditedRun:
     text: Stream
     """The scored text, as it is in the folder now."""
     predictor: Predictor
-    """Never compiled: the checks score windows of many shapes."""
-    compiled: Predictor
+    """Never accelerated: the checks score windows of many shapes."""
+    accelerated: Predictor
     """For whole texts; on a CPU the same as `predictor`."""
     limits: Limits
     positions: int
@@ -127,7 +127,7 @@ def load_run(
         raise ConfigError(
             f"{gone[0]}, scored text of the run, is gone, so nothing can be scored: restore it"
         )
-    predictor = load_on(run.artifact, None, dataclasses.replace(runtime, compiled=False))
+    predictor = load_on(run.artifact, None, dataclasses.replace(runtime, accelerated=False))
     modes = score_modes(config.score.stride, config.score_first.learns)
     tokens = positions * predictor.tokenizer.vocab_size * config.model.seq_len
     return AuditedRun(
@@ -138,7 +138,7 @@ def load_run(
         modes=modes,
         text=prepared.found_text(run.data, predictor.tokenizer),
         predictor=predictor,
-        compiled=load_on(run.artifact, None, runtime) if runtime.compiled else predictor,
+        accelerated=load_on(run.artifact, None, runtime) if runtime.accelerated else predictor,
         limits=limits_of(runtime.dtype),
         positions=positions,
         random=np.random.default_rng(seed),

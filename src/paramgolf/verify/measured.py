@@ -82,7 +82,7 @@ def _tokens_per_second(config: RunConfig, runtime: Runtime, recurrent: bool) -> 
     On a CPU, seconds in which other processes had its cores are left out.
     """
     trainer = Trainer(config, runtime)
-    if runtime.compiled:
+    if runtime.accelerated:
         trainer.warm_up()
     shape = (len(trainer.share_of_batch), config.model.seq_len + 1)
     tokens = torch.randint(config.model.vocab_size, shape, dtype=torch.int32)

@@ -84,7 +84,7 @@ def _losses_of(
     predictor: Predictor | None = None,
 ) -> Iterator[tuple[int, Integers, Losses]]:
     """Yield how many targets are done, some targets and their losses, window by window."""
-    length, predictor = run.seq_len, predictor or run.compiled
+    length, predictor = run.seq_len, predictor or run.accelerated
     rows = max(1, batch_tokens // length)
     starts_M = window_of(targets_M, length, stride)
     # Windows come in order, and every window scores targets that follow one another.
@@ -93,8 +93,8 @@ def _losses_of(
     padded = np.concatenate([run.stream, np.zeros(length, np.uint16)])
     for begin in range(0, len(starts), rows):
         some = starts[begin : begin + rows]
-        # A compiled model gets one shape only.
-        windows = np.zeros((rows if predictor.model.compiled else len(some), length), np.uint16)
+        # An accelerated model gets one shape only.
+        windows = np.zeros((rows if predictor.model.accelerated else len(some), length), np.uint16)
         windows[: len(some)] = padded[some[:, None] + np.arange(length)]
         chosen = slice(first[begin], ends[begin + len(some) - 1])
         targets, of_window = targets_M[chosen], starts_M[chosen]
