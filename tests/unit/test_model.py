@@ -502,8 +502,9 @@ def test_a_block_is_recomputed_from_its_observed_inputs(layer: int) -> None:
     x, x0 = torch.randn(2, 1, 6, config.width, generator=generator, dtype=torch.float64)
     tables = rotary_tables(6, 4, config.rotary_base, 16, torch.device("cpu"), torch.float64)
     with torch.no_grad():
-        result, inputs = block(x, x0, *tables, with_inputs=True)
-        plain = block(x, x0, *tables)
+        read = x, x0, *tables, block.prepared(torch.float64)
+        result, inputs = block(*read, with_inputs=True)
+        plain = block(*read)
         q, k, v = (
             (inputs.attention @ weight.T).unflatten(-1, (-1, config.head_dim))
             for weight in (block.query, block.key, block.value)

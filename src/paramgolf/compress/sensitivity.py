@@ -84,7 +84,7 @@ class _Replay(nn.ModuleList):
     def __getitem__(self, layer: Any) -> Any:
         return partial(self._visit, super().__getitem__(layer))
 
-    def _visit(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+    def _visit(self, block: nn.Module, *inputs: Any, **options: Any) -> Tensor:
         visit = len(self.outputs)
-        self.outputs.append(self.known[visit] if visit < self.first else block(*inputs))
+        self.outputs.append(self.known[visit] if visit < self.first else block(*inputs, **options))
         return self.outputs[-1]

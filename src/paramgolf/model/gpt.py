@@ -11,6 +11,7 @@ of `model.kernels`, which take a second to compile, and callers record whole ste
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +46,20 @@ _LEAKY_SLOPE = 0.5  # leaky_relu(x)^2: -0.002 to -0.003 BPB against relu(x)^2 in
 
 def _norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=_NORM_EPS)
+
+
+class BlockMatrices(NamedTuple):
+    """A block's matrices as they are multiplied: in the compute dtype, their outputs scaled.
+
+    They are made once for all visits of a block. Scaling the outputs themselves, and in the
+    backward pass their gradients, would move all activations through memory again.
+    """
+
+    heads: Tensor
+    """Queries, keys and values, ((H + 2K) d, D)."""
+    output: Tensor
+    up: Tensor
+    down: Tensor
 
 
 class Block(nn.Module):
@@ -91,6 +106,7 @@ class Block(nn.Module):
         x0_BTD: Tensor,
         cos: Tensor,
         sin: Tensor,
+        matrices: BlockMatrices,
         with_inputs: bool = False,
         skip: Skip | None = None,
         past: Past | None = None,
@@ -99,17 +115,17 @@ class Block(nn.Module):
         """Return the new stream (B, T, D) and, on request, what the block's matrices multiplied.
 
         With `last`, only that of the last so many positions: (B, last, D). `skip` is merged into
-        the stream first.
+        the stream first. `matrices` are from `prepared`.
         """
         fused = self.fused and past is None and not last
         x, attention_in = self._enter(x_BTD, x0_BTD, skip, fused)
-        attended, output_in = self._attention(attention_in, cos, sin, past, last, fused)
+        attended, output_in = self._attention(attention_in, cos, sin, matrices, past, last, fused)
         if last:
             x, attention_in = x[:, -last:], attention_in[:, -last:]
         up_in = attention_in
         if not self.parallel:
             x, up_in = self._join(x, attended, fused)
-        mlp_out, down_in = self._mlp(up_in, fused)
+        mlp_out, down_in = _mlp(up_in, matrices, fused)
         x = _added([x, mlp_out, attended] if self.parallel else [x, mlp_out], fused)
         if with_inputs:
             return x, BlockInputs(attention_in, output_in, up_in, down_in)
@@ -139,55 +155,59 @@ class Block(nn.Module):
         return x, _norm(x) * self.depth_scale.to(x.dtype)
 
     def _attention(
-        self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: Past | None, last: int, fused: bool
+        self,
+        x_BTD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        matrices: BlockMatrices,
+        past: Past | None,
+        last: int,
+        fused: bool,
     ) -> tuple[Tensor, Tensor]:
-        B, T, _ = x_BTD.shape
+        """Return attention's output (B, T, D), and what its last matrix multiplied."""
         dtype, K = x_BTD.dtype, self.num_kv_heads
-        output = _with_scaled_outputs(self.output, self.attention_scale).to(dtype)
         if fused:
             from paramgolf.model.kernels import Heads, Xsa
 
-            heads = self._heads(x_BTD, self.query, self.key, self.value)
+            heads = self._heads(x_BTD, matrices.heads)
             q, k, v, own = Heads.apply(heads, cos, sin, self.query_gain, K, _NORM_EPS)  # pyright: ignore[reportGeneralTypeIssues]
             y_BTHd = causal_attention(q, k, v).contiguous()
-            y_BTD = Xsa.apply(y_BTHd, own).reshape(B, T, -1)  # pyright: ignore[reportOptionalMemberAccess]
-            return F.linear(y_BTD, output), y_BTD
+            y_BTD = Xsa.apply(y_BTHd, own).flatten(2)  # pyright: ignore[reportOptionalMemberAccess]
+            return F.linear(y_BTD, matrices.output), y_BTD
         if last:
-            q = self._heads(x_BTD[:, -last:], self.query)
-            k, v = self._heads(x_BTD, self.key, self.value).split(K, dim=2)
+            queries = self.query_gain.numel() * self.head_dim
+            q = self._heads(x_BTD[:, -last:], matrices.heads[:queries])
+            k, v = self._heads(x_BTD, matrices.heads[queries:]).split(K, dim=2)
         else:
-            heads = self._heads(x_BTD, self.query, self.key, self.value)
+            heads = self._heads(x_BTD, matrices.heads)
             q, k, v = heads.split([heads.size(2) - 2 * K, K, K], dim=2)
         q = rotate(_norm(q), cos[-last:], sin[-last:]) * self.query_gain.to(dtype)[:, None]
         k = rotate(_norm(k), cos, sin)
         keys, values, seen = (k, v, None) if past is None else past.extended(k, v)
         y_BTHd = causal_attention(q, keys, values, seen)
         y_BTD = exclude_self_value(y_BTHd, v[:, -last:]).flatten(2)  # all values for 0
-        return F.linear(y_BTD, output), y_BTD
+        return F.linear(y_BTD, matrices.output), y_BTD
 
-    def _heads(self, x_BTD: Tensor, *weights: Tensor) -> Tensor:
-        heads = F.linear(x_BTD, torch.cat(weights).to(x_BTD.dtype))
+    def _heads(self, x_BTD: Tensor, matrix: Tensor) -> Tensor:
+        heads = F.linear(x_BTD, matrix)
         return heads.view(*x_BTD.shape[:2], -1, self.head_dim)
 
-    def _mlp(self, x_BTD: Tensor, fused: bool) -> tuple[Tensor, Tensor]:
-        """Return the MLP's output (B, T, D), and what its second matrix multiplied."""
-        up = self.up.to(x_BTD.dtype)
-        down = _with_scaled_outputs(self.down, self.mlp_scale).to(x_BTD.dtype)
-        if fused:
-            from paramgolf.model.kernels import SquaredMlp
-
-            return SquaredMlp.apply(x_BTD, up, down, _LEAKY_SLOPE)  # pyright: ignore[reportReturnType]
-        squared = F.leaky_relu(F.linear(x_BTD, up), _LEAKY_SLOPE).square()
-        return F.linear(squared, down), squared
+    def prepared(self, dtype: torch.dtype) -> BlockMatrices:
+        """Return the block's matrices as its visits multiply them."""
+        heads = torch.cat([self.query, self.key, self.value])
+        output = self.attention_scale[:, None] * self.output
+        down = self.mlp_scale[:, None] * self.down
+        return BlockMatrices(*(m.to(dtype) for m in (heads, output, self.up, down)))
 
 
-def _with_scaled_outputs(matrix_OI: Tensor, scale_O: Tensor) -> Tensor:
-    """Return the matrix that gives the scaled outputs.
+def _mlp(x_BTD: Tensor, matrices: BlockMatrices, fused: bool) -> tuple[Tensor, Tensor]:
+    """Return the MLP's output (B, T, D), and what its second matrix multiplied."""
+    if fused:
+        from paramgolf.model.kernels import SquaredMlp
 
-    Scaling the outputs themselves, and in the backward pass their gradients, would move all
-    activations through memory again.
-    """
-    return scale_O[:, None] * matrix_OI
+        return SquaredMlp.apply(x_BTD, matrices.up, matrices.down, _LEAKY_SLOPE)  # pyright: ignore[reportReturnType]
+    squared = F.leaky_relu(F.linear(x_BTD, matrices.up), _LEAKY_SLOPE).square()
+    return F.linear(squared, matrices.down), squared
 
 
 def _added(tensors: list[Tensor], fused: bool) -> Tensor:
@@ -298,13 +318,15 @@ class GPT(nn.Module):
             places = past.places(length)
             cos, sin = cos[places], sin[places]
         x, *x0s = self._embedded(tokens_BT, 1 + len(order.encoder) + len(order.decoder))
+        matrices = [block.prepared(self.dtype) for block in self.block_list()]
         skips: list[Tensor] = []
 
         def run_block(layer: int, x: Tensor, skip: Skip | None = None, last: int = 0) -> Tensor:
             x0 = x0s.pop()
+            read = x, x0, cos, sin, matrices[layer]
             if observe is None:
-                return self.blocks[layer](x, x0, cos, sin, skip=skip, past=past, last=last)
-            x, inputs = self.blocks[layer](x, x0, cos, sin, with_inputs=True, skip=skip)
+                return self.blocks[layer](*read, skip=skip, past=past, last=last)
+            x, inputs = self.blocks[layer](*read, with_inputs=True, skip=skip)
             observe(layer, inputs)
             return x
 

@@ -102,6 +102,7 @@ class SquaredMlp(torch.autograd.Function):
         _multiply(x, up_FD, squared, squared, slope)
         ctx.save_for_backward(x, up_FD, down_DF, squared)
         ctx.slope = slope
+        ctx.set_materialize_grads(False)  # of the squares: zeros, written for nothing
         ctx.mark_non_differentiable(squared)
         return squared @ down_DF.T, squared
 
