@@ -78,7 +78,7 @@ def _nats_kernel(
 
 
 def _warps(block: int) -> int:
-    return min(32, max(4, block // 1024))
+    return min(32, max(4, block // 2048))
 
 
 class WeightedLoss(torch.autograd.Function):
