@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from paramgolf.compress.gptq import factor_hessians, pivots, solve
 from paramgolf.compress.scales import column_scales, row_scales
@@ -60,12 +61,17 @@ def test_losses_and_gradients_match_float64(recurrent: bool) -> None:
     expected.backward()
     assert abs(loss.item() - expected.item()) < 0.02 * expected.item()
     pairs = zip(fast.named_parameters(), exact.parameters(), strict=True)
+    vectors: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for (name, parameter), reference in pairs:
         assert parameter.grad is not None
         assert reference.grad is not None
-        got, wanted = parameter.grad.double().cpu().flatten(), reference.grad.flatten()
-        closest = 0.97 if parameter.ndim == 2 else 0.9  # few numbers, small gradients
-        assert torch.cosine_similarity(got, wanted, dim=0) > closest, name
+        # Those of a vector are few and small: so those of all blocks together.
+        key = name if parameter.ndim == 2 else name.rpartition(".")[2]
+        grads = parameter.grad.double().cpu().flatten(), reference.grad.flatten()
+        vectors.setdefault(key, []).append(grads)
+    for key, grads in vectors.items():
+        got, wanted = (torch.cat(parts) for parts in zip(*grads, strict=True))
+        assert torch.cosine_similarity(got, wanted, dim=0) > 0.97, key
 
 
 def test_windows_match_float64() -> None:
@@ -117,7 +123,8 @@ def trainer_config(micro_batch_tokens: int) -> RunConfig:
 
 def test_warm_up_is_undone() -> None:
     trainer = Trainer(trainer_config(4096), select_runtime("cuda"))
-    before = {name: tensor.clone() for name, tensor in trainer.state_tensors().items()}
+    # Copies must not keep the graph of a backward pass alive on the default stream.
+    before = {name: t.detach().clone() for name, t in trainer.state_tensors().items()}
     random_state = torch.cuda.get_rng_state()
     trainer.warm_up()
     after = trainer.state_tensors()

@@ -23,6 +23,7 @@ from paramgolf.config import ModelConfig
 from paramgolf.model.attention import (
     causal_attention,
     exclude_self_value,
+    flash_attention,
     rotary_tables,
     rotate,
 )
@@ -268,6 +269,11 @@ class GPT(nn.Module):
             self._fused = support(self.config)
             for block in self.block_list():
                 block.fused = self._fused
+
+    def uses_flash_attention(self) -> bool:
+        """Return whether training uses FlashAttention-4: see `causal_attention`."""
+        on_gpu = self.dtype is torch.bfloat16 and self.embedding.is_cuda
+        return on_gpu and flash_attention(self.config.head_dim) is not None
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

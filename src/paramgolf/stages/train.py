@@ -225,6 +225,7 @@ class _Loop:
             elapsed_seconds=self.start_elapsed,
             recorded=bool(self.trainer.recorded),
             fused=self.trainer.model.block_list()[0].fused,
+            flash_attention=self.trainer.model.uses_flash_attention(),
         )
         self.clock.start(self.start_elapsed)
         pending: _PendingStep | None = None
