@@ -113,8 +113,10 @@ class WeightedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, None, None, None]:
         """Return the gradients of hidden (N, D) and of weight (V, D) if it is trained."""
         hidden_ND, weight_VD, grad_NV = ctx.saved_tensors
+        # First: a product alone would find no CUDA context in autograd's thread, and warn.
+        grad_hidden = grad_NV @ (weight_VD * grad)
         grad_weight = (grad_NV.T @ hidden_ND) * grad if ctx.needs_input_grad[1] else None
-        return grad_NV @ (weight_VD * grad), grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def nats(
