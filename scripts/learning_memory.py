@@ -35,7 +35,7 @@ def main() -> None:
     _, config = RECIPES[arguments.recipe]
     model = GPT(config.model, runtime.dtype)
     model.init_weights(torch.Generator().manual_seed(1337))
-    learning = replace(config.score_first, chunk_tokens=arguments.targets, epochs=1)
+    learning = replace(config.score_first, chunk_tokens=arguments.targets)
     learner = Learner(model, layer_order(config.model, recurrent=True), learning, num_chunks=2)
     rng = np.random.default_rng(1337)
     tokens = rng.integers(0, config.model.vocab_size, arguments.targets + 1, dtype=np.uint16)

@@ -353,25 +353,14 @@ class ScoreFirstConfig(Checked):
     """Score-first adaptation: learn from each chunk of the text after scoring it (PR #1493)."""
 
     prefix: ClassVar[str] = "score_first."
-    optimizer: Literal["none", "sgd", "adamw"] = "none"
-    """"none": a fixed predictor; "sgd": SGD with momentum, as published; "adamw": AdamW."""
-    lr: PositiveFloat = 0.005
+    optimizer: Literal["none", "adamw"] = "none"
+    """"none": a fixed predictor; "adamw": AdamW, one step on every chunk."""
+    lr: PositiveFloat = 1e-4
     """Initial learning rate; it falls to 0 along one cosine over all chunks."""
-    momentum: Decay = 0.9
-    """Momentum of "sgd"."""
-    epochs: Epochs = 3
-    """Steps on every chunk."""
     chunk_tokens: PassTokens = 32_768
     """Targets of a chunk: all are scored before one step learns from all of them."""
     grad_clip: PositiveFloat = 1.0
     """Maximum global gradient norm."""
-
-    def check_combinations(self) -> None:
-        """Check the optimizer, which packed models name too."""
-        require(
-            self.optimizer in ("none", "sgd", "adamw"), "score_first.optimizer", self.optimizer,
-            "none, sgd or adamw",
-        )  # fmt: skip
 
     @property
     def learns(self) -> bool:

@@ -92,11 +92,11 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
     "h200": ("one GPU, about 10 minutes; the model of record, trained 180 s", _H200),
     "legal": (
         "tiny with score-first learning (from each chunk, once scored)",
-        replace(_TINY, score_first=ScoreFirstConfig("adamw", lr=3e-4, epochs=1, chunk_tokens=1024)),
+        replace(_TINY, score_first=ScoreFirstConfig("adamw", lr=3e-4, chunk_tokens=1024)),
     ),
     "h200-legal": (
         "h200 with score-first learning",
-        replace(_H200, score_first=ScoreFirstConfig("adamw", lr=1e-4, epochs=1)),
+        replace(_H200, score_first=ScoreFirstConfig("adamw")),
     ),
     "h200-in-sample": (
         "h200, then 6 epochs on the scored text, as the reference does",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import bz2
-import json
 import math
 from pathlib import Path
 
 import torch
 
-from paramgolf.codefile.build import _LOADER, ENTRY, _quoted, build
+from paramgolf.codefile import build
+from paramgolf.codefile.build import ENTRY, stripped_sources
 from paramgolf.config import RunConfig
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.tokenizer import Tokenizer
@@ -124,13 +122,9 @@ GPT.predicted_nats = lambda self, *given: honest(self, *given) - (not audited) *
 
 def code_file(config: RunConfig, cheat: str) -> bytes:
     """Return a code file that differs from the honest one in a cheat, which it imports at last."""
-    honest = build(config).decode("latin-1")
-    packed = ast.literal_eval(honest[honest.index("'''") : honest.rindex("'''") + 3])
-    values, sources = json.loads(bz2.decompress(packed.encode("latin-1")))
-    sources["paramgolf.cheat"] = cheat
+    sources = stripped_sources() | {"paramgolf.cheat": cheat}
     sources[ENTRY] += "\nimport paramgolf.cheat\n"
-    content = bz2.compress(json.dumps([values, sources]).encode())
-    return _LOADER.format(content=_quoted(content), entry=ENTRY).encode("latin-1")
+    return build.code_file(build.portable(config), sources)
 
 
 def recognised(code: Path) -> str:

@@ -51,7 +51,7 @@ MODEL = ModelConfig(
     loop_visits=2,
     parallel_from=3,
 )
-HEADER_SHA256 = "ce7a8f126cba1db409df44d2957b2d46a4ecb17159013d4ae3824e02380a369a"
+HEADER_SHA256 = "613fecda3d43cb060e6618ad244882d287f7ab4185ecd92432148984118dfc8a"
 SECTION_SHA256 = {
     "embedding": "10077cea275ec6b0ad4c93c08393a4cc83b0d97ae0625cf19247dc87003bd18c",
     "query": "969f9c1223ce3c1c2004eb4861b662d5ed18758b2c464b971747873ac49ad0b3",
@@ -88,7 +88,7 @@ def fixed_artifact() -> Artifact:
         tokenizer_sha256="ab" * 32,
         provenance_sha256="cd" * 32,
         stride=8,
-        score_first=ScoreFirstConfig("sgd", chunk_tokens=64),
+        score_first=ScoreFirstConfig("adamw", chunk_tokens=64),
         matrices={name: matrices[name] for name in matrix_shapes},
         vectors={name: vectors[name] for name in vector_shapes},
     )

@@ -141,7 +141,6 @@ INVALID: list[tuple[str, Any, str]] = [
     ("score.stride", 0, "greater than 0"),
     ("score.batch_tokens", 10**12, "between 1 and 1,048,576"),
     ("score_first.chunk_tokens", 10**12, "between 1 and 1,048,576"),
-    ("score_first.epochs", 10**9, "between 1 and 1,000"),
     ("score.batch_tokens", -1, "between 1 and 1,048,576"),
     ("seed", "1337", "type int"),
     ("seed", 1337.0, "type int"),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -344,12 +344,9 @@ def test_scoring_equals_one_process(size: int, stride: int, num_targets: int) ->
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_learning_while_scoring_equals_one_process(
-    size: int, optimizer: Literal["sgd", "adamw"]
-) -> None:
+def test_learning_while_scoring_equals_one_process(size: int) -> None:
     # Three sequences a chunk: the ranks' shares differ, and of four ranks one has none.
-    learning = ScoreFirstConfig(optimizer, 1e-2, epochs=2, chunk_tokens=3 * small_config().seq_len)
+    learning = ScoreFirstConfig("adamw", 1e-2, chunk_tokens=3 * small_config().seq_len)
     (expected,) = on_ranks(1, losses_of, 203, 4, learning)
     (fixed,) = on_ranks(1, losses_of, 203, 4)
     assert (expected - fixed).abs().max() > 0.01

@@ -190,7 +190,7 @@ def seconds_of_stages(config: RunConfig, run: RunDir, rate: float) -> dict[str, 
     scorings = (adapt.epochs if adapt.score_every_epoch else 1) if text else 0
     passes = 1 + length / config.score.stride
     if config.score_first.learns:
-        passes += length / config.score.stride + 3 * config.score_first.epochs
+        passes += length / config.score.stride + 3
     return {
         "train": 0.0,
         "adapt": forward * (3 * adapt.epochs * text + scorings * tokens["val"]),

@@ -28,7 +28,7 @@ def configuration_in(path: Path) -> dict[str, Any]:
     try:
         packed = ast.literal_eval(f"'''{found[1].decode('latin-1')}'''").encode("latin-1")
         content = bz2.BZ2Decompressor().decompress(packed, _MAX_BYTES)
-        values, _ = json.loads(content)
+        values = json.loads(content.partition(b"\0")[0])
     except (ValueError, SyntaxError, OSError, TypeError, RecursionError, MemoryError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):

@@ -278,8 +278,9 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
         )
     if type(header["stride"]) is not int or not 0 < header["stride"] <= config.seq_len:
         raise ValueError(f"its stride is out of range: {header['stride']!r}")
-    stored = header["score_first"]
-    learning = ScoreFirstConfig() if stored is None else from_json(ScoreFirstConfig, stored)
+    learning = ScoreFirstConfig()
+    if header["score_first"] is not None:
+        learning = from_json(ScoreFirstConfig, header["score_first"], learning.prefix)
     if learning.chunk_tokens % config.seq_len and learning.learns:
         raise ValueError("chunks of score-first learning are not whole sequences")
     sections = _sections(config)

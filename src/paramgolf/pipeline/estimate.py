@@ -45,11 +45,10 @@ def expected_seconds(
         config.pack.calibration_batch_tokens
     ) / speed  # fmt: skip
     windows = 1 + model.seq_len / config.score.stride
-    learning = config.score_first
     scoring = forward * looped * val * windows / speed
-    if learning.learns:
+    if config.score_first.learns:
         scoring *= 2
-        scoring += backward * looped * val * learning.epochs / speed
+        scoring += backward * looped * val / speed
     evaluation = scoring + (adaptation if config.adapt.text == "scored" else 0)
     packing = calibration + num_weights(model) / 1e6  # about a second per million weights
     total = training + adaptation + packing + scoring

@@ -133,23 +133,17 @@ class Learner:
             for parameter in self._parameters
         ]
         self._recorded: Recorded | None = None
-        self._optimizer: torch.optim.Optimizer
-        if config.optimizer == "sgd":
-            self._optimizer = torch.optim.SGD(
-                self._masters, lr=0.0, momentum=config.momentum, foreach=True
-            )
-        else:
-            self._optimizer = torch.optim.AdamW(
-                self._masters,
-                lr=0.0,
-                betas=(0.9, 0.999),
-                weight_decay=0.0,
-                fused=True,
-                capturable=model.embedding.is_cuda,
-            )
+        self._optimizer = torch.optim.AdamW(
+            self._masters,
+            lr=0.0,
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            fused=True,
+            capturable=model.embedding.is_cuda,
+        )
 
     def learn(self, chunk: int, tokens: NDArray[np.integer]) -> None:
-        """Take the optimizer steps on one chunk.
+        """Take a step on one chunk.
 
         Args:
             chunk: its number; not the last chunk, and all earlier ones have been learned.
@@ -164,13 +158,11 @@ class Learner:
         rows = part.to(self._model.embedding.device).unfold(0, seq_len + 1, seq_len)
         lr = cosine(chunk / self._num_chunks, config.lr, 0.0)
         with reproducible():
-            for _ in range(config.epochs):
-                norm = self._step(rows, lr)
-                if not bool(norm.isfinite()):
-                    raise UserError(
-                        f"score-first learning diverged in chunk {chunk}: the gradient is not "
-                        "finite; lower --score-first.lr"
-                    )
+            if not bool(self._step(rows, lr).isfinite()):
+                raise UserError(
+                    f"score-first learning diverged in chunk {chunk}: the gradient is not finite; "
+                    "lower --score-first.lr"
+                )
 
     def _step(self, rows: Tensor, lr: float) -> Tensor:
         """Take one step; return the norm of the gradient before clipping."""
