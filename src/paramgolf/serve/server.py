@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.scoring.predictor import Predictor
@@ -178,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
     def _require_local(self) -> None:
         """Refuse what a web page from elsewhere makes a browser send."""
         host = self.headers.get("Host", "")
-        if urlsplit(f"//{host}").hostname not in _HOSTS:
+        if host.partition(":")[0].lower() not in _HOSTS:
             names = " or ".join(_HOSTS)
             raise RequestError(f"this server is for {names}, not for {host!r}", status=403)
         if self.headers.get("Origin", f"http://{host}") != f"http://{host}":
