@@ -30,6 +30,7 @@ INSTALLED_ONLY = {
     "paramgolf.data.processes",
     "paramgolf.data.tokenizer_check",
     "paramgolf.data.tokenizer_training",
+    "paramgolf.interface",
     "paramgolf.pipeline.estimate",
     "paramgolf.pipeline.preflight",
     "paramgolf.pipeline.takeover",
@@ -39,7 +40,7 @@ INSTALLED_ONLY = {
 }
 """Modules that only the installed package needs: the file is given its text and tokenizer, copies
 itself as the code file, repeats a run that succeeded, with all stages, reads only what it wrote
-itself, and generates no text."""
+itself, and generates no text; programs import the package, not the file."""
 
 _ROOT = Path(__file__).parents[1]
 
