@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from paramgolf.version import __version__
 
 if TYPE_CHECKING:
-    from paramgolf.interface import ConfigError, Predictor, Run, UserError, load, run
+    from paramgolf.interface import ConfigError, Predictor, Run, Score, UserError, load, run
 
-__all__ = ["ConfigError", "Predictor", "Run", "UserError", "__version__", "load", "run"]
+__all__ = ["ConfigError", "Predictor", "Run", "Score", "UserError", "__version__", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,3 +17,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(interface, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

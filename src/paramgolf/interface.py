@@ -19,6 +19,7 @@ from paramgolf.data.streams import Stream, encoded
 from paramgolf.errors import ConfigError, UserError  # noqa: F401 (part of the interface)
 from paramgolf.pipeline.session import start
 from paramgolf.recipes import RECIPES, require_text, with_absolute_paths
+from paramgolf.report.coloured import Coloured
 from paramgolf.runtime.console import Reporter, standard_output
 from paramgolf.runtime.device import select_runtime
 from paramgolf.runtime.names import choose, find_artifact
@@ -80,12 +81,26 @@ class Predictor:
         """Return the score of a text with its label; arguments and errors as of `losses`.
 
         >>> score = predictor.score("Some words.")
-        >>> nats = predictor.losses("Some words.").sum()
-        >>> round(nats / math.log(2) / score.bytes, 6) == round(score.bpb, 6)
+        >>> nats = float(predictor.losses("Some words.").sum())
+        >>> math.isclose(nats / math.log(2) / score.bytes, score.bpb)
         True
         """
         stream = self._stream(text)
         return self._packed.score_stream(stream, stride, fixed=fixed)
+
+    def coloured(
+        self, text: str | Sequence[str], stride: int | None = None, fixed: bool = False
+    ) -> Coloured:
+        """Return a text as HTML, every token coloured by its loss; a notebook shows it as such.
+
+        Arguments and errors as of `losses`.
+
+        >>> predictor.coloured("Some words.").startswith("<div ")
+        True
+        """
+        tokens = self._stream(text).tokens
+        losses_N = self._packed.losses(tokens, stride, fixed=fixed)
+        return Coloured.of(self._packed.tokenizer, tokens[1:].tolist(), losses_N.tolist())
 
     def generate(
         self,
