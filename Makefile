@@ -24,7 +24,7 @@ help:
 	@echo "make test-slow  run the slow tests: interrupted runs, several processes, whole recipes"
 	@echo "make test-gpu   run the GPU tests, on a machine with a GPU"
 	@echo "make lint       run ruff, pyright and the import rules"
-	@echo "make wheel      build dist/*.whl"
+	@echo "make wheel      build dist/*.tar.gz, and from that dist/*.whl"
 
 .venv/python: # the environment itself
 	$(PYTHON) -c 'import sys; sys.exit("paramgolf needs Python >= 3.11: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -74,7 +74,7 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 wheel: setup-dev
-	$(BIN)/python -m build --wheel
+	$(BIN)/python -m build
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

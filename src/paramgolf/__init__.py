@@ -5,15 +5,19 @@ from typing import TYPE_CHECKING, Any
 from paramgolf.version import __version__
 
 if TYPE_CHECKING:
-    from paramgolf.scoring.predictor import Predictor, load
+    from paramgolf.interface import ConfigError, Predictor, Run, Score, UserError, load, run
 
-__all__ = ["Predictor", "__version__", "load"]
+__all__ = ["ConfigError", "Predictor", "Run", "Score", "UserError", "__version__", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` and `Predictor`, and with them PyTorch, when they are first used."""
-    if name in ("Predictor", "load"):
-        from paramgolf.scoring import predictor
+    """Import what needs PyTorch when it is first used."""
+    if name in __all__:
+        from paramgolf import interface
 
-        return getattr(predictor, name)
+        return getattr(interface, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from tests.e2e import command
+from tests.e2e.mini import mini_options, write_source
+
 _FLAGS = (
     "headless",
     "hide-scrollbars", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
     "disable-background-networking", "disable-component-update", "disable-sync",
 )  # fmt: skip
+HOSTILE = """</script><img src=x onerror="alert(1)"><svg onload=alert(2)>{{ 7 * 7 }}<!-- """
 NEEDS = "Debian's chromium and chromium-driver, and the Python package selenium"
 
 
@@ -48,6 +53,18 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for a run and its report."""
-    return tmp_path_factory.mktemp("browser")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose text contains markup, long enough for a loss curve."""
+    folder = tmp_path_factory.mktemp("browser")
+    source, run = folder / "source", folder / "run"
+    source.mkdir()
+    write_source(source)
+    file = source / "val.jsonl"
+    documents = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [json.dumps(d | {"text": HOSTILE + d["text"]}) for d in documents]
+    file.write_text("\n".join(lines) + "\n")
+    result = command.run(
+        "run", "tiny", *mini_options(source), "--train.max-steps", "150", "--out", run
+    )
+    assert result.code == 0, result.stderr
+    return run

@@ -9,34 +9,22 @@ from typing import Any
 
 import pytest
 
+from tests.browser.conftest import HOSTILE
 from tests.e2e import command
-from tests.e2e.mini import mini_options, write_source
 
 pytestmark = pytest.mark.slow
 
-HOSTILE = """</script><img src=x onerror="alert(1)"><svg onload=alert(2)>{{ 7 * 7 }}<!-- """
 DESKTOP, PHONE = 1280, 390
 
 
 @pytest.fixture(scope="session")
-def report(folder: Path) -> Path:
-    """The report of a run that is long enough for a loss curve."""
-    source, run = folder / "source", folder / "run"
-    source.mkdir()
-    write_source(source)
-    file = source / "val.jsonl"
-    documents = [json.loads(line) for line in file.read_text().splitlines()]
-    lines = [json.dumps(d | {"text": HOSTILE + d["text"]}) for d in documents]
-    file.write_text("\n".join(lines) + "\n")
-    result = command.run(
-        "run", "tiny", *mini_options(source), "--train.max-steps", "150", "--out", run
-    )
-    assert result.code == 0, result.stderr
-    result = command.run("audit", run, "--device", "cpu", "--positions", "1")
+def report(finished: Path) -> Path:
+    """The report of an audited run."""
+    result = command.run("audit", finished, "--device", "cpu", "--positions", "1")
     assert result.code == 0, result.stdout + result.stderr
-    result = command.run("report", run)
+    result = command.run("report", finished)
     assert result.code == 0, result.stderr
-    return run / "report.html"
+    return finished / "report.html"
 
 
 class Browser:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.table import Table
 
-from paramgolf.cli.common import find_artifact, printable
+from paramgolf.cli.common import printable
 from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter, is_main_rank
+from paramgolf.runtime.names import find_artifact
 from paramgolf.runtime.outputs import require_new_file
 
 if TYPE_CHECKING:

@@ -3,48 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from pathlib import Path
-from typing import TypeVar
 from unicodedata import category
-
-from paramgolf.errors import ConfigError, UserError
-
-_T = TypeVar("_T")
-
-
-def choose(what: str, name: str, possible: dict[str, _T]) -> _T:
-    """Return the entry of that name.
-
-    Raises:
-        ConfigError: if there is none; the message lists the possible names.
-    """
-    if name not in possible:
-        close = difflib.get_close_matches(name, possible, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"unknown {what} {name!r}.{hint} Expected one of: {', '.join(possible)}")
-    return possible[name]
-
-
-def find_artifact(path: Path) -> Path:
-    """Return the artifact that `path` names: a file, or the model.bin of a run or bundle.
-
-    Raises:
-        UserError: if `path` is a directory without a model.bin.
-    """
-    if not path.is_dir():
-        return path
-    artifact = path / "model.bin"
-    if artifact.exists():
-        return artifact
-    if (path / "environment.json").exists():
-        raise UserError(
-            f"the run in {path} is not packed yet; resume it with `paramgolf run --resume {path}`"
-        )
-    inner = sorted(path.glob("*/model.bin"))
-    hint = f"; name one of its runs, such as {inner[0].parent}" if inner else ""
-    raise UserError(f"{path} contains no model.bin: it is neither a run nor a bundle{hint}")
 
 
 def as_options(message: str) -> str:
@@ -158,6 +119,7 @@ def usage() -> str:
         "  run --resume DIR                 resume an interrupted run",
         "  score RUN FILE...                measure the bits per byte of any text",
         "  generate RUN --prompt TEXT       generate text with the packed model",
+        "  serve RUN                        serve a page and OpenAI-style completions",
         "  compress RUN FILE --out F        compress a text with the packed model",
         "  decompress RUN F --out FILE      restore a compressed text",
         "  prove RUN                        code the scored text, decode it elsewhere",

@@ -9,7 +9,6 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from paramgolf.cli.common import choose
 from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.data.advice import next_commands
 from paramgolf.data.build import build
@@ -21,6 +20,7 @@ from paramgolf.data.noise import val_noise
 from paramgolf.data.overlap import Overlap
 from paramgolf.data.tokenizer import Tokenizer
 from paramgolf.errors import ConfigError
+from paramgolf.runtime.names import choose
 
 USAGE = """\
 usage: paramgolf data COMMAND ...

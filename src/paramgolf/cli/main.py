@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from paramgolf.cli import live
-from paramgolf.cli.common import as_options, choose, printable, usage
+from paramgolf.cli.common import as_options, printable, usage
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime import signals, startup  # noqa: F401 (startup records when it is imported)
 from paramgolf.runtime.console import guard_output
+from paramgolf.runtime.names import choose
 from paramgolf.version import __version__
 
 _COMMANDS = {
@@ -23,6 +24,7 @@ _COMMANDS = {
     "compress": "artifacts",
     "decompress": "artifacts",
     "generate": "artifacts",
+    "serve": "serve",
     "prove": "verify",
     "export": "publish",
     "audit": "verify",

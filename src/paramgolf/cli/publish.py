@@ -8,9 +8,9 @@ from typing import Literal
 
 import tyro
 
-from paramgolf.cli.common import find_artifact
 from paramgolf.cli.live import standard_error, standard_output
 from paramgolf.errors import ConfigError
+from paramgolf.runtime.names import find_artifact
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 from rich.table import Table
 
-from paramgolf.cli.common import find_artifact
 from paramgolf.cli.live import LiveReporter, standard_error, standard_output
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
+from paramgolf.runtime.names import find_artifact
 from paramgolf.runtime.outputs import require_new_file
 
 if TYPE_CHECKING:

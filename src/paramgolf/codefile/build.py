@@ -31,6 +31,7 @@ INSTALLED_ONLY = {
     "paramgolf.data.processes",
     "paramgolf.data.tokenizer_check",
     "paramgolf.data.tokenizer_training",
+    "paramgolf.interface",
     "paramgolf.pipeline.estimate",
     "paramgolf.pipeline.preflight",
     "paramgolf.pipeline.takeover",
@@ -40,7 +41,7 @@ INSTALLED_ONLY = {
 }
 """Modules that only the installed package needs: the file is given its text and tokenizer, copies
 itself as the code file, repeats a run that succeeded, with all stages, reads only what it wrote
-itself, and generates no text."""
+itself, and generates no text; programs import the package, not the file."""
 
 _ROOT = Path(__file__).parents[1]
 
@@ -99,7 +100,8 @@ def stripped_sources() -> dict[str, str]:
         path = _path(name)
         if path is None or name in found or name in INSTALLED_ONLY:
             continue
-        found[name] = stripped(path.read_text())
+        # The package itself offers its interface, which is not in the file.
+        found[name] = stripped(path.read_text()) if name != _ROOT.name else ""
         waiting += [name.rpartition(".")[0], *_imported(found[name])]
     return dict(sorted(found.items()))
 

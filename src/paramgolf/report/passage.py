@@ -10,11 +10,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from paramgolf.data.prepared import PreparedText
 from paramgolf.data.shards import document_starts
@@ -103,22 +104,58 @@ def read_passage(
     begin, end = document_bounds(stream, predictor.tokenizer.bos)[document].tolist()
     begin = max(begin, 1)  # the stream's first token is not predicted
     first, last = begin - 1, min(end, begin + max_tokens) - 1
-    parts: list[tuple[NDArray[np.float64], ...]] = []
-    contexts: list[int] = []
-    for start, low, high in _windows(predictor, len(stream) - 1, first, last):
-        parts.append(_predict(predictor, stream, start, low, high))
-        contexts += [low + 1 - start, high - start]
-    nats, ranks, best, shares = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    parts = list(read_targets(predictor, stream, first, last))
+    contexts = [length for part in parts for length in part.contexts]
     return Passage(
         document=document,
         first=first,
         tokens=stream[first + 1 : last + 1],
-        nats=nats,
-        ranks=ranks.astype(np.int64),
-        best=best.astype(np.int64),
-        best_shares=shares,
+        nats=np.concatenate([part.nats for part in parts]),
+        ranks=np.concatenate([part.ranks for part in parts]),
+        best=np.concatenate([part.best for part in parts]),
+        best_shares=np.concatenate([part.best_shares for part in parts]),
         contexts=(min(contexts), max(contexts)),
     )
+
+
+class Predictions(NamedTuple):
+    """What a model predicted of N consecutive targets; the columns of a `Passage`."""
+
+    nats: NDArray[np.float64]
+    ranks: NDArray[np.int64]
+    best: NDArray[np.int64]
+    best_shares: NDArray[np.float64]
+    contexts: tuple[int, int]
+    """Numbers of tokens that the first and the last target were predicted from."""
+
+
+@torch.no_grad()
+def read_targets(
+    predictor: Predictor, stream: NDArray[np.uint16], first: int, last: int
+) -> Iterator[Predictions]:
+    """Yield the predictions of targets first .. last - 1 of a stream, window by window.
+
+    The model is fixed; every target is predicted in its sliding window over the whole stream.
+    """
+    model = predictor.model
+    device = model.embedding.device
+    for start, low, high in _windows(predictor, len(stream) - 1, first, last):
+        window = torch.from_numpy(stream[start:high].astype(np.int64)).to(device)
+        hidden = model(window[None], predictor.order)[0, low - start :]
+        targets = torch.from_numpy(stream[low + 1 : high + 1].astype(np.int64)).to(device)
+        logits = model.predicted_logits(hidden, window[low - start :])
+        yield predictions_of(logits, targets, (low + 1 - start, high - start))
+
+
+def predictions_of(logits_NV: Tensor, targets_N: Tensor, contexts: tuple[int, int]) -> Predictions:
+    """Return what logits say of their targets."""
+    logs_NV = logits_NV.double().log_softmax(-1)
+    of_targets = logs_NV.gather(1, targets_N[:, None])
+    ranks = (logs_NV > of_targets).sum(-1) + 1
+    logs, best = logs_NV.topk(NUM_BEST, dim=-1)
+    columns = (-of_targets[:, 0], ranks, best, logs.exp())
+    nats, ranks, best, shares = (column.cpu().numpy() for column in columns)
+    return Predictions(nats, ranks, best, shares, contexts)
 
 
 def _windows(
@@ -131,24 +168,6 @@ def _windows(
             low, high = max(first, start + seq_len - scored), min(last, start + seq_len)
             if low < high:
                 yield start, low, high
-
-
-@torch.no_grad()
-def _predict(
-    predictor: Predictor, stream: NDArray[np.uint16], start: int, low: int, high: int
-) -> tuple[NDArray[np.float64], ...]:
-    """Return of targets low .. high - 1: nats, ranks, most likely tokens, their probabilities."""
-    model = predictor.model
-    device = model.embedding.device
-    window = torch.from_numpy(stream[start:high].astype(np.int64)).to(device)
-    hidden = model(window[None], predictor.order)[0, low - start :]
-    logs_NV = model.predicted_logits(hidden, window[low - start :]).double().log_softmax(-1)
-    targets = torch.from_numpy(stream[low + 1 : high + 1].astype(np.int64)).to(device)
-    of_targets = logs_NV.gather(1, targets[:, None])
-    ranks = (logs_NV > of_targets).sum(-1) + 1
-    logs, best = logs_NV.topk(NUM_BEST, dim=-1)
-    columns = (-of_targets[:, 0], ranks, best, logs.exp())
-    return tuple(column.double().cpu().numpy() for column in columns)
 
 
 def sample(predictor: Predictor) -> dict[str, Any]:
@@ -219,10 +238,7 @@ def passage_section(run: RunDir, results: dict[str, Any], runtime: Runtime) -> d
 def _tokens(passage: Passage, bits: NDArray[np.float64], tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the tokens as shown, and the data for their tooltips, with every piece only once."""
     pieces, tokens = Pieces(tokenizer.model), passage.tokens.tolist()
-    if tokenizer.case_ops:
-        texts = pieces.with_capitals(tokens)
-    else:
-        texts = ((*pieces.in_text(token), "") for token in tokens)
+    texts = pieces.running(tokens, tokenizer.case_ops)
     used = np.unique(np.concatenate([passage.tokens, passage.best.ravel()]))
     number = {int(token): place for place, token in enumerate(used)}
     shown, rows = [], []
@@ -230,10 +246,10 @@ def _tokens(passage: Passage, bits: NDArray[np.float64], tokenizer: Tokenizer) -
         level = bisect_right(LEVELS_BITS, bits[place])
         shown.append({"text": text, "mark": mark, "kind": kind, "level": level})
         best = [
-            [number[int(other)], _short(share)]
+            [number[int(other)], short_share(share)]
             for other, share in zip(passage.best[place], passage.best_shares[place], strict=True)
         ]
-        share = _short(math.exp(-passage.nats[place]))
+        share = short_share(math.exp(-passage.nats[place]))
         rows.append(
             [number[token], round(float(bits[place]), 4), share, int(passage.ranks[place]), best]
         )
@@ -241,5 +257,6 @@ def _tokens(passage: Passage, bits: NDArray[np.float64], tokenizer: Tokenizer) -
     return {"tokens": shown, "data": {"pieces": names, "tokens": rows}}
 
 
-def _short(share: float) -> float:
+def short_share(share: float) -> float:
+    """Return a probability with four significant digits, for the data of a page."""
     return float(f"{share:.4g}")

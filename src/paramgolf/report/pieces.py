@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
@@ -43,7 +43,20 @@ class Pieces:
         kind = "text" if set(text) - set(_VISIBLE) else "break"
         return "".join(map(_visible, text)), kind
 
-    def with_capitals(self, tokens: Sequence[int]) -> Iterator[tuple[str, str, str]]:
+    def running(self, tokens: Iterable[int], case_ops: bool) -> Iterator[tuple[str, str, str]]:
+        """Yield each token as part of running text: text, kind, and symbol of an operator.
+
+        Args:
+            tokens: consecutive tokens, which may arrive one by one.
+            case_ops: whether the tokenizer has CaseOps; only then there are operators.
+        """
+        if case_ops:
+            yield from self.with_capitals(tokens)
+        else:
+            for token in tokens:
+                yield *self.in_text(token), ""
+
+    def with_capitals(self, tokens: Iterable[int]) -> Iterator[tuple[str, str, str]]:
         """Yield text and kind of each token as `in_text`, and the symbol of an operator at its end.
 
         For a tokenizer with CaseOps: the text has the capitals that the operators before it mark.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,22 @@ def sample_tokens(
     top_p: float,
     generator: torch.Generator,
 ) -> Iterator[int]:
-    """Yield tokens that continue the prompt, without end.
+    """Yield tokens that continue the prompt, without end; arguments as in `sample_predictions`."""
+    predictions = sample_predictions(model, order, prompt, temperature, top_p, generator)
+    return (token for token, _ in predictions)
+
+
+def sample_predictions(
+    model: GPT,
+    order: LayerOrder,
+    prompt: list[int],
+    temperature: float,
+    top_p: float,
+    generator: torch.Generator,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield tokens that continue the prompt, without end, each with the logits it was drawn from.
+
+    The logits are (V,), float32 or wider, on the CPU, before temperature and top_p.
 
     Each is predicted from all preceding tokens while these fit into a window of seq_len. When the
     window is full, its later half starts the next one, so that a new token usually costs one
@@ -48,7 +63,7 @@ def sample_tokens(
         logits_V = next_token.read(torch.tensor([unread]))[0].cpu()
         window += unread
         unread = [_sample(logits_V, temperature, top_p, generator)]
-        yield unread[0]
+        yield unread[0], logits_V
 
 
 def _sample(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
@@ -62,14 +77,29 @@ def _sample(logits_V: Tensor, temperature: float, top_p: float, generator: torch
 
 def streamed_text(tokens: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
     """Decode tokens as they arrive; yield whole characters, up to the end of the document."""
-    so_far: list[int] = []
-    shown = ""
+    decoder = StreamDecoder(tokenizer)
     for token in tokens:
         if token == tokenizer.bos:  # the next document starts
             return
-        so_far.append(token)
-        text = tokenizer.decode(so_far)
+        if text := decoder.add([token]):
+            yield text
+
+
+class StreamDecoder:
+    """Decodes the tokens of a document as they arrive, in whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Start a document of this tokenizer."""
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._shown = ""
+
+    def add(self, tokens: Sequence[int]) -> str:
+        """Return what these tokens add to the text; empty if its last character is incomplete."""
+        self._tokens += tokens
+        text = self._tokenizer.decode(self._tokens)
         # A trailing U+FFFD may be a character of which some byte pieces are still missing.
-        if not text.endswith("\ufffd") and len(text) > len(shown):
-            yield text[len(shown) :]
-            shown = text
+        if text.endswith("\ufffd") or len(text) <= len(self._shown):
+            return ""
+        added, self._shown = text[len(self._shown) :], text
+        return added
