@@ -61,7 +61,7 @@ def test_heads(batch: int, length: int) -> None:
     x, gain = random(batch, length, H + 2 * K, D), (1 + random(H, seed=2).float()).detach()
     gain.requires_grad_()
     cos, sin = rotary_tables(length, 16, 10_000, length, x.device, torch.float32)
-    from paramgolf.model.kernels import Heads
+    from paramgolf.model.kernels.heads import Heads
 
     found = Heads.apply(x, cos, sin, gain, K, EPS)
     x_wide, gain_wide = wide(x, gain)
@@ -77,7 +77,7 @@ def test_heads(batch: int, length: int) -> None:
 
 @pytest.mark.parametrize(("batch", "length"), [(2, 256), (3, 37)])
 def test_xsa(batch: int, length: int) -> None:
-    from paramgolf.model.kernels import Xsa
+    from paramgolf.model.kernels.heads import Xsa
 
     y, v = random(batch, length, H, D), random(batch, length, K, D, seed=2)
     y_wide, v_wide = wide(y, v)
@@ -90,7 +90,7 @@ def test_xsa(batch: int, length: int) -> None:
 
 @pytest.mark.parametrize("length", [256, 37])
 def test_squared_mlp(length: int) -> None:
-    from paramgolf.model.kernels import SquaredMlp
+    from paramgolf.model.kernels.mlp import SquaredMlp
 
     width, hidden = 128, 512
     x = random(3, length, width)
@@ -110,7 +110,7 @@ def test_squared_mlp(length: int) -> None:
 @pytest.mark.parametrize("merges", [False, True])
 @pytest.mark.parametrize("width", [512, 96])
 def test_enter(width: int, merges: bool) -> None:
-    from paramgolf.model.kernels import Enter
+    from paramgolf.model.kernels.stream import Enter
 
     x, x0, skip = (random(3, 137, width, seed=seed) for seed in range(3))
     mix = random(2, width, seed=3).detach().float().requires_grad_()
@@ -136,7 +136,7 @@ def test_enter(width: int, merges: bool) -> None:
 
 @pytest.mark.parametrize("width", [512, 96])
 def test_join(width: int) -> None:
-    from paramgolf.model.kernels import Join
+    from paramgolf.model.kernels.stream import Join
 
     x, y = random(3, 137, width), random(3, 137, width, seed=2)
     scale = torch.tensor(0.625, device="cuda")
@@ -152,7 +152,7 @@ def test_join(width: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 18])
 def test_sums(count: int) -> None:
-    from paramgolf.model.kernels import Share, Sum
+    from paramgolf.model.kernels.stream import Share, Sum
 
     tensors = [random(7, 333, seed=seed) for seed in range(count)]
     assert_close([(Sum.apply(*tensors), torch.stack(wide(*tensors)).sum(0))])
@@ -164,7 +164,7 @@ def test_sums(count: int) -> None:
 
 @pytest.mark.parametrize("vocabulary", [8192, 1000])
 def test_losses(vocabulary: int) -> None:
-    from paramgolf.model.kernels import WeightedLoss, nats
+    from paramgolf.model.kernels.loss import WeightedLoss, nats
 
     hidden, embedding = random(50, 128), random(vocabulary, 128, seed=2)
     generator = torch.Generator().manual_seed(3)

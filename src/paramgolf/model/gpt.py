@@ -137,7 +137,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the stream mixed with the embedding, and what attention reads."""
         if fused:
-            from paramgolf.model.kernels import Enter
+            from paramgolf.model.kernels.stream import Enter
 
             parts = (x_BTD, x0_BTD, *(skip or (None, None, None)), self.stream_mix)
             return Enter.apply(*parts, self.depth_scale, _NORM_EPS)  # pyright: ignore[reportReturnType]
@@ -149,7 +149,7 @@ class Block(nn.Module):
     def _join(self, x_BTD: Tensor, attended_BTD: Tensor, fused: bool) -> tuple[Tensor, Tensor]:
         """Return the stream with attention's output added, and what the MLP reads."""
         if fused:
-            from paramgolf.model.kernels import Join
+            from paramgolf.model.kernels.stream import Join
 
             return Join.apply(x_BTD, attended_BTD, self.depth_scale, _NORM_EPS)  # pyright: ignore[reportReturnType]
         x = x_BTD + attended_BTD
@@ -168,7 +168,7 @@ class Block(nn.Module):
         """Return attention's output (B, T, D), and what its last matrix multiplied."""
         dtype, K = x_BTD.dtype, self.num_kv_heads
         if fused:
-            from paramgolf.model.kernels import Heads, Xsa
+            from paramgolf.model.kernels.heads import Heads, Xsa
 
             heads = self._heads(x_BTD, matrices.heads)
             q, k, v, own = Heads.apply(heads, cos, sin, self.query_gain, K, _NORM_EPS)  # pyright: ignore[reportGeneralTypeIssues]
@@ -204,7 +204,7 @@ class Block(nn.Module):
 def _mlp(x_BTD: Tensor, matrices: BlockMatrices, fused: bool) -> tuple[Tensor, Tensor]:
     """Return the MLP's output (B, T, D), and what its second matrix multiplied."""
     if fused:
-        from paramgolf.model.kernels import SquaredMlp
+        from paramgolf.model.kernels.mlp import SquaredMlp
 
         return SquaredMlp.apply(x_BTD, matrices.up, matrices.down, _LEAKY_SLOPE)  # pyright: ignore[reportReturnType]
     squared = F.leaky_relu(F.linear(x_BTD, matrices.up), _LEAKY_SLOPE).square()
@@ -213,7 +213,7 @@ def _mlp(x_BTD: Tensor, matrices: BlockMatrices, fused: bool) -> tuple[Tensor, T
 
 def _added(tensors: list[Tensor], fused: bool) -> Tensor:
     if fused:
-        from paramgolf.model.kernels import Sum
+        from paramgolf.model.kernels.stream import Sum
 
         return Sum.apply(*tensors)  # pyright: ignore[reportReturnType]
     return sum(tensors[1:], start=tensors[0])
@@ -353,7 +353,7 @@ class GPT(nn.Module):
         embedded = embed(tokens_BT.long(), self.embedding)
         if not self._fused:
             return [embedded] * readers
-        from paramgolf.model.kernels import Share
+        from paramgolf.model.kernels.stream import Share
 
         return Share.apply(embedded, readers)  # pyright: ignore[reportReturnType]
 
@@ -386,7 +386,7 @@ class GPT(nn.Module):
         flat = hidden.reshape(-1, hidden.size(-1)), self.embedding
         tokens = previous.reshape(-1).long(), targets.reshape(-1).long(), self.config.logit_softcap
         if self._fused:
-            from paramgolf.model.kernels import nats
+            from paramgolf.model.kernels.loss import nats
 
             found = nats(*flat, self._impossible_VV, *tokens)
         elif self._impossible_VV is None:
@@ -416,7 +416,7 @@ class GPT(nn.Module):
         if not self._fused:
             means_B = self.target_nats(hidden, targets).mean(1)
             return means_B.mean() if weights_B is None else means_B @ weights_B.to(means_B)
-        from paramgolf.model.kernels import WeightedLoss
+        from paramgolf.model.kernels.loss import WeightedLoss
 
         B, T = targets.shape
         if weights_B is None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 _M_BLOCK, _N_BLOCK, _K_BLOCK = 128, 256, 64
-WIDTHS, HIDDEN_WIDTHS = _K_BLOCK, _N_BLOCK
-"""What the width and the hidden width must be multiples of."""
+"""The width is a multiple of the third, the hidden width of the second: see `support`."""
 
 
 @triton.jit
