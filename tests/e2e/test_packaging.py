@@ -58,7 +58,5 @@ def test_what_is_built_works_where_it_is_installed(libraries: Path, tmp_path: Pa
     assert output(command, "--version", cwd=tmp_path) == f"paramgolf {paramgolf.__version__}\n"
     usage = output(command, "--help", cwd=tmp_path)
     assert all(f"  {recipe} " in usage for recipe in RECIPES)
-    keys = ("--model.vocab-size", "300", "--train.max-steps", "2")
-    assert "nothing was written" in output(command, "run", "tiny", *keys, "--dry-run", cwd=tmp_path)
     where = "import os, paramgolf; print(os.path.realpath(paramgolf.load.__code__.co_filename))"
     assert output(python, "-c", where, cwd=tmp_path).startswith(os.path.realpath(site))
