@@ -52,7 +52,7 @@ MINI: dict[str, dict[str, Any]] = {
     "pack": {
         "calibration_batches": 2,
         "calibration_batch_tokens": 512,
-        "budget_bytes": 85_000,
+        "budget_bytes": 88_000,
     },
     "score": {"stride": 16, "batch_tokens": 4096},
 }

@@ -622,7 +622,7 @@ def test_budget_too_small(cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_
     assert read_results(tmp_path / "second")["bytes"]["total"] <= int(least)
 
 
-@pytest.mark.parametrize("budget", [74_000, 75_500, 81_000])
+@pytest.mark.parametrize("budget", [77_000, 78_500, 84_000])
 def test_the_budget_is_filled(
     cli: Cli, mini_run: FinishedRun, tiny: list[str], tmp_path: Path, budget: int
 ) -> None:

@@ -119,24 +119,24 @@ def test_a_signal_ends_all_runs_and_is_not_a_failure(
 
 def test_a_grid(cli: Cli, options: list[str], tmp_path: Path) -> None:
     """One cell of two cannot meet its budget; finished stages and runs are not repeated."""
-    out, vary = tmp_path / "grid", "pack.budget-bytes=85000,30000"
+    out, vary = tmp_path / "grid", "pack.budget-bytes=88000,30000"
     arguments = ("ablate", "tiny", *options, "--vary", vary, "--out", out)
     result = cli(*arguments)
-    first, second = (out / f"pack.budget_bytes={size}" / "seed-1337" for size in (85000, 30000))
+    first, second = (out / f"pack.budget_bytes={size}" / "seed-1337" for size in (88000, 30000))
     assert stages_started(first) == ["prepare", "train", "adapt", "pack", "score"]
     assert stages_started(second) == []  # refused before it starts
     assert "1 of 2 cells lack a run" in one_line_error(result)
     rows = {row[0]: row for row in table_rows(result.stdout)}
-    run = read_results(out / "pack.budget_bytes=85000" / "seed-1337")
-    assert rows["85000"][1] == f"{run['stages']['sliding']['bpb']:.4f}"
-    assert (rows["85000"][-1], rows["30000"][-1]) == ("1 of 1", "0 of 1")
+    run = read_results(out / "pack.budget_bytes=88000" / "seed-1337")
+    assert rows["88000"][1] == f"{run['stages']['sliding']['bpb']:.4f}"
+    assert (rows["88000"][-1], rows["30000"][-1]) == ("1 of 1", "0 of 1")
     assert re.search(r"failed: .*pack\.budget.bytes.* = 30,000", result.stdout)
     cells = json.loads((out / "ablation.json").read_text())["cells"]
     assert [cell["bpb"] is None for cell in cells] == [False, True]
     assert "pack.budget_bytes" in (out / "ablation.svg").read_text()
-    events = (out / "pack.budget_bytes=85000" / "seed-1337" / "events.jsonl").read_bytes()
+    events = (out / "pack.budget_bytes=88000" / "seed-1337" / "events.jsonl").read_bytes()
     assert cli(*arguments).code == 1
-    again = (out / "pack.budget_bytes=85000" / "seed-1337" / "events.jsonl").read_bytes()
+    again = (out / "pack.budget_bytes=88000" / "seed-1337" / "events.jsonl").read_bytes()
     assert again == events
 
 

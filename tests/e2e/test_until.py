@@ -105,7 +105,7 @@ def test_stopping_after_every_stage_ends_with_the_same_result(
         assert f"stopped after {stage}" in printed
         assert not (run / "results.json").exists()
         assert not (run / "stages" / f"{following}.json").exists()
-    assert re.search(r"size +[\d,]+ of 85,000 bytes", printed)
+    assert re.search(r"size +[\d,]+ of 88,000 bytes", printed)
     printed = cli.output("run", "--resume", run)
     assert table_rows(printed) == table_rows(mini_run.stdout)[: len(table_rows(printed))]
     require_same_artifact(run, mini_run.path)
