@@ -65,6 +65,8 @@ def exported(cli: Cli, options: list[str], tmp_path_factory: pytest.TempPathFact
     theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     state = theirs.state_dict()
     state["embedding"] = state.pop("embedding.weight")
+    impossible = state.pop("impossible")
+    assert impossible.any()
     assert state.keys() == ours.model.state_dict().keys()
     assert all(torch.equal(state[name], w) for name, w in ours.model.state_dict().items())
     generator = torch.Generator().manual_seed(0)
@@ -74,7 +76,7 @@ def exported(cli: Cli, options: list[str], tmp_path_factory: pytest.TempPathFact
     }
     ours.model.load_state_dict(moved)
     moved["embedding.weight"] = moved.pop("embedding")
-    theirs.load_state_dict(moved)
+    theirs.load_state_dict(moved | {"impossible": impossible})
     return Exported(
         run, folder, ours, theirs, AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     )
