@@ -1,6 +1,6 @@
 """BPB and seconds of several settings of score-first learning, for one packed model.
 
-Cost: about 5 minutes on one NVIDIA H200 (of which each chunk size compiles once). Needs the folder
+Cost: about 5 minutes on one NVIDIA H200 (each chunk size is recorded once). Needs the folder
 `corpus/` and a packed model with its tokenizer beside it. Expected: the rows of AdamW with one step
 for each chunk in docs/experiments/score-first-settings.md.
 

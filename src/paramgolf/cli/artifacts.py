@@ -168,13 +168,19 @@ def score(arguments: list[str]) -> None:
     reporter = standard_output()
     reporter.table(table)
     _print_forms(forms, reporter)
-    if pairs := sum(predictor.tokenizer.impossible_pairs(stream.tokens) for stream in streams):
+    pairs = sum(predictor.tokenizer.impossible_pairs(stream.tokens) for stream in streams)
+    _print_pairs(pairs, reporter)
+    for reason in left_out:
+        reporter.line(f"left out: {printable(reason)}")
+
+
+def _print_pairs(pairs: int, reporter: Reporter) -> None:
+    """Say how many tokens the tokenizer would not have written there."""
+    if pairs:
         reporter.line(
             f"{pairs:,} tokens never follow the one before them where this tokenizer encodes, and "
             "cost 24 bits each: another program encoded the text"
         )
-    for reason in left_out:
-        reporter.line(f"left out: {printable(reason)}")
 
 
 def _print_forms(forms: Sequence[str], reporter: Reporter) -> None:

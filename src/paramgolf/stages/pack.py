@@ -283,7 +283,7 @@ class _Calibration:
         progress = self._reporter.progress("hessians", len(numbers), "batches")
         batches = (self._batch(number) for number in numbers)
         model = self._model(self._runtime.dtype)
-        model.accelerate()  # compiling would take longer than it saves
+        model.accelerate()
         hessians = collect_hessians(model, self._order, batches, progress.update)
         sums = [self._runtime.ranks.start_sum_(hessian) for hessian in hessians.values()]
         for work in sums:
