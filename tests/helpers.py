@@ -49,8 +49,8 @@ def small_run_config(model: ModelConfig | None = None, **train_changes: Any) -> 
         max_steps=10,
         batch_tokens=4 * model.seq_len,
         micro_batch_tokens=2 * model.seq_len,
-        momentum_warmup_steps=3,
-        ema_decay=0.9,
+        momentum_warmup_share=0.3,
+        ema_share=0.5,
     )
     score = ScoreConfig(stride=model.seq_len // 2, batch_tokens=4 * model.seq_len)
     return RunConfig(model=model, train=replace(train, **train_changes), score=score)

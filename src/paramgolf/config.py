@@ -40,6 +40,7 @@ PositiveFloat = Annotated[float, _POSITIVE]
 NonNegativeInt = Annotated[int, _NOT_NEGATIVE]
 NonNegativeFloat = Annotated[float, _NOT_NEGATIVE]
 Share = Annotated[float, Range("a share between 0 and 1", lambda x: 0 <= x <= 1)]
+Horizon = Annotated[float, Range("a share above 0 and up to 1", lambda x: 0 < x <= 1)]
 Decay = Annotated[float, Range("at least 0 and below 1", lambda x: 0 <= x < 1)]
 BinWidth = Annotated[float, Range("between 0.02 and 2", lambda x: 0.02 <= x <= 2)]
 Limit = Annotated[float, Range("0 (no limit) or more", lambda x: 0 <= x < math.inf)]
@@ -230,6 +231,9 @@ class TrainConfig(Checked):
     """Tokens of one forward and backward pass; warm-up halves it if GPU memory is insufficient."""
     recurrence_from: Share = 0.35
     """Share of the budget after which depth recurrence is on."""
+    short_until: Share = 0.0
+    """Share of the budget, at its start, in which sequences are half as long: attention is cheaper,
+    and early on it learns little from afar."""
     warmdown_share: Share = 0.72
     """Share of the budget, at its end, in which the learning rate falls linearly to 0."""
     matrix_lr: PositiveFloat = 0.022
@@ -240,8 +244,8 @@ class TrainConfig(Checked):
     """Nesterov momentum of MuonEq-R after the momentum warm-up."""
     momentum_start: Decay = 0.92
     """Momentum of the first step."""
-    momentum_warmup_steps: NonNegativeInt = 1500
-    """Number of steps in which the momentum rises linearly."""
+    momentum_warmup_share: Share = 0.324
+    """Share of the budget, at its start, in which the momentum rises linearly."""
     embedding_lr: PositiveFloat = 0.03
     """AdamW learning rate of the tied embedding."""
     embedding_weight_decay: NonNegativeFloat = 0.085
@@ -252,8 +256,9 @@ class TrainConfig(Checked):
     """Decoupled weight decay of scalars and vectors."""
     grad_clip: PositiveFloat = 0.3
     """Maximum global gradient norm."""
-    ema_decay: Decay = 0.9965
-    """Decay of the exponential moving average (EMA) of all weights; the average is the result."""
+    ema_share: Horizon = 0.06
+    """Horizon of the exponential moving average (EMA) of all weights, as a share of the budget: a
+    step counts 1/e as much as one that came that much later. The average is the result."""
     warmup_steps: PositiveInt = 2
     """Untimed steps on synthetic tokens for each layer order, undone afterwards (GPU only)."""
     checkpoint_seconds: NonNegativeFloat = 30.0
@@ -408,6 +413,10 @@ class RunConfig(Checked):
         ):
             expected = f"a multiple of model.seq_len = {seq_len} tokens"
             require(value % seq_len == 0, key, value, expected)
+        require(
+            seq_len % 2 == 0 or not self.train.short_until, "train.short_until",
+            self.train.short_until, f"0, as model.seq_len = {seq_len} has no halves",
+        )  # fmt: skip
         require(
             self.score.stride <= seq_len, "score.stride", self.score.stride,
             f"at most model.seq_len = {seq_len}",

@@ -37,8 +37,8 @@ MINI: dict[str, dict[str, Any]] = {
         "matrix_lr": 0.022,
         "momentum": 0.95,
         "momentum_start": 0.85,
-        "momentum_warmup_steps": 3,
-        "ema_decay": 0.5,
+        "momentum_warmup_share": 0.3,
+        "ema_share": 0.15,
     },
     "adapt": {
         "text": "adapt",

@@ -450,10 +450,10 @@ def test_resume_with_a_damaged_configuration(cli: Cli, broken: Path, content: st
 
 def test_resume_with_an_unknown_key(cli: Cli, broken: Path) -> None:
     file = broken / "config.json"
-    file.write_text(file.read_text().replace('"ema_decay"', '"ema_decey"'))
+    file.write_text(file.read_text().replace('"ema_share"', '"ema_sharre"'))
     message = one_line_error(cli("run", "--resume", broken), code=2)
-    assert "train.ema_decey" in message
-    assert "train.ema_decay" in message
+    assert "train.ema_sharre" in message
+    assert "train.ema_share" in message
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"text": {}'])

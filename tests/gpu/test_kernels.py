@@ -184,7 +184,7 @@ def test_losses(vocabulary: int) -> None:
     assert_close([(nats(*own, *what), predicted_nats(*exact, *what))])
 
 
-def small(**train: int) -> RunConfig:
+def small(**train: float) -> RunConfig:
     """A model of a shape that the kernels support, as every recipe's is on a GPU."""
     config = RECIPES["tiny"][1]
     model = dataclasses.replace(config.model, width=256, num_heads=4, num_kv_heads=2, mlp_ratio=4)
@@ -195,10 +195,10 @@ def small(**train: int) -> RunConfig:
 
 
 def test_recorded_steps_equal_plain_ones() -> None:
-    """Both layer orders, from one state, before and after a resumption."""
-    trainer = Trainer(small(), select_runtime("cuda"))
+    """All kinds of steps, from one state, before and after a resumption."""
+    trainer = Trainer(small(short_until=0.2), select_runtime("cuda"))
     trainer.warm_up()
-    assert set(trainer.recorded) == {False, True}
+    assert set(trainer.recorded) == {(False, True), (False, False), (True, False)}
     state = {name: tensor.clone() for name, tensor in trainer.state_tensors().items()}
     model = trainer.config.model
     generator = torch.Generator().manual_seed(1)
@@ -207,7 +207,7 @@ def test_recorded_steps_equal_plain_ones() -> None:
 
     def losses() -> list[float]:
         trainer.load_state_tensors(state, step=0)
-        plans = [StepPlan(recurrent=i % 3 == 1, lr_factor=1 - i / 8, momentum=0.9 + i / 100)
+        plans = [StepPlan(i % 3 == 1, 1 - i / 8, 0.9 + i / 100, averaging=0.1, short=i % 4 > 1)
                  for i in range(6)]  # fmt: skip
         pairs = zip(batches, plans, strict=True)
         return [float(trainer.train_step(batch, plan)) for batch, plan in pairs]
@@ -225,7 +225,7 @@ def test_recorded_learning_equals_plain_learning_bit_for_bit() -> None:
     model = GPT(config, torch.bfloat16)
     model.init_weights(torch.Generator().manual_seed(1))
     model.cuda().accelerate()
-    learning = ScoreFirstConfig("adamw", lr=1e-3, epochs=2, chunk_tokens=4 * config.seq_len)
+    learning = ScoreFirstConfig("adamw", lr=1e-3, chunk_tokens=4 * config.seq_len)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, 20 * config.seq_len)
 
     def learned(recorded: bool) -> list[Tensor]:

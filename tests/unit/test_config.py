@@ -40,10 +40,10 @@ def test_recipes_differ_and_are_described() -> None:
 
 
 def test_a_changed_value_survives_json() -> None:
-    changed = replace(TINY, seed=2**63 - 1, train=replace(TINY.train, ema_decay=0.1 + 0.2))
+    changed = replace(TINY, seed=2**63 - 1, train=replace(TINY.train, ema_share=0.1 + 0.2))
     read = from_json(RunConfig, json.loads(json.dumps(to_json(changed))))
     assert read == changed != TINY
-    assert read.train.ema_decay == 0.30000000000000004
+    assert read.train.ema_share == 0.30000000000000004
 
 
 def test_configurations_are_frozen() -> None:
@@ -116,11 +116,12 @@ INVALID: list[tuple[str, Any, str]] = [
     ("train.vector_lr", -1.0, "greater than 0"),
     ("train.momentum", 1.0, "below 1"),
     ("train.momentum_start", -0.1, "at least 0"),
-    ("train.ema_decay", 1.0, "below 1"),
-    ("train.momentum_warmup_steps", -1, "0 or more"),
+    ("train.ema_share", 0.0, "above 0"),
+    ("train.momentum_warmup_share", 1.5, "between 0 and 1"),
     ("train.matrix_weight_decay", -0.1, "0 or more"),
     ("train.embedding_weight_decay", math.nan, "0 or more"),
     ("train.vector_weight_decay", -0.1, "0 or more"),
+    ("train.short_until", 1.5, "between 0 and 1"),
     ("train.grad_clip", 0.0, "greater than 0"),
     ("train.warmup_steps", 0, "greater than 0"),
     ("train.checkpoint_seconds", -1.0, "0 or more"),
@@ -172,6 +173,8 @@ def test_an_invalid_value_is_named_with_what_is_expected(
     assert expected in message
 
 
+TOKENS = ("train.batch", "train.micro_batch", "adapt.chunk", "pack.calibration_batch",
+          "score.batch", "score_first.chunk")  # fmt: skip
 COMBINATIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"data.val_bytes": 9, "data.val_targets": 7}, ["data.val_bytes = 9", "data.val_targets = 7"]),
     ({"data.val_share": 0.5, "data.adapt_share": 0.5}, ["val_share", "adapt_share", "1.0"]),
@@ -199,6 +202,11 @@ COMBINATIONS: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"score.batch_tokens": 8000}, ["score.batch_tokens = 8000", "model.seq_len = 256"]),
     ({"score.stride": 257}, ["score.stride = 257", "model.seq_len = 256"]),
+    (
+        {"train.short_until": 0.5, "model.seq_len": 255}
+        | {f"{key}_tokens": 2550 for key in TOKENS},
+        ["train.short_until = 0.5", "model.seq_len = 255"],
+    ),
 ]
 
 

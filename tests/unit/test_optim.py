@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 
@@ -20,8 +21,8 @@ from paramgolf.optim.ema import WeightAverage
 from paramgolf.optim.federated import FederatedAdamW
 from paramgolf.optim.groups import Optimizers, partition
 from paramgolf.optim.muon import MuonEqR, orthogonalize
-from paramgolf.optim.schedule import cosine, momentum, warmdown
-from paramgolf.optim.trainer import StepPlan, Trainer
+from paramgolf.optim.schedule import averaging, cosine, momentum, warmdown
+from paramgolf.optim.trainer import StepPlan, Trainer, in_halves
 from paramgolf.runtime.device import Runtime
 from paramgolf.runtime.ranks import Ranks
 from paramgolf.stages.adapt import freeze
@@ -320,7 +321,7 @@ def test_warmdown_is_flat_then_linear_to_zero() -> None:
 
 
 def test_momentum_rises_linearly_and_stays() -> None:
-    values = np.array([momentum(step, 0.92, 0.99, 1500) for step in range(2000)])
+    values = np.array([momentum(step / 2000, 0.92, 0.99, 0.75) for step in range(2000)])
     expected = np.interp(np.arange(2000), [0, 1500], [0.92, 0.99])
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-12)
     assert (np.diff(values) >= 0).all()
@@ -348,13 +349,13 @@ def test_cosine_equals_the_annealing_of_torch() -> None:
 def test_weight_average_equals_the_weighted_sum(dtype: torch.dtype) -> None:
     decay, steps = 0.9, 12
     model = nn.Linear(4, 3, dtype=dtype)
-    average = WeightAverage(model, decay)
+    average = WeightAverage(model)
     seen = [{name: p.detach().double().clone() for name, p in model.named_parameters()}]
     for step in range(steps):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(randn(*parameter.shape, seed=step))
-        average.update()
+        average.update(1 - decay)
         seen.append({name: p.detach().double().clone() for name, p in model.named_parameters()})
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     for name, value in average.average.items():
@@ -377,7 +378,7 @@ def trainer_and_batches(config: RunConfig, steps: int) -> tuple[Trainer, list[Te
     trainer = Trainer(config, CPU)
     weights = random_model(config.model, seed=1, dtype=torch.float32).state_dict()
     trainer.model.load_state_dict(weights)
-    trainer.average = WeightAverage(trainer.model, config.train.ema_decay)
+    trainer.average = WeightAverage(trainer.model)
     rows, columns = config.train.batch_tokens // config.model.seq_len, config.model.seq_len + 1
     batches = [random_tokens(config.model, rows, columns, seed) for seed in range(steps)]
     return trainer, [batch.int() for batch in batches]
@@ -386,7 +387,7 @@ def trainer_and_batches(config: RunConfig, steps: int) -> tuple[Trainer, list[Te
 def train(trainer: Trainer, batches: list[Tensor], first_share: float = 0.0) -> list[float]:
     shares = np.linspace(first_share, 0.9, len(batches))
     pairs = zip(batches, shares, strict=True)
-    return [float(trainer.train_step(b, trainer.plan(float(share)))) for b, share in pairs]
+    return [float(trainer.train_step(b, trainer.plan(float(share), 0.1))) for b, share in pairs]
 
 
 def assert_equal_trainers(trainer: Trainer, other: Trainer) -> None:
@@ -412,7 +413,7 @@ def test_train_step_equals_one_step_by_hand() -> None:
     optimizers.step(0.5, 0.9)
     before = {name: tensor.clone() for name, tensor in trainer.average.average.items()}
 
-    got = trainer.train_step(batch, StepPlan(recurrent=True, lr_factor=0.5, momentum=0.9))
+    got = trainer.train_step(batch, StepPlan(True, 0.5, 0.9, averaging=0.1))
 
     assert float(got) == pytest.approx(float(loss.detach()), abs=1e-5)
     for name, parameter in trainer.model.named_parameters():
@@ -522,17 +523,63 @@ def test_warm_up_gives_up_when_no_sequence_fits() -> None:
     assert tried == [2, 1]
 
 
-def test_plan_follows_share_and_step() -> None:
-    config = small_run_config(recurrence_from=0.35, warmdown_share=0.5, momentum_warmup_steps=10)
+def test_plan_follows_the_share_of_the_budget() -> None:
+    config = small_run_config(
+        recurrence_from=0.35, warmdown_share=0.5, momentum_warmup_share=0.5, short_until=0.4
+    )
     trainer = Trainer(config, CPU)
-    assert trainer.plan(0.0) == StepPlan(recurrent=False, lr_factor=1.0, momentum=0.92)
-    trainer.step = 5
-    plan = trainer.plan(0.75)
+    first = StepPlan(recurrent=False, lr_factor=1.0, momentum=0.92, averaging=0.0, short=True)
+    assert trainer.plan(0.0) == first
+    assert trainer.plan(0.25).momentum == pytest.approx(0.955)
+    plan = trainer.plan(0.75, 0.1)
     assert plan.recurrent
+    assert not plan.short
     assert plan.lr_factor == pytest.approx(0.5)
-    assert plan.momentum == pytest.approx(0.955)
+    assert plan.momentum == 0.99
+    assert plan.averaging == pytest.approx(1 - math.exp(-0.1 / config.train.ema_share))
     assert not trainer.plan(0.3499).recurrent
     assert trainer.plan(0.35).recurrent
+    assert trainer.plan(0.3999).short
+    assert not trainer.plan(0.4).short
+
+
+@pytest.mark.parametrize(
+    ("recurrence_from", "short_until"),
+    list(itertools.product([0.0, 0.35, 0.7, 1.0], [0.0, 0.35, 0.6, 1.0])),
+)
+def test_kinds_are_those_of_all_plans(recurrence_from: float, short_until: float) -> None:
+    config = small_run_config(recurrence_from=recurrence_from, short_until=short_until)
+    trainer = Trainer(config, CPU)
+    kinds = {trainer.plan(share / 1000).kind for share in range(1000)}
+    assert trainer.kinds() == sorted(kinds, reverse=True)
+
+
+def test_a_horizon_does_not_depend_on_the_number_of_steps() -> None:
+    for steps in (10, 1000):
+        old = math.prod(1 - averaging(0.3 / steps, 0.1) for _ in range(steps))
+        assert old == pytest.approx(math.exp(-3))
+
+
+def test_a_short_step_learns_from_halves_of_the_sequences() -> None:
+    config = small_run_config(batch_tokens=3 * 16, micro_batch_tokens=16)
+    trainer, (batch,) = trainer_and_batches(config, 1)
+    halves = in_halves(batch)
+    assert [row.tolist() for row in halves] == [
+        row[start : start + 9].tolist() for start in (0, 8) for row in batch
+    ]
+    model = copy.deepcopy(trainer.model)
+    optimizers = Optimizers(model, config.train, torch.float32)
+    loss = model.mean_nats(halves, layer_order(config.model, recurrent=False))
+    loss.backward()
+    optimizers.step(0.5, 0.9)
+
+    got = trainer.train_step(
+        batch, StepPlan(recurrent=False, lr_factor=0.5, momentum=0.9, short=True)
+    )
+
+    assert float(got) == pytest.approx(float(loss.detach()), abs=1e-5)
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter, model.get_parameter(name), rtol=0, atol=1e-5)
 
 
 # Federated averaging

@@ -306,7 +306,7 @@ def test_a_folder_with_another_configuration_is_refused(tmp_path: Path) -> None:
 
 def test_cells_are_named_one_by_one() -> None:
     cells = parse_cells(
-        TINY, [["train.matrix-lr=0.02", "--model.num_layers=8"], [], ["train.ema_decay=0.9"]]
+        TINY, [["train.matrix-lr=0.02", "--model.num_layers=8"], [], ["train.ema_share=0.9"]]
     )
     train, model = TINY.train, TINY.model
     expected = [
@@ -316,17 +316,17 @@ def test_cells_are_named_one_by_one() -> None:
             model=dataclasses.replace(model, num_layers=8),
         ),
         TINY,
-        dataclasses.replace(TINY, train=dataclasses.replace(train, ema_decay=0.9)),
+        dataclasses.replace(TINY, train=dataclasses.replace(train, ema_share=0.9)),
     ]
     assert [cell.config for cell in cells] == expected
     # Every row has a value in every column; a folder is named by what its cell changes.
     assert [list(cell.values.values()) for cell in cells] == [
-        [8, 0.02, train.ema_decay],
-        [model.num_layers, train.matrix_lr, train.ema_decay],
+        [8, 0.02, train.ema_share],
+        [model.num_layers, train.matrix_lr, train.ema_share],
         [model.num_layers, train.matrix_lr, 0.9],
     ]
     assert [cell.folder for cell in cells] == [
-        "model.num_layers=8,train.matrix_lr=0.02", "unchanged", "train.ema_decay=0.9",
+        "model.num_layers=8,train.matrix_lr=0.02", "unchanged", "train.ema_share=0.9",
     ]  # fmt: skip
     again = parse_cells(TINY, [["--model.num-layers=8", "train.matrix_lr=2e-2"]])
     assert again[0].folder == cells[0].folder
@@ -335,7 +335,7 @@ def test_cells_are_named_one_by_one() -> None:
 def test_a_folder_of_many_changes_has_a_name_that_file_systems_allow() -> None:
     names = [f"{name}_{what}" for name in ("embedding", "vector", "matrix")
              for what in ("lr", "weight_decay")]  # fmt: skip
-    keys = [f"train.{name}=0.0{n}" for n in (1, 2) for name in (*names, "ema_decay", "momentum")]
+    keys = [f"train.{name}=0.0{n}" for n in (1, 2) for name in (*names, "ema_share", "momentum")]
     half = len(keys) // 2
     one, other = parse_cells(TINY, [keys[:half], keys[half:]])
     assert one.folder != other.folder

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the step or of the elapsed share of a budget."""
+"""Schedules: pure functions of the elapsed share of a budget."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ def warmdown(share: float, warmdown_share: float) -> float:
     return max(0.0, min(1.0, (1 - share) / warmdown_share))
 
 
-def momentum(step: int, start: float, end: float, warmup_steps: int) -> float:
-    """Return the momentum of a step, from 0: linear from `start` to `end` over `warmup_steps`."""
-    if step >= warmup_steps:
+def momentum(share: float, start: float, end: float, warmup_share: float) -> float:
+    """Return the momentum: linear from `start` to `end` over the first share of the budget."""
+    if share >= warmup_share:
         return end
-    return start + (end - start) * step / warmup_steps
+    return start + (end - start) * share / warmup_share
+
+
+def averaging(passed: float, horizon: float) -> float:
+    """Return the share of new weights in an average after `passed` of the budget since the last.
+
+    Old ones lose a factor e in every `horizon` of the budget, whatever the number of steps.
+    """
+    return 1 - math.exp(-passed / horizon)
 
 
 def cosine(share: float, start: float, end: float) -> float:

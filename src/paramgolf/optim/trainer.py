@@ -22,11 +22,20 @@ from paramgolf.runtime.graphs import Recorded, on_recording_stream
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The schedule of one step: a pure function of its number and the elapsed share."""
+    """The schedule of one step: a pure function of the elapsed share of the budget."""
 
     recurrent: bool
     lr_factor: float
     momentum: float
+    averaging: float = 0.0
+    """Share of the step's weights in the average."""
+    short: bool = False
+    """Whether sequences are cut in halves."""
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """What steps that launch the same kernels have in common."""
+        return self.recurrent, self.short
 
 
 class Trainer:
@@ -43,25 +52,36 @@ class Trainer:
             self.model.accelerate()
         self.optimizers = Optimizers(self.model, config.train, runtime.dtype, runtime.ranks)
         self._exchange = GradientExchange(buckets_of(self.model), runtime.ranks)
-        self.average = WeightAverage(self.model, config.train.ema_decay)
+        self.average = WeightAverage(self.model)
         self.step = 0
         self.micro_batch_tokens = config.train.micro_batch_tokens
         self.batch_sequences = config.train.batch_tokens // config.model.seq_len
         self.share_of_batch = runtime.ranks.span(self.batch_sequences)
         self._orders = {on: layer_order(config.model, on) for on in (False, True)}
-        self.recorded: dict[bool, Recorded] = {}
-        """The whole step by layer order, from warm-up on; empty with several ranks or no GPU."""
+        self.recorded: dict[tuple[bool, bool], Recorded] = {}
+        """The whole step by kind, from warm-up on; empty with several ranks or no GPU."""
 
-    def plan(self, share: float) -> StepPlan:
-        """Return the plan of the next step when `share` of the budget has elapsed."""
+    def plan(self, share: float, passed: float = 0.0) -> StepPlan:
+        """Return the plan of the next step when `share` of the budget has elapsed.
+
+        `passed` is the part of it since the step before.
+        """
         train = self.config.train
         return StepPlan(
             recurrent=share >= train.recurrence_from,
             lr_factor=schedule.warmdown(share, train.warmdown_share),
             momentum=schedule.momentum(
-                self.step, train.momentum_start, train.momentum, train.momentum_warmup_steps
+                share, train.momentum_start, train.momentum, train.momentum_warmup_share
             ),
+            averaging=schedule.averaging(passed, train.ema_share),
+            short=share < train.short_until,
         )
+
+    def kinds(self) -> list[tuple[bool, bool]]:
+        """Return the kinds of steps that this configuration takes, those with recurrence first."""
+        train = self.config.train
+        starts = sorted({0.0, train.recurrence_from, train.short_until} - {1.0})
+        return sorted({self.plan(share).kind for share in starts}, reverse=True)
 
     def train_step(self, sequences: Tensor, plan: StepPlan) -> Tensor:
         """Take one optimizer step on this rank's share of a batch.
@@ -74,27 +94,31 @@ class Trainer:
             The mean loss of the whole batch in nats, a scalar on the device (reading it waits for
             the step to end).
         """
-        recorded = self.recorded.get(plan.recurrent)
+        recorded = self.recorded.get(plan.kind)
+        factors = plan.lr_factor, plan.momentum, plan.averaging
         if recorded is None:
-            loss = self._step(plan.recurrent, sequences, plan.lr_factor, plan.momentum)
+            loss = self._step(plan.kind, sequences, *factors)
         else:
-            factors = (torch.tensor(f).pin_memory() for f in (plan.lr_factor, plan.momentum))
-            loss = recorded(sequences, *factors)
+            loss = recorded(sequences, *(torch.tensor(f).pin_memory() for f in factors))
         self.step += 1
         return loss
 
     def _step(
         self,
-        recurrent: bool,
+        kind: tuple[bool, bool],
         sequences: Tensor,
         lr_factor: float | Tensor,
         momentum: float | Tensor,
+        averaging: float | Tensor,
     ) -> Tensor:
-        rows = self.micro_batch_tokens // self.config.model.seq_len
+        recurrent, short = kind
+        rows, batch = self.micro_batch_tokens // self.config.model.seq_len, self.batch_sequences
+        if short:
+            sequences, rows, batch = in_halves(sequences), 2 * rows, 2 * batch
         loss = torch.zeros((), dtype=torch.float32, device=self.runtime.device)
         micro_batches = sequences.split(rows)
         for number, micro_batch in enumerate(micro_batches, start=1):
-            weight = len(micro_batch) / self.batch_sequences
+            weight = len(micro_batch) / batch
             with torch.enable_grad():
                 part = self.model.mean_nats(micro_batch, self._orders[recurrent]) * weight
             if number == len(micro_batches):
@@ -104,7 +128,7 @@ class Trainer:
         self._exchange.finish()
         self.runtime.ranks.sum_(loss)
         self.optimizers.step(lr_factor, momentum)
-        self.average.update()
+        self.average.update(averaging)
         return loss
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -163,21 +187,20 @@ class Trainer:
         steps = self.config.train.warmup_steps
         if self.runtime.on_gpu and self.runtime.ranks.size == 1:
             self._record()
-        for number in range(steps):
-            for recurrent in (True, False):
-                tokens = self._synthetic(len(self.share_of_batch))
-                self.train_step(tokens, StepPlan(recurrent, lr_factor=0.1, momentum=0.9))
-                if progress is not None:
-                    progress(2 * number + 2 - recurrent, 2 * steps)
+        kinds = self.kinds()
+        for number, (recurrent, short) in enumerate(steps * kinds, start=1):
+            tokens = self._synthetic(len(self.share_of_batch))
+            self.train_step(tokens, StepPlan(recurrent, 0.1, 0.9, 0.1, short))
+            if progress is not None:
+                progress(number, steps * len(kinds))
         self.runtime.synchronize()
 
     def _record(self) -> None:
-        """Record a step of either layer order; its result is undone like that of other steps."""
+        """Record a step of every kind; its result is undone like that of other steps."""
         tokens = self._synthetic(len(self.share_of_batch))
-        factors = torch.tensor([0.1, 0.9], device=self.runtime.device).unbind()
-        for recurrent in (True, False):
-            step = partial(self._step, recurrent)
-            self.recorded[recurrent] = Recorded(step, tokens, *factors)
+        factors = torch.tensor([0.1, 0.9, 0.1], device=self.runtime.device).unbind()
+        for kind in self.kinds():
+            self.recorded[kind] = Recorded(partial(self._step, kind), tokens, *factors)
 
     def _synthetic(self, rows: int) -> Tensor:
         model = self.config.model
@@ -207,3 +230,13 @@ class Trainer:
             {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
         )
         self.step = step
+
+
+def in_halves(sequences: Tensor) -> Tensor:
+    """Return the halves of sequences (S, T + 1) as sequences (2 S, T / 2 + 1), for an even T.
+
+    The token between two halves is the last target of the first and the first input of the second,
+    so that the targets are the same.
+    """
+    half = (sequences.size(1) - 1) // 2
+    return torch.cat([sequences[:, : half + 1], sequences[:, half:]])

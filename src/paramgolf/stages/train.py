@@ -192,6 +192,7 @@ class _Loop:
         self._progress = job.reporter.progress("train", total, unit)
         self._last_checkpoint = time.monotonic()
         self._last_event = 0.0
+        self._last_share = 0.0
 
     def resume(self) -> None:
         """Continue from the last checkpoint, if one exists."""
@@ -202,6 +203,7 @@ class _Loop:
             self.trainer.load_state_tensors(tensors, notes["step"])
             self.start_elapsed = notes["elapsed_seconds"]
             self.last_loss = notes["loss_nats"]
+            self._last_share = self.start_elapsed / self._budget
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"{self.checkpoint_file} is not a training checkpoint of this run; delete it to "
@@ -285,7 +287,9 @@ class _Loop:
         return sequences
 
     def _launch(self, sequences: Tensor, share: float) -> _PendingStep:
-        plan = self.trainer.plan(min(1.0, share))
+        steps = self._config.max_steps
+        plan = self.trainer.plan(min(1.0, share), 1 / steps if steps else share - self._last_share)
+        self._last_share = share
         loss = self.trainer.train_step(sequences, plan)
         if not self.trainer.runtime.on_gpu:
             return _PendingStep(loss, None, plan.recurrent, plan.lr_factor)

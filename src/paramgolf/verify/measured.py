@@ -87,7 +87,8 @@ def _tokens_per_second(config: RunConfig, runtime: Runtime, recurrent: bool) -> 
     shape = (len(trainer.share_of_batch), config.model.seq_len + 1)
     tokens = torch.randint(config.model.vocab_size, shape, dtype=torch.int32)
     tokens = tokens.to(runtime.device)
-    plan = StepPlan(recurrent, lr_factor=0.1, momentum=0.9)
+    short = (recurrent, True) in trainer.kinds()  # the faster ones, if there are any
+    plan = StepPlan(recurrent, lr_factor=0.1, momentum=0.9, short=short)
     fastest, began, steps = float("inf"), time.perf_counter(), 0
     while steps < _MIN_STEPS or time.perf_counter() - began < _SECONDS:
         wall, own = time.perf_counter(), time.process_time()
