@@ -16,7 +16,7 @@ from paramgolf.optim import schedule
 from paramgolf.optim.ema import WeightAverage
 from paramgolf.optim.exchange import GradientExchange, buckets_of
 from paramgolf.optim.groups import Optimizers
-from paramgolf.runtime.device import Runtime, named_generator
+from paramgolf.runtime.device import Runtime, named_generator, threads_of
 from paramgolf.runtime.graphs import Recorded, on_recording_stream
 
 
@@ -46,7 +46,9 @@ class Trainer:
         self.config = config
         self.runtime = runtime
         self.model = GPT(config.model, runtime.dtype)
-        self.model.init_weights(named_generator(config.seed, "init"))
+        # Threads would make its small decompositions many times slower, and change their last bits.
+        with threads_of(1):
+            self.model.init_weights(named_generator(config.seed, "init"))
         self.model.to(runtime.device)
         if runtime.accelerated:
             self.model.accelerate()

@@ -68,6 +68,18 @@ def select_runtime(device: Literal["auto", "cpu", "cuda"], ranks: Ranks | None =
     return Runtime(gpu, torch.bfloat16, accelerated=True, ranks=ranks)
 
 
+@contextmanager
+def threads_of(count: int | None) -> Iterator[None]:
+    """Compute with this many threads within the block; None: with as many as before."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _keep_freed_memory() -> None:
     """Make malloc keep freed memory for the next step instead of returning it to the kernel.
 

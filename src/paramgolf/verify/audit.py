@@ -22,7 +22,7 @@ from paramgolf.codefile.build import build
 from paramgolf.data.claims import shown_form
 from paramgolf.errors import UserError
 from paramgolf.runtime.console import Reporter
-from paramgolf.runtime.device import Runtime
+from paramgolf.runtime.device import Runtime, threads_of
 from paramgolf.runtime.files import read_tensors, write_json
 from paramgolf.runtime.records import read_environment
 from paramgolf.scoring.bits_per_byte import document_nats
@@ -39,7 +39,7 @@ from paramgolf.verify.model_checks import (
     losses_of_prefixes,
     vocabulary_text,
 )
-from paramgolf.verify.noise import Tolerance, inexact, threads_of, tolerance
+from paramgolf.verify.noise import Tolerance, inexact, tolerance
 from paramgolf.verify.overlap import overlap_checks
 from paramgolf.verify.recomputed import SELF_REPORTED, recomputed
 from paramgolf.verify.scored_again import CodeFile, CodeFileError

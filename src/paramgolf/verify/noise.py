@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,15 +97,3 @@ def tolerance(
     noise = _STANDARD_ERRORS * nats * math.sqrt(len(difference_N)) / math.log(2) / num_bytes
     bpb = limits.bpb if learns else min(limits.bpb, max(limits.min_bpb, noise))
     return Tolerance(bpb, nats, f"limit {bpb:.1e}: {why}")
-
-
-@contextmanager
-def threads_of(count: int | None) -> Iterator[None]:
-    """Compute with this many threads within the block: sums are then split as the run did."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
