@@ -32,6 +32,9 @@ from paramgolf.model.order import LayerOrder, num_skips
 from paramgolf.model.past import Past
 from paramgolf.model.roles import BLOCK_MATRICES, BlockInputs
 
+Adapt = Callable[[int, Tensor], Tensor]
+"""What `GPT.forward` calls `adapt`."""
+
 _EMBEDDING_STD = 0.005
 _NORM_EPS = 1e-6
 _LEAKY_SLOPE = 0.5  # leaky_relu(x)^2: -0.002 to -0.003 BPB against relu(x)^2 in the challenge
@@ -287,6 +290,7 @@ class GPT(nn.Module):
         observe: Callable[[int, BlockInputs], None] | None = None,
         past: Past | None = None,
         last: int = 0,
+        adapt: Adapt | None = None,
     ) -> Tensor:
         """Return the final normalised stream (B, T, D) in the compute dtype.
 
@@ -300,6 +304,9 @@ class GPT(nn.Module):
             last: return only the last so many positions, (B, last, D); 0, T or more: all. The last
                 block visit then computes no more than these need. It does not run compiled: one
                 more variant of the block would take seconds to compile.
+            adapt: called with how many visits are still to come and the normalised input of a
+                visit, (B, T or `last`, D); returns what to add to the visit's output. At last with
+                -1 and the final normalised stream.
         """
         call = self._call if past is None else _uncompiled
         length = tokens_BT.size(1)
@@ -316,12 +323,13 @@ class GPT(nn.Module):
         def run_block(layer: int, x: Tensor, last: int = 0) -> Tensor:
             x0 = x0s.pop()
             if past is not None or last:
-                return self.blocks[layer].forward(x, x0, cos, sin, past=past, last=last)
-            if observe is None:
-                return self.blocks[layer](x, x0, cos, sin)
-            x, inputs = self.blocks[layer](x, x0, cos, sin, with_inputs=True)
-            observe(layer, inputs)
-            return x
+                y = self.blocks[layer].forward(x, x0, cos, sin, past=past, last=last)
+            elif observe is None:
+                y = self.blocks[layer](x, x0, cos, sin)
+            else:
+                y, inputs = self.blocks[layer](x, x0, cos, sin, with_inputs=True)
+                observe(layer, inputs)
+            return y if adapt is None else y + adapt(len(x0s), _norm(x[:, -y.size(1) :]))
 
         for layer in order.encoder:
             x = run_block(layer, x)
@@ -333,7 +341,8 @@ class GPT(nn.Module):
             x = run_block(layer, x, last if position == len(order.decoder) - 1 else 0)
         if past is not None:
             past.advance(length)
-        return final_norm(x) if last else call(final_norm, x)
+        x = final_norm(x) if last else call(final_norm, x)
+        return x if adapt is None else x + adapt(-1, x)
 
     def target_nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return every target's loss in nats, float32, shape of `targets`; hidden is (..., D)."""
