@@ -90,12 +90,17 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
         _RECORD,
     ),
     "h200": ("one GPU, about 10 minutes; the model of record, trained 180 s", _H200),
-    "legal": (
-        "tiny with score-first learning (from each chunk, once scored)",
-        replace(_TINY, score_first=ScoreFirstConfig("adamw", lr=3e-4, chunk_tokens=1024)),
+    "tiny-score-first": (
+        "tiny that learns from the text while it scores it (score-first)",
+        replace(
+            _TINY,
+            score_first=ScoreFirstConfig(
+                "adamw", lr=3e-4, chunk_tokens=1024, adapter_rank=4, adapter_lr=1e-3
+            ),
+        ),
     ),
-    "h200-legal": (
-        "h200 with score-first learning",
+    "h200-score-first": (
+        "h200 that learns from the text while it scores it (score-first)",
         replace(_H200, score_first=ScoreFirstConfig("adamw")),
     ),
     "h200-in-sample": (

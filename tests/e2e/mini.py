@@ -57,6 +57,9 @@ MINI: dict[str, dict[str, Any]] = {
     "score": {"stride": 16, "batch_tokens": 4096},
 }
 
+LEARNING = ("--score-first.chunk-tokens", "512", "--score-first.adapter-tokens", "32")
+"""Options with which a recipe that learns while it scores becomes one that takes seconds."""
+
 SHAPED_FILES = ("model.bin", "provenance.safetensors", "tokenizer.model", "quantization.json")
 """Files of a run that are equal for equal configurations."""
 

@@ -55,7 +55,7 @@ def test_an_honest_run_passes(legal: Path) -> None:
     assert result.code == 0, result.stdout + result.stderr
     words = " ".join(result.stdout.split())
     assert "compliant as score-first adaptive predictor within 88,000 bytes, " in words
-    assert "unlimited evaluation time (recipe legal has " in words
+    assert "unlimited evaluation time (recipe tiny-score-first has " in words
     assert "origin self-reported" not in words
     assert "FAIL" not in words
     assert "self-reported: 6 steps of 512 tokens" in words

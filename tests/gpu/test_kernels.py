@@ -225,7 +225,7 @@ def test_recorded_learning_equals_plain_learning_bit_for_bit() -> None:
     model = GPT(config, torch.bfloat16)
     model.init_weights(torch.Generator().manual_seed(1))
     model.cuda().accelerate()
-    learning = ScoreFirstConfig("adamw", lr=1e-3, epochs=2, chunk_tokens=4 * config.seq_len)
+    learning = ScoreFirstConfig("adamw", lr=1e-3, chunk_tokens=4 * config.seq_len)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, 20 * config.seq_len)
 
     def learned(recorded: bool) -> list[Tensor]:

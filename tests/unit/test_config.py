@@ -141,6 +141,7 @@ INVALID: list[tuple[str, Any, str]] = [
     ("score.stride", 0, "greater than 0"),
     ("score.batch_tokens", 10**12, "between 1 and 1,048,576"),
     ("score_first.chunk_tokens", 10**12, "between 1 and 1,048,576"),
+    ("score_first.adapter_rank", -1, "between 0 and 1,024"),
     ("score.batch_tokens", -1, "between 1 and 1,048,576"),
     ("seed", "1337", "type int"),
     ("seed", 1337.0, "type int"),
@@ -199,6 +200,10 @@ COMBINATIONS: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"score.batch_tokens": 8000}, ["score.batch_tokens = 8000", "model.seq_len = 256"]),
     ({"score.stride": 257}, ["score.stride = 257", "model.seq_len = 256"]),
+    (
+        {"score_first.adapter_rank": 1, "score_first.adapter_tokens": 257},
+        ["score_first.adapter_tokens = 257", "model.seq_len = 256"],
+    ),
 ]
 
 

@@ -97,13 +97,19 @@ def parse_recipe(cls: type[_T], command: str, arguments: list[str]) -> tuple[str
     return recipe, dataclasses.replace(parsed, config=config)
 
 
+_RENAMED = {"legal": "tiny-score-first", "h200-legal": "h200-score-first"}
+
+
 def _defaults(arguments: list[str]) -> tuple[str, RunConfig, list[str]]:
     """The recipe's name, the configuration that the options start from, and the options."""
     file = _value_of("--config", arguments)
     if not arguments[0].startswith("-"):
         if file is not None:
             raise ConfigError(f"name either the recipe {arguments[0]} or --config {file}, not both")
-        (recipe, *options), (_, config) = arguments, choose("recipe", arguments[0], RECIPES)
+        recipe, *options = arguments
+        if recipe in _RENAMED:
+            raise ConfigError(f"the recipe {recipe} is called {_RENAMED[recipe]} now")
+        _, config = choose("recipe", recipe, RECIPES)
     elif file is not None:
         options = arguments
         recipe, config = _read_config(Path(file))

@@ -46,8 +46,12 @@ def expected_seconds(
     ) / speed  # fmt: skip
     windows = 1 + model.seq_len / config.score.stride
     scoring = forward * looped * val * windows / speed
-    if config.score_first.learns:
+    learning = config.score_first
+    if learning.adapter_rank:  # every window is learned from
+        scoring += backward * looped * val * model.seq_len / learning.adapter_tokens / speed
+    elif learning.learns:
         scoring *= 2
+    if learning.optimizer != "none":
         scoring += backward * looped * val / speed
     evaluation = scoring + (adaptation if config.adapt.text == "scored" else 0)
     packing = calibration + num_weights(model) / 1e6  # about a second per million weights
