@@ -94,9 +94,7 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
         "tiny that learns from the text while it scores it (score-first)",
         replace(
             _TINY,
-            score_first=ScoreFirstConfig(
-                "adamw", lr=3e-4, chunk_tokens=1024, adapter_rank=4, adapter_lr=1e-3
-            ),
+            score_first=ScoreFirstConfig(chunk_tokens=1024, adapter_rank=8, adapter_lr=1e-2),
         ),
     ),
     "h200-score-first": (

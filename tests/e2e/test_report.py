@@ -487,7 +487,7 @@ def test_the_verdict_is_that_of_the_audit(
     ("label", "recipe", "extra"),
     [
         ("in-sample", "tiny", ["--adapt.text", "scored", "--adapt.epochs", "1"]),
-        ("score-first", "tiny-score-first", [*LEARNING]),
+        ("score-first", "tiny-score-first", LEARNING),
         ("held-out", "tiny", ["--adapt.text", "none"]),
     ],
 )
