@@ -94,7 +94,7 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
         "tiny that learns from the text while it scores it (score-first)",
         replace(
             _TINY,
-            score_first=ScoreFirstConfig(chunk_tokens=1024, adapter_rank=8, adapter_lr=1e-2),
+            score_first=ScoreFirstConfig(adapter_rank=8, adapter_lr=1e-2),
         ),
     ),
     "h200-score-first": (
@@ -107,6 +107,8 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
     ),
 }
 """Description and configuration of every recipe, by name."""
+RENAMED = {"legal": "tiny-score-first", "h200-legal": "h200-score-first"}
+"""The names of today by former ones."""
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

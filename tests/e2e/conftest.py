@@ -55,9 +55,9 @@ def mini_run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Fi
 
 
 @pytest.fixture(scope="session")
-def legal(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def score_first_run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished mini run that learns while it scores; do not write to its folder."""
-    path = tmp_path_factory.mktemp("legal") / "run"
+    path = tmp_path_factory.mktemp("score-first") / "run"
     result = command.run("run", "tiny-score-first", *options, *LEARNING, "--out", path)
     assert result.code == 0, result.stderr
     return path

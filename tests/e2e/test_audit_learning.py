@@ -25,8 +25,8 @@ PATCHED = [
 
 
 @pytest.fixture(scope="module")
-def run(legal: Path) -> AuditedRun:
-    return load_run(legal, 1, 0, select_runtime("cpu"), Reporter())
+def run(score_first_run: Path) -> AuditedRun:
+    return load_run(score_first_run, 1, 0, select_runtime("cpu"), Reporter())
 
 
 @pytest.fixture(scope="module")

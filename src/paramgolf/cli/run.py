@@ -16,7 +16,7 @@ from paramgolf.cli.live import LiveReporter, standard_output
 from paramgolf.cli.results import Stage, print_findings, print_results, print_stages
 from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import ConfigError
-from paramgolf.recipes import RECIPES, require_text, with_absolute_paths
+from paramgolf.recipes import RECIPES, RENAMED, require_text, with_absolute_paths
 from paramgolf.runtime.console import is_main_rank
 from paramgolf.runtime.names import choose
 
@@ -97,9 +97,6 @@ def parse_recipe(cls: type[_T], command: str, arguments: list[str]) -> tuple[str
     return recipe, dataclasses.replace(parsed, config=config)
 
 
-_RENAMED = {"legal": "tiny-score-first", "h200-legal": "h200-score-first"}
-
-
 def _defaults(arguments: list[str]) -> tuple[str, RunConfig, list[str]]:
     """The recipe's name, the configuration that the options start from, and the options."""
     file = _value_of("--config", arguments)
@@ -107,9 +104,7 @@ def _defaults(arguments: list[str]) -> tuple[str, RunConfig, list[str]]:
         if file is not None:
             raise ConfigError(f"name either the recipe {arguments[0]} or --config {file}, not both")
         recipe, *options = arguments
-        if recipe in _RENAMED:
-            raise ConfigError(f"the recipe {recipe} is called {_RENAMED[recipe]} now")
-        _, config = choose("recipe", recipe, RECIPES)
+        _, config = choose("recipe", recipe, RECIPES, RENAMED)
     elif file is not None:
         options = arguments
         recipe, config = _read_config(Path(file))

@@ -87,6 +87,8 @@ def _shorter(config: RunConfig, training: float, left: float) -> str:
 
 def _cheaper(config: RunConfig, adaptation: float, scoring: float) -> str:
     """Return the option that makes the evaluation fit: fewer epochs, else a longer stride."""
+    if config.score_first.adapter_rank:
+        return "raise --score-first.adapter-tokens, lower --data.val-targets, or use more GPUs"
     limit, stride = config.limits.evaluation_seconds, config.score.stride
     if adaptation and (epochs := int(config.adapt.epochs * (limit - scoring) / adaptation)) > 0:
         return f"set --adapt.epochs {epochs} (now {config.adapt.epochs})"

@@ -91,7 +91,7 @@ def score_then_learn(
     ranks: Ranks | None = None,
     of_targets: int = 0,
 ) -> None:
-    """Score a text part by part; learn from every chunk but the last once it is scored.
+    """Score a text part by part; let the model learn from each chunk but the last, once scored.
 
     The model's weights are restored at the end.
 
@@ -109,14 +109,15 @@ def score_then_learn(
     Raises:
         UserError: if learning diverges.
     """
-    size, chunk, end = config.chunk_tokens, 0, 0
+    # Where only documents learn, all of them are one part.
+    size = num_targets if config.optimizer == "none" else config.chunk_tokens
+    chunk = end = 0
     with restored(model):
         learner = Learner(model, order, config, -(-max(num_targets, of_targets) // size), ranks)
         while end < num_targets:
             end = score_part(end, min((chunk + 1) * size, num_targets))
             while (chunk + 1) * size <= end < num_targets:
-                if config.optimizer != "none":
-                    learner.learn(chunk, stream())
+                learner.learn(chunk, stream())
                 chunk += 1
 
 
