@@ -26,13 +26,15 @@ from paramgolf.runtime.rundir import RunDir
 from paramgolf.scoring.predictor import load_on
 
 MODEL = ScoreFirstConfig("adamw", 3e-4, chunk_tokens=1024)
-DOCUMENTS = ScoreFirstConfig(chunk_tokens=1024, adapter_rank=4, adapter_lr=1e-2)
+DOCUMENTS = ScoreFirstConfig(adapter_rank=8, adapter_lr=1e-2)
 SETTINGS = [
     MODEL,
-    *(replace(DOCUMENTS, adapter_lr=lr) for lr in (1e-3, 3e-3, 3e-2)),
-    replace(MODEL, adapter_rank=4, adapter_lr=1e-2),
-    *(replace(DOCUMENTS, adapter_tokens=tokens) for tokens in (32, 128)),
-    *(replace(DOCUMENTS, adapter_rank=rank) for rank in (2, 8, 16)),
+    *(replace(DOCUMENTS, adapter_lr=lr) for lr in (1e-3, 3e-3, 5e-3, 2e-2)),
+    *(replace(DOCUMENTS, adapter_rank=rank) for rank in (2, 4, 16)),
+    *(replace(DOCUMENTS, adapter_tokens=tokens) for tokens in (128, 32)),
+    replace(DOCUMENTS, adapter_tokens=32, adapter_lr=5e-3),
+    replace(MODEL, adapter_rank=8, adapter_lr=1e-2),
+    replace(DOCUMENTS, adapter_tokens=16, adapter_lr=5e-3),
     DOCUMENTS,
 ]
 LENGTHS = [0, 64, 256, 1024, 4096, 1 << 30]

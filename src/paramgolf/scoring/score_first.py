@@ -27,7 +27,7 @@ from paramgolf.scoring.windowed import WindowScorer
 from paramgolf.scoring.windows import Windows, in_chunks
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 98_304}
-"""Targets per backward pass, by device type: a step holds the activations of this many at once."""
+"""Tokens per backward pass, by device type: a step holds the activations of this many at once."""
 
 ScorePart = Callable[[int, int], int]
 """Score or code from one target on up to another, or further; return up to which."""
@@ -52,6 +52,8 @@ def score_first_losses(
         RuntimeError: if the windows do not score every target exactly once.
         UserError: if learning diverges.
     """
+    if config.adapter_rank:
+        batch_tokens = min(batch_tokens, PASS_TOKENS[model.embedding.device.type])
     count, how = len(tokens) - 1, (tokens, batch_tokens, progress, ranks)
     if config.adapter_rank:
         scorer = documents = DocumentScorer(model, order, config, *how)
