@@ -104,7 +104,7 @@ def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path, arguments: list
     ("line", "completed"),
     [
         (["aud"], ["audit"]),
-        (["run", "ti"], ["tiny"]),
+        (["run", "ti"], ["tiny", "tiny-score-first"]),
         (["data", "f"], ["fetch"]),
         (["run", "tiny", "--train.max-st"], ["--train.max-steps"]),
         (["score", "x"], []),
