@@ -94,7 +94,7 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
         "tiny that learns from the text while it scores it (score-first)",
         replace(
             _TINY,
-            score_first=ScoreFirstConfig(adapter_rank=8, adapter_lr=1e-2),
+            score_first=ScoreFirstConfig(adapter_rank=8, adapter_lr=5e-3, adapter_tokens=32),
         ),
     ),
     "h200-score-first": (
