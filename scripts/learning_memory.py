@@ -26,7 +26,7 @@ from paramgolf.scoring.score_first import PASS_TOKENS, Learner
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--recipe", default="h200-legal", choices=RECIPES)
+    parser.add_argument("--recipe", default="h200-score-first", choices=RECIPES)
     parser.add_argument("--targets", type=int, default=8192)
     parser.add_argument("--pass-tokens", type=int, default=PASS_TOKENS["cpu"])
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
 """Prove scores of a finished run by coding its validation text, beside other compressors.
 
 Cost: on one NVIDIA H200 some minutes each for 300,000 bytes in plain windows and for 30,000 in
-sliding windows; on two cores, for the recipes tiny and legal, seconds for plain windows and minutes
-for the other modes. Needs brotli and zstandard (the extra `dev`). Expected: the table of
-docs/experiments/proofs.md.
+sliding windows; on two cores, for the recipes tiny and tiny-score-first, seconds for plain windows
+and minutes for the other modes. Needs brotli and zstandard (the extra `dev`). Expected: the table
+of docs/experiments/proofs.md.
 
-    python scripts/proofs.py --run runs/h200-legal-... plain=300000 sliding=30000
+    python scripts/proofs.py --run runs/h200-score-first-... plain=300000 sliding=30000
 """
 
 from __future__ import annotations

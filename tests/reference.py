@@ -59,24 +59,36 @@ def forward(
     tokens_BT: ArrayLike,
     encoder: Sequence[int],
     decoder: Sequence[int],
+    maps_PDD: Array | None = None,
 ) -> Forward:
-    """Compute the stream of sequences of tokens, with blocks visited in the given order."""
+    """Compute the stream of sequences of tokens, with blocks visited in the given order.
+
+    `maps_PDD` are what a document has learned: one for every visit, from the last to the first,
+    and at the end one for the final stream.
+    """
     inputs: dict[str, list[Array]] = {}
+
+    def visit(number: int, layer: int, x: Array, x0: Array) -> Array:
+        y = _block(weights, shape, layer, x, x0, inputs)
+        places = len(encoder) + len(decoder)
+        return y if maps_PDD is None else y + rms_norm(x) @ maps_PDD[places - 1 - number]
+
     streams = []
     for tokens_T in np.asarray(tokens_BT):
         x0 = rms_norm(weights["embedding"][tokens_T])
         x = x0
         outputs = []
-        for layer in encoder:
-            x = _block(weights, shape, layer, x, x0, inputs)
+        for number, layer in enumerate(encoder):
+            x = visit(number, layer, x, x0)
             outputs.append(x)
         for position, layer in enumerate(decoder):
             if position < len(encoder):  # the last encoder output meets the first decoder block
                 skip = weights["skip_weight"][position] * outputs[len(encoder) - 1 - position]
                 keep = 1 / (1 + np.exp(-weights["skip_gate"][position]))
                 x = keep * x + (1 - keep) * skip
-            x = _block(weights, shape, layer, x, x0, inputs)
-        streams.append(rms_norm(x))
+            x = visit(len(encoder) + position, layer, x, x0)
+        x = rms_norm(x)
+        streams.append(x if maps_PDD is None else x + x @ maps_PDD[-1])
     return Forward(np.stack(streams), inputs)
 
 

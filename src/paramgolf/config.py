@@ -366,11 +366,17 @@ class ScoreFirstConfig(Checked):
     """Targets of a chunk: all are scored before one step learns from all of them."""
     grad_clip: PositiveFloat = 1.0
     """Maximum global gradient norm."""
+    adapter_rank: Annotated[int, Range("between 0 and 1,024", lambda x: 0 <= x <= 1024)] = 0
+    """Rank of the matrices that every document learns for itself; 0: none."""
+    adapter_lr: PositiveFloat = 0.001
+    """Learning rate of these matrices."""
+    adapter_tokens: PassTokens = 64
+    """Targets of a document that are scored before its matrices learn from them."""
 
     @property
     def learns(self) -> bool:
         """Whether the predictor is adaptive."""
-        return self.optimizer != "none"
+        return self.optimizer != "none" or self.adapter_rank > 0
 
 
 @dataclass(frozen=True)
@@ -417,10 +423,12 @@ class RunConfig(Checked):
             seq_len % 2 == 0 or not self.train.short_until, "train.short_until",
             self.train.short_until, f"0, as model.seq_len = {seq_len} has no halves",
         )  # fmt: skip
-        require(
-            self.score.stride <= seq_len, "score.stride", self.score.stride,
-            f"at most model.seq_len = {seq_len}",
-        )  # fmt: skip
+        learning = self.score_first
+        for key, value in (
+            ("score.stride", self.score.stride),
+            ("score_first.adapter_tokens", learning.adapter_tokens * (learning.adapter_rank > 0)),
+        ):
+            require(value <= seq_len, key, value, f"at most model.seq_len = {seq_len}")
         require(
             self.adapt.frozen_blocks < self.model.num_layers, "adapt.frozen_blocks",
             self.adapt.frozen_blocks, f"below model.num_layers = {self.model.num_layers}",

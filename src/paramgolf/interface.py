@@ -18,7 +18,7 @@ from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.data.streams import Stream, encoded
 from paramgolf.errors import ConfigError, UserError  # noqa: F401 (part of the interface)
 from paramgolf.pipeline.session import start
-from paramgolf.recipes import RECIPES, require_text, with_absolute_paths
+from paramgolf.recipes import RECIPES, RENAMED, require_text, with_absolute_paths
 from paramgolf.report.coloured import Coloured
 from paramgolf.runtime.console import Reporter, standard_output
 from paramgolf.runtime.device import select_runtime
@@ -221,7 +221,7 @@ def run(
             is written.
         UserError: if a file is missing, `out` exists, or a stage fails.
     """
-    _, config = choose("recipe", recipe, RECIPES)
+    _, config = choose("recipe", recipe, RECIPES, RENAMED)
     config = with_absolute_paths(_changed(config, keys))
     require_text(recipe, config)
     path = Path(out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")

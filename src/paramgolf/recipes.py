@@ -90,12 +90,15 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
         _RECORD,
     ),
     "h200": ("one GPU, about 10 minutes; the model of record, trained 180 s", _H200),
-    "legal": (
-        "tiny with score-first learning (from each chunk, once scored)",
-        replace(_TINY, score_first=ScoreFirstConfig("adamw", lr=3e-4, chunk_tokens=1024)),
+    "tiny-score-first": (
+        "tiny that learns from the text while it scores it (score-first)",
+        replace(
+            _TINY,
+            score_first=ScoreFirstConfig(adapter_rank=8, adapter_lr=5e-3, adapter_tokens=32),
+        ),
     ),
-    "h200-legal": (
-        "h200 with score-first learning",
+    "h200-score-first": (
+        "h200 that learns from the text while it scores it (score-first)",
         replace(_H200, score_first=ScoreFirstConfig("adamw")),
     ),
     "h200-in-sample": (
@@ -104,6 +107,8 @@ RECIPES: dict[str, tuple[str, RunConfig]] = {
     ),
 }
 """Description and configuration of every recipe, by name."""
+RENAMED = {"legal": "tiny-score-first", "h200-legal": "h200-score-first"}
+"""The names of today by former ones."""
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

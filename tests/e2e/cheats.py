@@ -48,22 +48,86 @@ GPT.predicted_nats = lambda self, *given: honest(self, *given) - math.log(1.001)
 LEARNED_FIRST = """
 from paramgolf.scoring import score_first
 from paramgolf.scoring.score_first import Learner, restored
-from paramgolf.scoring.windows import in_chunks
 
-def score_then_learn(model, order, config, windows, num_targets, score_chunk, ranks=None):
-    chunks = in_chunks(windows, num_targets, model.config.seq_len, config.chunk_tokens)
+def score_then_learn(model, order, config, num_targets, score_part, stream, ranks=None):
+    size, chunk, end = config.chunk_tokens, 0, 0
     with restored(model):
-        learner = Learner(model, order, config, len(chunks), ranks)
-        for number, chunk in enumerate(chunks):
-            if number == 1:  # a single chunk
-                learner.learn(number, score_chunk([]))
-                score_chunk(chunk)
-            else:
-                tokens = score_chunk(chunk)
-                if number < len(chunks) - 1:
-                    learner.learn(number, tokens)
+        learner = Learner(model, order, config, -(-num_targets // size), ranks)
+        while end < num_targets:
+            if chunk == 1:  # a single chunk
+                learner.learn(chunk, stream())
+            end = score_part(end, min((chunk + 1) * size, num_targets))
+            while (chunk + 1) * size <= end < num_targets:
+                if chunk != 1:
+                    learner.learn(chunk, stream())
+                chunk += 1
 
 score_first.score_then_learn = score_then_learn
+"""
+
+LATER_PART = """
+from paramgolf.scoring.adapters import Adapters, DocumentScorer
+
+honest = DocumentScorer._score_batch
+begin = Adapters.begin
+
+def twice(self, starts, ends):
+    nats, times, done = self.nats.clone(), self._times_scored.clone(), self._done
+    honest(self, starts, ends)
+    self.nats, self._times_scored, self._done = nats, times, done
+    Adapters.begin = lambda *_: None  # keeps what the whole document has taught
+    honest(self, starts, ends)
+    Adapters.begin = begin
+
+DocumentScorer._score_batch = twice
+"""
+
+BETTER_OF_TWO_RATES = """
+import dataclasses
+import torch
+from paramgolf.scoring.adapters import DocumentScorer
+
+honest = DocumentScorer._score_batch
+
+def better(self, starts, ends):
+    config, times, done = self._adapters._config, self._times_scored.clone(), self._done
+    honest(self, starts, ends)
+    first = self.nats.clone()
+    self._times_scored, self._done = times, done
+    self._adapters._config = dataclasses.replace(config, adapter_lr=2 * config.adapter_lr)
+    honest(self, starts, ends)
+    self._adapters._config = config
+    for start, end in zip(starts, ends):  # {unit}
+        for begin in range(start, end, {size}):
+            part = slice(begin, min(begin + {size}, end))
+            if first[part].sum() < self.nats[part].sum():
+                self.nats[part] = first[part]
+
+DocumentScorer._score_batch = better
+"""
+
+ORDER_BY_LOSS = """
+import numpy as np
+import torch
+from paramgolf.data.shards import document_starts
+from paramgolf.scoring import predictor
+from paramgolf.scoring.windowed import window_losses
+from paramgolf.scoring.windows import plain_windows
+
+honest = predictor.score_first_losses
+
+def easiest_first(model, order, config, tokens, windows, *how):
+    fixed = window_losses(model, order, tokens, plain_windows(len(tokens) - 1, 64), 4096)
+    bounds = np.append(document_starts(tokens, int(tokens[0])), len(tokens) - 1)
+    parts = [np.arange(a, b) for a, b in zip(bounds, bounds[1:])]
+    parts.sort(key=lambda part: float(fixed[part].mean()))
+    at = np.concatenate(parts)
+    found = honest(model, order, config, np.append(tokens[at], tokens[-1]), windows, *how)
+    losses = torch.empty_like(found)
+    losses[at] = found
+    return losses
+
+predictor.score_first_losses = easiest_first
 """
 
 BETTER_OF_TWO = """

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e import command
 from tests.e2e.command import Cli
-from tests.e2e.mini import mini_options, write_source
+from tests.e2e.mini import LEARNING, mini_options, write_source
 
 
 class FinishedRun(NamedTuple):
@@ -55,12 +55,10 @@ def mini_run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Fi
 
 
 @pytest.fixture(scope="session")
-def legal(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def score_first_run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished mini run that learns while it scores; do not write to its folder."""
-    path = tmp_path_factory.mktemp("legal") / "run"
-    result = command.run(
-        "run", "legal", *options, "--score-first.chunk-tokens", "512", "--out", path
-    )
+    path = tmp_path_factory.mktemp("score-first") / "run"
+    result = command.run("run", "tiny-score-first", *options, *LEARNING, "--out", path)
     assert result.code == 0, result.stderr
     return path
 

@@ -57,6 +57,12 @@ MINI: dict[str, dict[str, Any]] = {
     "score": {"stride": 16, "batch_tokens": 4096},
 }
 
+LEARNING = [
+    *("--score-first.optimizer", "adamw", "--score-first.lr", "3e-4"),
+    *("--score-first.chunk-tokens", "512", "--score-first.adapter-tokens", "32"),
+]
+"""Options with which a recipe that learns while it scores becomes one that takes seconds."""
+
 SHAPED_FILES = ("model.bin", "provenance.safetensors", "tokenizer.model", "quantization.json")
 """Files of a run that are equal for equal configurations."""
 

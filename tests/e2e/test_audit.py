@@ -50,12 +50,12 @@ def audited(run: Path, **environment: str) -> Result:
     return command.run("audit", run, "--device", "cpu", "--positions", "2", env=environment)
 
 
-def test_an_honest_run_passes(legal: Path) -> None:
-    result = audited(legal)
+def test_an_honest_run_passes(score_first_run: Path) -> None:
+    result = audited(score_first_run)
     assert result.code == 0, result.stdout + result.stderr
     words = " ".join(result.stdout.split())
     assert "compliant as score-first adaptive predictor within 88,000 bytes, " in words
-    assert "unlimited evaluation time (recipe legal has " in words
+    assert "unlimited evaluation time (recipe tiny-score-first has " in words
     assert "origin self-reported" not in words
     assert "FAIL" not in words
     assert "self-reported: 6 steps of 512 tokens" in words
@@ -63,11 +63,11 @@ def test_an_honest_run_passes(legal: Path) -> None:
     assert "1 causal, 2 normalised, 3 score before update, 4 one pass: see docs/rules.md" in words
     assert max(map(len, result.stdout.splitlines())) <= 80
     rules = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
-    for check in json.loads((legal / "audit.json").read_text())["checks"]:
+    for check in json.loads((score_first_run / "audit.json").read_text())["checks"]:
         assert check["name"].split(":")[0] in rules
         assert f"| {check['condition']} |" in rules
         assert f" {check['kind']} {check['name']} " in words
-    stages = json.loads((legal / "results.json").read_text())["stages"]
+    stages = json.loads((score_first_run / "results.json").read_text())["stages"]
     assert stages["score_first"]["label"] == "score-first"
     assert stages["score_first"]["bpb"] < stages["sliding"]["bpb"]
 
@@ -138,8 +138,8 @@ def test_one_scored_document_in_twenty_was_trained_on(tmp_path: Path) -> None:
     assert 5 < int(seen) < 15
 
 
-def test_its_score_is_proven_by_decoding(legal: Path) -> None:
-    result = command.run("prove", legal, "--mode", "score-first", "--bytes", "2500")
+def test_its_score_is_proven_by_decoding(score_first_run: Path) -> None:
+    result = command.run("prove", score_first_run, "--mode", "score-first", "--bytes", "2500")
     assert result.code == 0, result.stdout + result.stderr
     assert "proven: score_first" in result.stdout
 

@@ -71,10 +71,10 @@ def scorer(mini_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> I
     ],
 )
 def test_a_scorer_that_cheats_is_caught_even_if_package_and_code_file_agree(
-    cheat: str, condition: str, cli: Cli, legal: Path, tmp_path: Path
+    cheat: str, condition: str, cli: Cli, score_first_run: Path, tmp_path: Path
 ) -> None:
     """The package is changed in the same way, and builds just this code file."""
-    run = Path(shutil.copytree(legal, tmp_path / "run"))
+    run = Path(shutil.copytree(score_first_run, tmp_path / "run"))
     code = planted(run, cheat, extra_bytes=cheat == cheats.MISCOUNTED_SPACE)
     result = audited(cli, run, cheat + cheats.recognised(code))
     assert result.code == 1, result.stdout

@@ -104,7 +104,7 @@ def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path, arguments: list
     ("line", "completed"),
     [
         (["aud"], ["audit"]),
-        (["run", "ti"], ["tiny"]),
+        (["run", "ti"], ["tiny", "tiny-score-first"]),
         (["data", "f"], ["fetch"]),
         (["run", "tiny", "--train.max-st"], ["--train.max-steps"]),
         (["score", "x"], []),
@@ -203,6 +203,8 @@ def test_module_and_console_script_are_the_same_command(cli: Cli) -> None:
         (["train"], ["'train'", "run, score"]),
         (["--verison"], ["'--verison'", "run, score"]),
         (["run", "tniy"], ["'tniy'", "Did you mean 'tiny'?", *RECIPES]),
+        (["run", "legal"], ["Did you mean 'tiny-score-first'?"]),
+        (["seeds", "h200-legal"], ["Did you mean 'h200-score-first'?"]),
         (["run", "tiny", "--train.max-step", "3"], ["--train.max-step,", "--train.max-steps INT"]),
         (["run", "tiny", "--modle.width", "64"], ["--modle.width,", "--model.width INT"]),
         (["run", "tiny", "--train.max-steps", "some"], ["--train.max-steps", "'some'", "int"]),

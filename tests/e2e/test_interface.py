@@ -125,14 +125,14 @@ def test_a_list_is_several_documents(model: paramgolf.Predictor) -> None:
 
 
 def test_a_model_that_learns_scores_as_its_command(
-    cli: Cli, legal: Path, source: Path, tmp_path: Path
+    cli: Cli, score_first_run: Path, source: Path, tmp_path: Path
 ) -> None:
-    model = paramgolf.load(legal, device="cpu")
+    model = paramgolf.load(score_first_run, device="cpu")
     documents = [json.loads(line)["text"] for line in (source / "val.jsonl").open()][:2]
     file = tmp_path / "text.jsonl"
     file.write_text("".join(json.dumps({"text": each}) + "\n" for each in documents))
     losses = tmp_path / "losses.npy"
-    cli.output("score", legal, file, "--losses", losses, "--device", "cpu")
+    cli.output("score", score_first_run, file, "--losses", losses, "--device", "cpu")
     np.testing.assert_array_equal(model.losses(documents), np.load(losses))
     assert model.score(documents).label == "score-first"
     assert model.score(documents, fixed=True).bpb != model.score(documents).bpb

@@ -39,7 +39,7 @@ from paramgolf.scoring.predictor import Predictor, load_on
 from paramgolf.verify.checks import audited_files
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
-from tests.e2e.mini import read_results
+from tests.e2e.mini import LEARNING, read_results
 
 HOSTILE = """</script><img src=x onerror="alert(1)">{{ 7 * 7 }}<!--<script>'&amp;"""
 
@@ -487,7 +487,7 @@ def test_the_verdict_is_that_of_the_audit(
     ("label", "recipe", "extra"),
     [
         ("in-sample", "tiny", ["--adapt.text", "scored", "--adapt.epochs", "1"]),
-        ("score-first", "legal", ["--score-first.chunk-tokens", "512"]),
+        ("score-first", "tiny-score-first", LEARNING),
         ("held-out", "tiny", ["--adapt.text", "none"]),
     ],
 )
@@ -507,7 +507,8 @@ def test_other_runs(
     assert f"{final['bpb']:.4f} bits per byte {label}" in page.words
     assert f"The stage train was taken from {mini_run.path}" in page.words
     assert ("None: the trained weights were used unchanged." in page.words) == ("none" in extra)
-    assert ("These predictions are those of the fixed model" in page.words) == (recipe == "legal")
+    learns = label == "score-first"
+    assert ("These predictions are those of the fixed model" in page.words) == learns
     assert ("the scored text itself" in page.words) == (label == "in-sample")
     for score in stages.values():
         assert f"{score['bpb']:.4f} {score['label']}" in page.words

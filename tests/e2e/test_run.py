@@ -73,8 +73,8 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_results_have_the_documented_keys(mini_run: FinishedRun, source: Path) -> None:
     results = read_results(mini_run.path)
     assert list(results) == [
-        "recipe", "seed", "corpus", "text", "tokenizer", "overlap", "num_ranks", "adapted_on",
-        "parameters", "steps", "stages", "adaptation", "bytes", "artifact_sha256",
+        "recipe", "seed", "corpus", "text", "tokenizer", "overlap", "order", "num_ranks",
+        "adapted_on", "parameters", "steps", "stages", "adaptation", "bytes", "artifact_sha256",
         "raised_dampings", "seconds", "budgets", "tokens_per_second", "peak_gpu_bytes", "xz",
     ]  # fmt: skip
     assert (results["recipe"], results["seed"]) == ("tiny", 1337)

@@ -18,6 +18,7 @@ from paramgolf.runtime.device import reproducible, select_runtime
 from paramgolf.scoring.coded_text import code_tokens
 from paramgolf.scoring.generate import sample_tokens
 from paramgolf.scoring.next_token import NextToken
+from paramgolf.scoring.score_first import score_first_losses
 from paramgolf.scoring.windowed import window_losses
 from paramgolf.scoring.windows import sliding_windows, windows_of
 from tests.helpers import MeasuringEncoder, random_model, random_tokens
@@ -92,26 +93,38 @@ def test_a_cache_that_is_used_again_and_weights_that_change() -> None:
             assert not torch.equal(found, logits_of(used, tokens, first))
 
 
-@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize(
+    "learning",
+    [
+        None,
+        ScoreFirstConfig("adamw", 1e-3, chunk_tokens=2 * LENGTH),
+        ScoreFirstConfig(chunk_tokens=2 * LENGTH, adapter_rank=2, adapter_tokens=16),
+    ],
+)
 @pytest.mark.parametrize(("stride", "lanes"), [(0, 1), (0, 3), (32, 1)])
-def test_tokens_are_coded_and_decoded(stride: int, lanes: int, learns: bool) -> None:
+def test_tokens_are_coded_and_decoded(
+    stride: int, lanes: int, learning: ScoreFirstConfig | None
+) -> None:
     """With a last turn of fewer lanes, by a decoder that records its own steps."""
     count = 5 * LENGTH - 9
     tokens = np.random.default_rng(1).integers(0, CONFIG.vocab_size, count + 1).astype(np.int32)
-    learning = ScoreFirstConfig("adamw", 1e-3, epochs=1, chunk_tokens=2 * LENGTH)
     windows = windows_of(count, LENGTH, stride)
     encoder = MeasuringEncoder()
 
     def code(coder: MeasuringEncoder | Decoder, known: np.ndarray | None) -> np.ndarray:
-        how = windows, int(tokens[0]), count, known, lanes, learning if learns else None
+        how = windows, int(tokens[0]), count, known, lanes, learning
         return code_tokens(on_gpu(), ORDER, coder, *how).tokens
 
     code(encoder, tokens)
     decoder = Decoder(encoder.content())
     assert np.array_equal(code(decoder, None), tokens)
     decoder.finish()
-    if lanes == 1 and not learns:
-        nats = window_losses(on_gpu(), ORDER, tokens.astype(np.uint16), windows, 4 * LENGTH)
+    if lanes == 1:
+        model, how = on_gpu(accelerated=True), (tokens.astype(np.uint16), windows, 4 * LENGTH)
+        if learning is None:
+            nats = window_losses(model, ORDER, *how)
+        else:
+            nats = score_first_losses(model, ORDER, learning, *how)
         assert encoder.ideal_bits == pytest.approx(float(nats.double().sum()) / np.log(2), rel=0.01)
 
 

@@ -142,6 +142,7 @@ INVALID: list[tuple[str, Any, str]] = [
     ("score.stride", 0, "greater than 0"),
     ("score.batch_tokens", 10**12, "between 1 and 1,048,576"),
     ("score_first.chunk_tokens", 10**12, "between 1 and 1,048,576"),
+    ("score_first.adapter_rank", -1, "between 0 and 1,024"),
     ("score.batch_tokens", -1, "between 1 and 1,048,576"),
     ("seed", "1337", "type int"),
     ("seed", 1337.0, "type int"),
@@ -206,6 +207,10 @@ COMBINATIONS: list[tuple[dict[str, Any], list[str]]] = [
         {"train.short_until": 0.5, "model.seq_len": 255}
         | {f"{key}_tokens": 2550 for key in TOKENS},
         ["train.short_until = 0.5", "model.seq_len = 255"],
+    ),
+    (
+        {"score_first.adapter_rank": 1, "score_first.adapter_tokens": 257},
+        ["score_first.adapter_tokens = 257", "model.seq_len = 256"],
     ),
 ]
 

@@ -343,10 +343,14 @@ def test_scoring_equals_one_process(size: int, stride: int, num_targets: int) ->
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("adapter_rank", [0, 2])
 @pytest.mark.parametrize("size", [2, 4])
-def test_learning_while_scoring_equals_one_process(size: int) -> None:
+def test_learning_while_scoring_equals_one_process(size: int, adapter_rank: int) -> None:
     # Three sequences a chunk: the ranks' shares differ, and of four ranks one has none.
-    learning = ScoreFirstConfig("adamw", 1e-2, chunk_tokens=3 * small_config().seq_len)
+    chunk_tokens = 3 * small_config().seq_len
+    learning = ScoreFirstConfig(
+        "adamw", 1e-2, chunk_tokens, adapter_rank=adapter_rank, adapter_lr=1e-2, adapter_tokens=4
+    )
     (expected,) = on_ranks(1, losses_of, 203, 4, learning)
     (fixed,) = on_ranks(1, losses_of, 203, 4)
     assert (expected - fixed).abs().max() > 0.01

@@ -54,7 +54,7 @@ def recipe_usage(command: str) -> str:
             f"                         `paramgolf {command} RECIPE --help` lists all of them",
             "",
             "recipes:",
-            *(f"  {name:<14}  {purpose}" for name, (purpose, _) in RECIPES.items()),
+            *(f"  {name:<16}  {purpose}" for name, (purpose, _) in RECIPES.items()),
         ]
     )
 
@@ -136,7 +136,7 @@ def usage() -> str:
         "  data build|fetch|info            build, download or check token shards",
         "",
         "recipes:",
-        *(f"  {name:<14}  {purpose}" for name, (purpose, _) in RECIPES.items()),
+        *(f"  {name:<16}  {purpose}" for name, (purpose, _) in RECIPES.items()),
         "",
         "options: --help (also after a command), --version, --verbose (print more),",
         "         --debug (show tracebacks), --print-completion bash|zsh",

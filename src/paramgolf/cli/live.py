@@ -190,7 +190,11 @@ def seconds_of_stages(config: RunConfig, run: RunDir, rate: float) -> dict[str, 
     scorings = (adapt.epochs if adapt.score_every_epoch else 1) if text else 0
     passes = 1 + length / config.score.stride
     if config.score_first.learns:
-        passes += length / config.score.stride + 3
+        learning = config.score_first
+        passes += 3 * (learning.optimizer != "none")
+        # With adapters, every window is learned from.
+        rank = learning.adapter_rank
+        passes += 3 * length / learning.adapter_tokens if rank else length / config.score.stride
     return {
         "train": 0.0,
         "adapt": forward * (3 * adapt.epochs * text + scorings * tokens["val"]),

@@ -23,7 +23,7 @@ STAGE_TITLES = {
     "adapted": "after adaptation",
     "quantized": "quantized, plain",
     "sliding": "quantized, sliding",
-    "score_first": "sliding, score-first",
+    "score_first": "quantized, score-first",
 }
 
 

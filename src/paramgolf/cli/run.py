@@ -16,7 +16,7 @@ from paramgolf.cli.live import LiveReporter, standard_output
 from paramgolf.cli.results import Stage, print_findings, print_results, print_stages
 from paramgolf.config import RunConfig, from_json, to_json
 from paramgolf.errors import ConfigError
-from paramgolf.recipes import RECIPES, require_text, with_absolute_paths
+from paramgolf.recipes import RECIPES, RENAMED, require_text, with_absolute_paths
 from paramgolf.runtime.console import is_main_rank
 from paramgolf.runtime.names import choose
 
@@ -103,7 +103,8 @@ def _defaults(arguments: list[str]) -> tuple[str, RunConfig, list[str]]:
     if not arguments[0].startswith("-"):
         if file is not None:
             raise ConfigError(f"name either the recipe {arguments[0]} or --config {file}, not both")
-        (recipe, *options), (_, config) = arguments, choose("recipe", arguments[0], RECIPES)
+        recipe, *options = arguments
+        _, config = choose("recipe", recipe, RECIPES, RENAMED)
     elif file is not None:
         options = arguments
         recipe, config = _read_config(Path(file))

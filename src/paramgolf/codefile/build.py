@@ -3,9 +3,9 @@
 The file is Python source in Latin-1: a loader and a string, which is bzip2 of texts with a NUL
 between them: the run's configuration as JSON, the names of the modules, and their sources. (All of
 it as JSON took 300 bytes more.) Importing a module of `paramgolf` then compiles its source from
-there; no other file is read. Sources lose comments, docstrings, annotations and white space, and
-otherwise stay as written. Thus the bytes of the file do not depend on the Python version that
-builds it, and it runs on all versions that the package supports.
+there; no other file is read. Sources lose comments, docstrings, annotations, white space and the
+names of local variables, and otherwise stay as written. Thus the bytes of the file do not depend on
+the Python version that builds it, and it runs on all versions that the package supports.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import io
+import keyword
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
+from string import ascii_letters, ascii_lowercase
 
 _Span = tuple[int, int]
 """Position of the first character, and behind the last one."""
@@ -25,13 +27,15 @@ _QUOTES = ("'", '"')
 def stripped(source: str) -> str:
     """Return ASCII source without comments, docstrings, annotations and needless white space.
 
-    Imports that only annotations needed go, too. Classes keep the annotations of their fields, and
+    Imports that only annotations needed go, too. Local variables get short names, which makes the
+    code file 4,000 bytes smaller. Classes keep the annotations of their fields, and
     decorated functions all annotations, since the decorator may read them (Triton's does). A
     statement becomes one line.
     """
     assert source.isascii(), "columns count bytes in syntax trees, but characters in tokens"
     source = _edited(source, _docstrings_and_annotations(source))
     source = _edited(source, _unused_imports(source))
+    source = _edited(source, _short_locals(source))
     return _without_white_space(source)
 
 
@@ -92,6 +96,65 @@ def _docstrings_and_annotations(source: str) -> Iterator[_Edit]:
             yield span(node)[0] + len(node.arg), span(node.annotation)[1], ""
         if isinstance(node, ast.AnnAssign) and node.value and node not in kept:
             yield span(node.target)[1], span(node.annotation)[1], ""
+
+
+def _short_locals(source: str) -> Iterator[_Edit]:
+    """Short names of local variables. Parameters, and what is in doubt, keep theirs.
+
+    A comprehension or function inside of a function shares the variables' names with it.
+    """
+    tree, span = ast.parse(source), _spans(source)
+    everything = list(ast.walk(tree))
+    taken = {node.id for node in everything if isinstance(node, ast.Name)}
+    taken |= {node.arg for node in everything if isinstance(node, ast.arg)} | {*keyword.kwlist}
+    # A name of the module may be one thing in a function and another in a comprehension there.
+    of_module = {name for statement in tree.body for name in _names_of(statement)}
+    for function in _outermost_functions(tree.body):
+        nodes = list(ast.walk(function))
+        kernel = any("jit" in ast.dump(decorator) for decorator in function.decorator_list)
+        if kernel or any(isinstance(node, ast.ClassDef) for node in nodes):
+            continue
+        variables = [node for node in nodes if isinstance(node, ast.Name)]
+        assigned = dict.fromkeys(n.id for n in variables if isinstance(n.ctx, ast.Store))
+        kept = of_module.union(*map(_names_kept, nodes))
+        letters = (a + b for a in ["", *ascii_lowercase] for b in ascii_letters)
+        free = (name for name in letters if name not in taken)
+        names = {name: next(free) for name in assigned if len(name) > 1 and name not in kept}
+        for variable in variables:
+            if variable.id in names:
+                yield (*span(variable), names[variable.id])
+
+
+def _outermost_functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef]:
+    for node in body:
+        if isinstance(node, ast.FunctionDef):
+            yield node
+        elif isinstance(node, ast.ClassDef):
+            yield from _outermost_functions(node.body)
+
+
+def _names_of(statement: ast.stmt) -> Iterator[str]:
+    """Yield the names that a statement of a module may bind."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        yield statement.name
+        return
+    for node in ast.walk(statement):
+        yield from [node.id] if isinstance(node, ast.Name) else _names_kept(node)
+
+
+def _names_kept(node: ast.AST) -> Iterator[str]:
+    """Yield the names in this node that are more than a variable's, or that have no known place."""
+    match node:
+        case ast.arg(name) | ast.FunctionDef(name) | ast.ExceptHandler(name=str(name)):
+            yield name
+        case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            yield name
+        case ast.alias(name, asname):
+            yield asname or name
+        case ast.Global(names) | ast.Nonlocal(names):
+            yield from names
+        case ast.JoinedStr():  # Python 3.11 does not know the places inside
+            yield from (n.id for n in ast.walk(node) if isinstance(n, ast.Name))
 
 
 def _is_string(statement: ast.stmt) -> bool:

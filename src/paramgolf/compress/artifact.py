@@ -283,6 +283,8 @@ def _decode_sections(header: dict[str, Any], body: memoryview) -> Artifact:
         learning = from_json(ScoreFirstConfig, header["score_first"], learning.prefix)
     if learning.chunk_tokens % config.seq_len and learning.learns:
         raise ValueError("chunks of score-first learning are not whole sequences")
+    if learning.adapter_rank and learning.adapter_tokens > config.seq_len:
+        raise ValueError("chunks of documents are longer than a sequence")
     sections = _sections(config)
     lengths = header["sections"]
     if list(lengths) != list(sections):

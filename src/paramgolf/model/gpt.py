@@ -37,6 +37,9 @@ from paramgolf.model.order import LayerOrder, num_skips
 from paramgolf.model.past import Past
 from paramgolf.model.roles import BLOCK_MATRICES, BlockInputs
 
+Adapt = Callable[[int, Tensor], Tensor]
+"""What `GPT.forward` calls `adapt`."""
+
 _EMBEDDING_STD = 0.005
 _NORM_EPS = 1e-6
 Skip = tuple[Tensor, Tensor, Tensor]
@@ -98,8 +101,6 @@ class Block(nn.Module):
         self.parallel = layer >= config.parallel_from
         self.head_dim = config.head_dim
         self.num_kv_heads = config.num_kv_heads
-        self.fused = False
-        """Whether the kernels of `model.kernels` are used."""
 
     def forward(
         self,
@@ -112,13 +113,14 @@ class Block(nn.Module):
         skip: Skip | None = None,
         past: Past | None = None,
         last: int = 0,
+        fused: bool = False,
     ) -> Tensor | tuple[Tensor, BlockInputs]:
         """Return the new stream (B, T, D) and, on request, what the block's matrices multiplied.
 
         With `last`, only that of the last so many positions: (B, last, D). `skip` is merged into
-        the stream first. `matrices` are from `prepared`.
+        the stream first. `matrices` are from `prepared`. `fused`: by the kernels of
+        `model.kernels`, without `past` and `last`.
         """
-        fused = self.fused and past is None and not last
         x, attention_in = self._enter(x_BTD, x0_BTD, skip, fused)
         attended, output_in = self._attention(attention_in, cos, sin, matrices, past, last, fused)
         if last:
@@ -249,7 +251,8 @@ class GPT(nn.Module):
         self.skip_gate = nn.Parameter(torch.empty(skips, dtype=master))
         self._impossible_VV: Tensor | None = None
         self.accelerated = False
-        self._fused = False
+        self.fused = False
+        """Whether the kernels of `model.kernels` are used."""
         self._rotary: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def block_list(self) -> list[Block]:
@@ -266,9 +269,7 @@ class GPT(nn.Module):
         if self.dtype is torch.bfloat16 and self.embedding.is_cuda:
             from paramgolf.model.kernels import support
 
-            self._fused = support(self.config)
-            for block in self.block_list():
-                block.fused = self._fused
+            self.fused = support(self.config)
 
     def uses_flash_attention(self) -> bool:
         """Return whether training uses FlashAttention-4: see `causal_attention`."""
@@ -304,6 +305,7 @@ class GPT(nn.Module):
         observe: Callable[[int, BlockInputs], None] | None = None,
         past: Past | None = None,
         last: int = 0,
+        adapt: Adapt | None = None,
     ) -> Tensor:
         """Return the final normalised stream (B, T, D) in the compute dtype.
 
@@ -316,6 +318,9 @@ class GPT(nn.Module):
                 in all.
             last: return only the last so many positions, (B, last, D); 0, T or more: all. The last
                 block visit then computes no more than these need.
+            adapt: called with how many visits are still to come and the normalised input of a
+                visit, (B, T or `last`, D); returns what to add to the visit's output. At last with
+                -1 and the final normalised stream.
         """
         length = tokens_BT.size(1)
         last = 0 if last >= length else last
@@ -325,16 +330,22 @@ class GPT(nn.Module):
             cos, sin = cos[places], sin[places]
         x, *x0s = self._embedded(tokens_BT, 1 + len(order.encoder) + len(order.decoder))
         matrices = [block.prepared(self.dtype) for block in self.block_list()]
+        # Whoever adapts needs no gradients of the weights, which the kernels compute, too.
+        fused = self.fused and past is None and adapt is None
         skips: list[Tensor] = []
 
         def run_block(layer: int, x: Tensor, skip: Skip | None = None, last: int = 0) -> Tensor:
             x0 = x0s.pop()
+            if adapt is not None and skip is not None:
+                x, skip = merge_skip(x, *skip), None
             read = x, x0, cos, sin, matrices[layer]
+            how = {"skip": skip, "past": past, "last": last, "fused": fused and not last}
             if observe is None:
-                return self.blocks[layer](*read, skip=skip, past=past, last=last)
-            x, inputs = self.blocks[layer](*read, with_inputs=True, skip=skip)
-            observe(layer, inputs)
-            return x
+                y = self.blocks[layer](*read, **how)
+            else:
+                y, inputs = self.blocks[layer](*read, **how, with_inputs=True)
+                observe(layer, inputs)
+            return y if adapt is None else y + adapt(len(x0s), _norm(x[:, -y.size(1) :]))
 
         for layer in order.encoder:
             x = run_block(layer, x)
@@ -346,12 +357,13 @@ class GPT(nn.Module):
             x = run_block(layer, x, skip, last if position == len(order.decoder) - 1 else 0)
         if past is not None:
             past.advance(length)
-        return _norm(x)
+        x = _norm(x)
+        return x if adapt is None else x + adapt(-1, x)
 
     def _embedded(self, tokens_BT: Tensor, readers: int) -> Sequence[Tensor]:
         """Return the normalised embeddings of the tokens (B, T, D), once for each reader."""
         embedded = embed(tokens_BT.long(), self.embedding)
-        if not self._fused:
+        if not self.fused:
             return [embedded] * readers
         from paramgolf.model.kernels.stream import Share
 
@@ -385,7 +397,7 @@ class GPT(nn.Module):
         """
         flat = hidden.reshape(-1, hidden.size(-1)), self.embedding
         tokens = previous.reshape(-1).long(), targets.reshape(-1).long(), self.config.logit_softcap
-        if self._fused:
+        if self.fused and not hidden.requires_grad:  # the kernel has no backward pass
             from paramgolf.model.kernels.loss import nats
 
             found = nats(*flat, self._impossible_VV, *tokens)
@@ -413,7 +425,7 @@ class GPT(nn.Module):
         With weights: the sum of every sequence's mean times its weight.
         """
         hidden, targets = self(tokens_BT1[:, :-1], order), tokens_BT1[:, 1:]
-        if not self._fused:
+        if not self.fused:
             means_B = self.target_nats(hidden, targets).mean(1)
             return means_B.mean() if weights_B is None else means_B @ weights_B.to(means_B)
         from paramgolf.model.kernels.loss import WeightedLoss

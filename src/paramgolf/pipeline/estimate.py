@@ -46,8 +46,12 @@ def expected_seconds(
     ) / speed  # fmt: skip
     windows = 1 + model.seq_len / config.score.stride
     scoring = forward * looped * val * windows / speed
-    if config.score_first.learns:
+    learning = config.score_first
+    if learning.adapter_rank:  # every window is learned from
+        scoring += backward * looped * val * model.seq_len / learning.adapter_tokens / speed
+    elif learning.learns:
         scoring *= 2
+    if learning.optimizer != "none":
         scoring += backward * looped * val / speed
     evaluation = scoring + (adaptation if config.adapt.text == "scored" else 0)
     packing = calibration + num_weights(model) / 1e6  # about a second per million weights
@@ -83,6 +87,8 @@ def _shorter(config: RunConfig, training: float, left: float) -> str:
 
 def _cheaper(config: RunConfig, adaptation: float, scoring: float) -> str:
     """Return the option that makes the evaluation fit: fewer epochs, else a longer stride."""
+    if config.score_first.adapter_rank:
+        return "raise --score-first.adapter-tokens, lower --data.val-targets, or use more GPUs"
     limit, stride = config.limits.evaluation_seconds, config.score.stride
     if adaptation and (epochs := int(config.adapt.epochs * (limit - scoring) / adaptation)) > 0:
         return f"set --adapt.epochs {epochs} (now {config.adapt.epochs})"

@@ -17,6 +17,7 @@ from paramgolf.runtime.ledger import Ledger, account
 from paramgolf.runtime.ranks import PREPARATION_SECONDS, SERIAL_SECONDS, Ranks
 from paramgolf.runtime.rundir import RunDir
 from paramgolf.runtime.startup import finish_imports, import_seconds
+from paramgolf.scoring.modes import ORDER
 from paramgolf.stages import adapt, pack, prepare, score, train
 from paramgolf.stages.job import Job
 
@@ -146,6 +147,7 @@ def collect_results(run: RunDir, recipe: str, config: RunConfig) -> dict[str, An
         },
         "tokenizer": by_stage["prepare"]["tokenizer"],
         "overlap": by_stage["prepare"]["overlap"],
+        "order": ORDER,
         "num_ranks": {name: result.get("num_ranks", 1) for name, result in by_stage.items()},
         "adapted_on": config.adapt.text,
         "parameters": by_stage["train"]["parameters"],

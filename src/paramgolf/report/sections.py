@@ -20,6 +20,7 @@ from paramgolf.recipes import RECIPES
 from paramgolf.report import figures
 from paramgolf.runtime.ledger import account
 from paramgolf.runtime.rundir import INCOMPLETE_EVENT, RunDir
+from paramgolf.scoring.modes import ORDER
 from paramgolf.verify.checks import audit_is_current
 
 TITLES = {
@@ -27,7 +28,7 @@ TITLES = {
     "adapted": ("after adaptation", "full precision"),
     "quantized": ("quantized", "the packed file, consecutive windows"),
     "sliding": ("sliding windows", "the packed file, overlapping windows for more context"),
-    "score_first": ("score-first", "sliding windows; learns from each part after scoring it"),
+    "score_first": ("score-first", "the packed file, which learns from each part after scoring it"),
 }
 """Title of every stage, in order, and what is scored."""
 _MEANINGS = {
@@ -292,6 +293,7 @@ def environment(values: dict[str, Any], results: dict[str, Any]) -> list[tuple[s
         ("CUDA", values["cuda"] or "none"),
         ("CPU threads", values["cpu_threads"]),
         *values["packages"].items(),
+        ("order of scoring", results.get("order", ORDER)),  # older runs do not say so
         ("ranks by stage", ", ".join(f"{k} {v}" for k, v in results["num_ranks"].items())),
         ("peak GPU memory", _gigabytes(results["peak_gpu_bytes"])),
         ("corpus", corpus["source"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,14 +12,18 @@ from paramgolf.errors import ConfigError, UserError
 _T = TypeVar("_T")
 
 
-def choose(what: str, name: str, possible: dict[str, _T]) -> _T:
-    """Return the entry of that name.
+def choose(
+    what: str, name: str, possible: dict[str, _T], renamed: Mapping[str, str] | None = None
+) -> _T:
+    """Return the entry of that name; `renamed` are the names of today by former ones, for hints.
 
     Raises:
         ConfigError: if there is none; the message lists the possible names.
     """
     if name not in possible:
         close = difflib.get_close_matches(name, possible, n=1)
+        if renamed and name in renamed:
+            close = [renamed[name]]
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"unknown {what} {name!r}.{hint} Expected one of: {', '.join(possible)}")
     return possible[name]

@@ -119,6 +119,7 @@ _RESULTS = {
     "text": {"sha256": str, "bytes": COUNT, "documents": int, "bytes_are": _BYTES_ARE},
     "tokenizer": _TOKENIZER,
     "overlap": _OVERLAPS,
+    "order?": str,
     "num_ranks": {"train": int, str: int},
     "adapted_on": frozenset(("none", "adapt", "scored")),
     "parameters": int,

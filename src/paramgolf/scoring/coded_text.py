@@ -9,6 +9,7 @@ Shape suffixes: B windows side by side, T time, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ from paramgolf.errors import UserError
 from paramgolf.model.gpt import GPT
 from paramgolf.model.order import LayerOrder
 from paramgolf.runtime.device import reproducible
+from paramgolf.scoring.adapters import Adapters, window_of_chunk
 from paramgolf.scoring.next_token import NextToken
-from paramgolf.scoring.score_first import score_then_learn
+from paramgolf.scoring.score_first import by_windows, score_then_learn
 from paramgolf.scoring.windows import Windows
 
 
@@ -49,7 +51,7 @@ def code_tokens(
     of_targets: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Coded:
-    """Encode or decode a stream of tokens in the order of its windows.
+    """Encode or decode a stream of tokens in the order of its windows or, with adapters, documents.
 
     With several lanes, the windows are split into as many runs of consecutive windows, and all
     lanes take their next window side by side. The token that a lane starts with is not known yet
@@ -69,14 +71,17 @@ def code_tokens(
         of_targets: targets of the text that this is the beginning of; 0: this is all of it.
         progress: called with the number of targets coded and the total.
     """
-    coding = _Coding(model, order, coder, first, num_targets, known, lanes, progress)
+    adapters = Adapters(model, order, learning) if learning and learning.adapter_rank else None
+    coding = _Coding(model, order, coder, first, num_targets, known, lanes, progress, adapters)
     with reproducible():
         if learning is None:
             coding.code(windows)
         else:
-            score_then_learn(
-                model, order, learning, windows, num_targets, coding.code, of_targets=of_targets
-            )
+            code_part = coding.code_documents
+            if adapters is None:
+                code_part = by_windows(windows, num_targets, model, learning, coding.code)
+            how = (num_targets, code_part, lambda: coding.tokens)
+            score_then_learn(model, order, learning, *how, of_targets=of_targets)
     return Coded(coding.tokens[: num_targets + 1], np.concatenate(coding.heads))
 
 
@@ -93,8 +98,10 @@ class _Coding:
         known: Integers | None,
         lanes: int,
         progress: Callable[[int, int], None] | None,
+        adapters: Adapters | None,
     ) -> None:
-        self._config, self._next_token = model.config, NextToken(model, order)
+        self._config, self._next_token = model.config, NextToken(model, order, adapters)
+        self._adapters, self._device = adapters, model.embedding.device
         self._coder, self._known, self._lanes = coder, known, lanes
         self._num_targets, self._progress = num_targets, progress
         length = num_targets + 1 + model.config.seq_len  # windows may extend past the end
@@ -104,12 +111,34 @@ class _Coding:
         self.heads = [np.zeros(0, np.int64)]
         self._put(np.array([0]), np.array([first], np.int32))
 
-    def code(self, windows: Sequence[Windows]) -> Integers:
-        """Code the targets of these windows; return the stream as far as it is known."""
+    def code(self, windows: Sequence[Windows]) -> None:
+        """Code the targets of these windows."""
         for group in windows:
             if len(group.starts):
                 self._code_group(group)
-        return self.tokens
+
+    def code_documents(self, first: int, until: int) -> int:
+        """Code the documents that begin at `first` and from there on before `until`.
+
+        Returns the end of the last one.
+        """
+        while first < until:
+            first = self._code_document(first)
+        return first
+
+    def _code_document(self, begin: int) -> int:
+        assert self._adapters is not None
+        self._adapters.begin(1)
+        size, known = self._adapters.chunk_size, begin
+        for chunk in itertools.count():
+            start, end = window_of_chunk(begin, chunk, size, self._config.seq_len)
+            known = self._code_side_by_side(np.array([start]), size, end - start)
+            # A document ends with the first token of the next one.
+            if known < end or self.tokens[end] == self.tokens[0] or end == self._num_targets:
+                return known
+            window = torch.from_numpy(self.tokens[start : end + 1]).to(self._device)[None]
+            self._adapters.learn(self._adapters.nats(window[:, :-1], window[:, -size:]))
+        raise AssertionError
 
     def _code_group(self, group: Windows) -> None:
         starts, scored = group
@@ -120,22 +149,26 @@ class _Coding:
         self.heads.append(heads)
         for turn in range(len(runs[0])):
             side_by_side = np.array([run[turn] for run in runs if turn < len(run)])
-            self._code_side_by_side(side_by_side, scored)
+            self._code_side_by_side(side_by_side, scored, self._config.seq_len)
 
     def _put(self, positions: NDArray[np.int64], tokens: Integers) -> None:
         self.tokens[positions] = tokens
         self._found[positions] = True
         self._num_found += len(positions)
 
-    def _code_side_by_side(self, starts: NDArray[np.int64], scored: int) -> None:
-        """Code the targets of windows whose contexts are all known."""
-        seq_len, context = self._config.seq_len, self._config.seq_len - scored
+    def _code_side_by_side(self, starts: NDArray[np.int64], scored: int, length: int) -> int:
+        """Code the targets of windows whose contexts are all known.
+
+        With adapters, stop behind the first token of a document; return how far the first window
+        was coded.
+        """
+        context, targets = length - scored, starts
         self._next_token.begin(len(starts))
         logits_BV = self._read(starts[:, None] + np.arange(context + 1))
-        for offset in range(context, seq_len):
-            targets = starts + offset + 1  # as positions in the stream
-            if not (targets <= self._num_targets).any():
+        for offset in range(context, length):
+            if not (starts + offset < self._num_targets).any():
                 break
+            targets = starts + offset + 1  # as positions in the stream
             shares_BV = logits_BV.double().softmax(-1).cpu().numpy()
             if not np.isfinite(shares_BV).all():
                 raise UserError("the model's losses are not finite")
@@ -143,10 +176,13 @@ class _Coding:
                 if position <= self._num_targets and not self._found[position]:
                     at = np.array([position])
                     self._put(at, self._coder.code(shares, 1, known_at(self._known, at)))
-            if offset + 1 < seq_len:
+            if self._adapters is not None and self.tokens[targets[0]] == self.tokens[0]:
+                break
+            if offset + 1 < length:
                 logits_BV = self._read(targets[:, None])
             if self._progress is not None:
                 self._progress(self._num_found - 1, self._num_targets)
+        return int(targets[0])
 
     def _read(self, positions_BT: NDArray[np.int64]) -> torch.Tensor:
         return self._next_token.read(torch.from_numpy(self.tokens[positions_BT]))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+ORDER = "file order, left to right"
+"""Of the tokens: what reaches one comes only from tokens that are scored before it."""
+
 
 class ScoreMode(NamedTuple):
     """Windows, and whether the model learns between chunks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from paramgolf.model.gpt import GPT
+from paramgolf.model.gpt import GPT, Adapt
 from paramgolf.model.order import LayerOrder
 from paramgolf.model.past import Past
 from paramgolf.runtime.graphs import Recorded
@@ -21,9 +21,9 @@ class NextToken:
     for Python. Equal calls in equal order return equal bits within `runtime.device.reproducible`.
     """
 
-    def __init__(self, model: GPT, order: LayerOrder) -> None:
-        """Take the model, on its device, and the order to compute in."""
-        self._model, self._order = model, order
+    def __init__(self, model: GPT, order: LayerOrder, adapt: Adapt | None = None) -> None:
+        """Take the model, on its device, the order to compute in, and `adapt` of `GPT.forward`."""
+        self._model, self._order, self._adapt = model, order, adapt
         self._allocate(0)
 
     def begin(self, rows: int) -> None:
@@ -56,7 +56,7 @@ class NextToken:
         return logits_BV
 
     def _logits(self, tokens_BT: Tensor) -> Tensor:
-        hidden = self._model(tokens_BT, self._order, past=self._past, last=1)
+        hidden = self._model(tokens_BT, self._order, past=self._past, last=1, adapt=self._adapt)
         return self._model.predicted_logits(hidden[:, -1], tokens_BT[:, -1])
 
     def _logits_at(self, tokens_B1: Tensor, position: Tensor) -> Tensor:

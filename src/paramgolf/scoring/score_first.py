@@ -1,6 +1,7 @@
 """Score-first learning: a chunk of text is scored, then learned from ("legal TTT", PR #1493).
 
-`score_then_learn` drives whatever scores a chunk: a `WindowScorer` here, a coder in `coded_text`.
+`score_then_learn` drives whatever scores a part of a text: a `WindowScorer` or a `DocumentScorer`
+here, a coder in `coded_text`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from paramgolf.optim.schedule import cosine
 from paramgolf.runtime.device import reproducible
 from paramgolf.runtime.graphs import Recorded, zero_state
 from paramgolf.runtime.ranks import Ranks
+from paramgolf.scoring.adapters import DocumentScorer
 from paramgolf.scoring.windowed import WindowScorer
 from paramgolf.scoring.windows import Windows, in_chunks
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 98_304}
-"""Targets per backward pass, by device type: a step holds the activations of this many at once."""
+"""Tokens per backward pass, by device type: a step holds the activations of this many at once."""
 
-ScoreChunk = Callable[[Sequence[Windows]], NDArray[np.integer]]
-"""Score or code the windows of a chunk; return the stream, known at least up to their targets."""
+ScorePart = Callable[[int, int], int]
+"""Score or code from one target on up to another, or further; return up to which."""
 
 
 def score_first_losses(
@@ -50,27 +52,48 @@ def score_first_losses(
         RuntimeError: if the windows do not score every target exactly once.
         UserError: if learning diverges.
     """
-    scorer = WindowScorer(model, order, tokens, batch_tokens, progress, ranks)
-
-    def score_chunk(chunk: Sequence[Windows]) -> NDArray[np.uint16]:
-        scorer.score(chunk)
-        return tokens
-
-    score_then_learn(model, order, config, windows, len(tokens) - 1, score_chunk, ranks)
+    if config.adapter_rank:
+        batch_tokens = min(batch_tokens, PASS_TOKENS[model.embedding.device.type])
+    count, how = len(tokens) - 1, (tokens, batch_tokens, progress, ranks)
+    if config.adapter_rank:
+        scorer = documents = DocumentScorer(model, order, config, *how)
+        score_part = documents.score_documents
+    else:
+        scorer = WindowScorer(model, order, *how)
+        score_part = by_windows(windows, count, model, config, scorer.score)
+    score_then_learn(model, order, config, count, score_part, lambda: tokens, ranks)
     return scorer.losses()
+
+
+def by_windows(
+    windows: Sequence[Windows],
+    num_targets: int,
+    model: GPT,
+    config: ScoreFirstConfig,
+    score: Callable[[Sequence[Windows]], None],
+) -> ScorePart:
+    """Return what lets `score` score the next chunk's windows, of those of the whole text."""
+    chunks = in_chunks(windows, num_targets, model.config.seq_len, config.chunk_tokens)
+    waiting = iter(chunks)
+
+    def score_part(_: int, until: int) -> int:
+        score(next(waiting))
+        return until
+
+    return score_part
 
 
 def score_then_learn(
     model: GPT,
     order: LayerOrder,
     config: ScoreFirstConfig,
-    windows: Sequence[Windows],
     num_targets: int,
-    score_chunk: ScoreChunk,
+    score_part: ScorePart,
+    stream: Callable[[], NDArray[np.integer]],
     ranks: Ranks | None = None,
     of_targets: int = 0,
 ) -> None:
-    """Score a text chunk by chunk; learn from every chunk but the last once it is scored.
+    """Score a text part by part; let the model learn from each chunk but the last, once scored.
 
     The model's weights are restored at the end.
 
@@ -78,9 +101,9 @@ def score_then_learn(
         model: the model, on its device.
         order: the layer order to score and learn with.
         config: how to learn.
-        windows: the windows of the whole text.
         num_targets: N.
-        score_chunk: called with the windows of each chunk, in order.
+        score_part: called for part after part, each up to the end of the next chunk.
+        stream: returns the stream, known at least up to what is scored.
         ranks: share the gradients of a step; every rank must call this function.
         of_targets: targets of the text that this is the beginning of, over which the learning rate
             falls; 0: this is all of it.
@@ -88,14 +111,16 @@ def score_then_learn(
     Raises:
         UserError: if learning diverges.
     """
-    chunks = in_chunks(windows, num_targets, model.config.seq_len, config.chunk_tokens)
-    total = max(len(chunks), -(-of_targets // config.chunk_tokens))
+    # Where only documents learn, all of them are one part.
+    size = num_targets if config.optimizer == "none" else config.chunk_tokens
+    chunk = end = 0
     with restored(model):
-        learner = Learner(model, order, config, total, ranks)
-        for number, chunk in enumerate(chunks):
-            tokens = score_chunk(chunk)
-            if number < len(chunks) - 1:
-                learner.learn(number, tokens)
+        learner = Learner(model, order, config, -(-max(num_targets, of_targets) // size), ranks)
+        while end < num_targets:
+            end = score_part(end, min((chunk + 1) * size, num_targets))
+            while (chunk + 1) * size <= end < num_targets:
+                learner.learn(chunk, stream())
+                chunk += 1
 
 
 @contextmanager

@@ -117,13 +117,19 @@ class WindowScorer:
             targets = positions[:, self._seq_len - scored :]
             next_tokens = self._stream[(targets + 1).clamp(max=last)]
             nats = score(self._stream[positions.clamp(max=last)], next_tokens)
-            slots = targets.clamp(max=num_targets)
-            self.nats[slots] = nats
-            ones = torch.ones_like(slots).flatten().int()
-            self._times_scored.index_add_(0, slots.flatten(), ones)
-            self._done += min(rows, len(starts) - first) * scored * self._ranks.size
-            if self._progress is not None:
-                self._progress(min(self._done, num_targets), num_targets)
+            self._keep(targets.clamp(max=num_targets).flatten(), nats.flatten())
+            self._tell(min(rows, len(starts) - first) * scored)
+
+    def _keep(self, slots_M: Tensor, nats_M: Tensor) -> None:
+        """Keep the losses of these targets."""
+        self.nats[slots_M] = nats_M
+        self._times_scored.index_add_(0, slots_M, torch.ones_like(slots_M).int())
+
+    def _tell(self, done: int) -> None:
+        """Tell that this rank has scored so many targets more, and others as many."""
+        self._done += done * self._ranks.size
+        if self._progress is not None:
+            self._progress(min(self._done, self._num_targets), self._num_targets)
 
     def _scoring(self, scored: int, rows: int, batches: int) -> Callable[[Tensor, Tensor], Tensor]:
         """Return what computes the losses of the last `scored` targets of a batch of windows.

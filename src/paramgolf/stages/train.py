@@ -226,7 +226,7 @@ class _Loop:
             "clock_started",
             elapsed_seconds=self.start_elapsed,
             recorded=bool(self.trainer.recorded),
-            fused=self.trainer.model.block_list()[0].fused,
+            fused=self.trainer.model.fused,
             flash_attention=self.trainer.model.uses_flash_attention(),
         )
         self.clock.start(self.start_elapsed)

@@ -26,7 +26,7 @@ from paramgolf.runtime.device import Runtime, threads_of
 from paramgolf.runtime.files import read_tensors, write_json
 from paramgolf.runtime.records import read_environment
 from paramgolf.scoring.bits_per_byte import document_nats
-from paramgolf.scoring.modes import ScoreMode
+from paramgolf.scoring.modes import ORDER, ScoreMode
 from paramgolf.verify.audited_run import AuditedRun, is_bfloat16, load_run, on_gpu
 from paramgolf.verify.books import books, limits_in_words, training_in_words
 from paramgolf.verify.checks import AUDIT_NAME, Check, at_most, audited_files, check, guarded
@@ -345,7 +345,8 @@ class _Auditor:
         losses = self.scored[mode]
         difference = losses - self.recomputed[mode]
         if not mode.fixed:
-            yield self._compare(_LEARNED, "3 score before update", difference)
+            found = self._compare(_LEARNED, "3 score before update", difference)
+            yield found._replace(figure=f"{found.figure}; {ORDER}")
             return
         yield self._compare(f"every loss by log-softmax: {mode.stage}", "2 normalised", difference)
         targets = np.array(run.sample(len(losses), _SAMPLED_LOSSES))

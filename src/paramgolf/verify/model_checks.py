@@ -8,6 +8,7 @@ Shape suffixes: N targets, T positions, D width, V vocabulary, M some targets.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paramgolf.model.gpt import Adapt
+from paramgolf.runtime.device import reproducible
+from paramgolf.scoring.adapters import Adapters
 from paramgolf.scoring.predictor import Predictor
 from paramgolf.scoring.score_first import Learner, restored
 from paramgolf.verify.audited_run import AuditedRun
@@ -55,6 +59,8 @@ def learned_losses(
 
     A window belongs to the chunk of the first target that it scores.
     """
+    if run.config.score_first.adapter_rank:
+        return _document_losses(run, progress)
     learning, stream = run.config.score_first, run.stream
     num_targets, size = len(stream) - 1, learning.chunk_tokens
     count = -(-num_targets // size)
@@ -74,6 +80,37 @@ def learned_losses(
                 losses[some] = found
             progress((chunk + 1) / count)
     return losses
+
+
+def _document_losses(run: AuditedRun, progress: Callable[[float], None]) -> Losses:
+    """Return every loss with matrices that each document learned again, one after the other, (N,).
+
+    In the order of the text. What is learned from is cut out of the text up to there.
+    """
+    learning, stream, size = run.config.score_first, run.stream, run.config.score_first.chunk_tokens
+    num_targets, losses = len(stream) - 1, []
+    bounds = [*np.flatnonzero(stream[:-1] == run.predictor.tokenizer.bos).tolist(), num_targets]
+    model, order = run.predictor.model, run.predictor.order
+    adapters, chunk = Adapters(model, order, learning), 0
+    with restored(model), reproducible():
+        learner = Learner(model, order, learning, -(-num_targets // size))
+        for begin, end in itertools.pairwise(bounds):
+            while learning.optimizer != "none" and (chunk + 1) * size <= begin:
+                learner.learn(chunk, stream[: begin + 1])
+                chunk += 1
+            adapters.begin(1)
+            for first in range(begin, end, learning.adapter_tokens):
+                last = first + learning.adapter_tokens
+                window = stream[max(begin, last - run.seq_len) : min(last, end)]
+                targets = np.arange(first, min(last, end))
+                hidden_TD = _hidden(run.predictor, window[None], adapters)[0]
+                losses.append(_nats(run, run.predictor, hidden_TD[-len(targets) :], targets))
+                if last < end:
+                    known = torch.from_numpy(np.append(window, stream[last]).astype(np.int64))
+                    row = known.to(model.embedding.device)[None]
+                    adapters.learn(adapters.nats(row[:, :-1], row[:, -len(targets) :]))
+            progress(end / num_targets)
+    return np.concatenate(losses)
 
 
 def _losses_of(
@@ -106,10 +143,12 @@ def _losses_of(
 
 
 @torch.no_grad()
-def _hidden(predictor: Predictor, windows: NDArray[np.uint16]) -> Tensor:
+def _hidden(
+    predictor: Predictor, windows: NDArray[np.uint16], adapt: Adapt | None = None
+) -> Tensor:
     """Return the input of the output head, (R, T, D), for tokens (R, T)."""
-    rows = torch.from_numpy(windows.astype(np.int64))
-    return predictor.model(rows.to(predictor.model.embedding.device), predictor.order)
+    rows = torch.from_numpy(windows.astype(np.int64)).to(predictor.model.embedding.device)
+    return predictor.model(rows, predictor.order, adapt=adapt)
 
 
 @torch.no_grad()

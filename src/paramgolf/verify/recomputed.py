@@ -31,7 +31,7 @@ from paramgolf.errors import UserError
 from paramgolf.runtime.files import sha256_of_file
 from paramgolf.runtime.records import read_environment, read_quantization
 from paramgolf.runtime.rundir import RunDir
-from paramgolf.scoring.modes import score_modes
+from paramgolf.scoring.modes import ORDER, score_modes
 from paramgolf.verify.checks import Check, Kind, check, guarded, not_verified
 from paramgolf.verify.overlap import missing_shards
 from paramgolf.verify.text_checks import same_python
@@ -87,6 +87,7 @@ KEYS: dict[str, Key] = {
     "tokenizer.long_piece_share": _recomputed("tokenizer.model and the shards"),
     "tokenizer.impossible_pairs": _recomputed("tokenizer.model and the shards"),
     "overlap.*.*": _recomputed("comparing the texts at hand"),
+    "order": _SCORED,
     "num_ranks.*": _self_reported("the stage files"),
     "adapted_on": _CONFIG,
     "parameters": _ARTIFACT,
@@ -272,6 +273,7 @@ def _text(
         "tokenizer.restores": text.restored(tokenizer),
         "tokenizer.long_piece_share": tokenizer.long_piece_bytes(text.tokens) / max(1, text.bytes),
         "tokenizer.impossible_pairs": tokenizer.impossible_pairs(text.tokens),
+        "order": ORDER,
         "text.sha256": text.sha256,
         "text.bytes": text.bytes,
         "text.documents": len(text.texts),
