@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paramgolf.config import RunConfig, to_json
+from paramgolf.checked import to_json
+from paramgolf.config import RunConfig
 from paramgolf.model.roles import MATRIX_NAMES
 from paramgolf.recipes import RECIPES
 from paramgolf.runtime.files import write_json, write_tensors

@@ -5,87 +5,31 @@ The docstring of a field is its help text on the command line (tyro reads it fro
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import functools
 import math
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-from paramgolf.errors import ConfigError
+from paramgolf.checked import (
+    Checked,
+    Decay,
+    Horizon,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Share,
+    require,
+    up_to,
+)
 
-_T = TypeVar("_T")
-
-
-def require(ok: bool, key: str, value: object, expected: str) -> None:
-    """Raise a ConfigError that names the key, its value and what is expected, unless `ok`."""
-    if not ok:
-        raise ConfigError(f"invalid {key} = {value!r}: expected {expected}")
-
-
-class Range(NamedTuple):
-    """The values that a number may have; annotates a field of a configuration."""
-
-    expected: str
-    """In words, for error messages."""
-    contains: Callable[[float], bool]
-
-
-_POSITIVE = Range("a value greater than 0 and finite", lambda x: 0 < x < math.inf)
-_NOT_NEGATIVE = Range("0 or more", lambda x: x >= 0)
-PositiveInt = Annotated[int, _POSITIVE]
-PositiveFloat = Annotated[float, _POSITIVE]
-NonNegativeInt = Annotated[int, _NOT_NEGATIVE]
-NonNegativeFloat = Annotated[float, _NOT_NEGATIVE]
-Share = Annotated[float, Range("a share between 0 and 1", lambda x: 0 <= x <= 1)]
-Horizon = Annotated[float, Range("a share above 0 and up to 1", lambda x: 0 < x <= 1)]
-Decay = Annotated[float, Range("at least 0 and below 1", lambda x: 0 <= x < 1)]
 BinWidth = Annotated[float, Range("between 0.02 and 2", lambda x: 0.02 <= x <= 2)]
 Limit = Annotated[float, Range("0 (no limit) or more", lambda x: 0 <= x < math.inf)]
 _VOCABULARY = "between 257 (every byte is a piece) and 65,536 (tokens are stored as uint16)"
 VocabSize = Annotated[int, Range(_VOCABULARY, lambda x: 256 < x <= 65_536)]
-
-
-def _up_to(maximum: int) -> Range:
-    return Range(f"between 1 and {maximum:,}", lambda x: 1 <= x <= maximum)
-
-
-PassTokens = Annotated[int, _up_to(1 << 20)]
+PassTokens = Annotated[int, up_to(1 << 20)]
 """Of one forward pass: more needs memory, and is not faster."""
-Epochs = Annotated[int, _up_to(1000)]
-
-
-class Checked:
-    """Base of the configurations: a new object checks its fields.
-
-    Raises:
-        ConfigError: on a number outside its `Range`, or values that do not fit together.
-    """
-
-    prefix: ClassVar[str] = ""
-    """What error messages put in front of a field's name."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in _ranges(type(self)).items():
-            value = getattr(self, name)
-            require(allowed.contains(value), self.prefix + name, value, allowed.expected)
-        self.check_combinations()
-
-    def check_combinations(self) -> None:
-        """Check what depends on several fields."""
-
-
-@functools.cache
-def _ranges(cls: type) -> dict[str, Range]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {
-        name: allowed
-        for name, hint in hints.items()
-        for allowed in getattr(hint, "__metadata__", ())
-        if isinstance(allowed, Range)
-    }
+Epochs = Annotated[int, up_to(1000)]
 
 
 @dataclass(frozen=True)
@@ -149,7 +93,7 @@ class ModelConfig(Checked):
     prefix: ClassVar[str] = "model."
     vocab_size: VocabSize = 8192
     """Number of pieces of the tokenizer."""
-    num_layers: Annotated[int, _up_to(256)] = 11
+    num_layers: Annotated[int, up_to(256)] = 11
     """Number of physical blocks."""
     width: PositiveInt = 512
     """Channels of the residual stream."""
@@ -159,7 +103,7 @@ class ModelConfig(Checked):
     """Key/value heads; divides num_heads."""
     mlp_ratio: PositiveInt = 4
     """Hidden width of the MLP divided by width."""
-    seq_len: Annotated[int, _up_to(1 << 16)] = 2048
+    seq_len: Annotated[int, up_to(1 << 16)] = 2048
     """Context length in tokens, in training and scoring."""
     rotary_dims: int = 16
     """Number of leading dimensions of each head that are rotated; even."""
@@ -173,7 +117,7 @@ class ModelConfig(Checked):
     """First block of depth recurrence."""
     loop_last: int = 5
     """Last block of depth recurrence."""
-    loop_visits: Annotated[int, _up_to(64)] = 3
+    loop_visits: Annotated[int, up_to(64)] = 3
     """How often the looped blocks are visited once recurrence is on; 1: no recurrence."""
     parallel_from: int = 7
     """First block whose attention and MLP read the same input; num_layers: none."""
@@ -225,7 +169,7 @@ class TrainConfig(Checked):
     """Part of max_seconds reserved for the work after the last step."""
     max_steps: Annotated[int, Range("0 (by the clock) or more", lambda x: x >= 0)] = 0
     """Train exactly N steps, without a time limit; 0: train for max_seconds."""
-    batch_tokens: Annotated[int, _up_to(1 << 26)] = 786_432
+    batch_tokens: Annotated[int, up_to(1 << 26)] = 786_432
     """Tokens of one optimizer step, in all its micro-batches."""
     micro_batch_tokens: PassTokens = 98_304
     """Tokens of one forward and backward pass; warm-up halves it if GPU memory is insufficient."""
@@ -447,44 +391,3 @@ class RunConfig(Checked):
         ):
             minimum = num_ranks * tokens
             require(value >= minimum, key, value, f"at least {minimum}, for {num_ranks} ranks")
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """Return the configuration as plain JSON values; `from_json` returns an equal one."""
-    return dataclasses.asdict(config)
-
-
-def from_json(cls: type[_T], values: Any, where: str = "") -> _T:
-    """Build a configuration from JSON values.
-
-    Raises:
-        ConfigError: on an unknown or missing key or a value of the wrong type, with its full name.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where or 'the configuration'} is not a JSON object: {values!r}")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
-    for key in values:
-        if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f" (did you mean {where}{close[0]}?)" if close else ""
-            raise ConfigError(
-                f"unknown key {where + str(key)!r}{hint}; expected one of {', '.join(names)}"
-            )
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise ConfigError(f"missing key {where}{missing[0]}")
-    return cls(**{name: _convert(hints[name], values[name], where + name) for name in names})
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_json(typing.cast(type, hint), value, key + ".")
-    if typing.get_origin(hint) is Literal:
-        allowed = typing.get_args(hint)
-        require(value in allowed, key, value, "one of " + ", ".join(map(str, allowed)))
-        return value
-    if hint is float and type(value) is int and abs(value) < 2**53:
-        return float(value)
-    require(type(value) is hint, key, value, f"type {hint.__name__}")
-    return value

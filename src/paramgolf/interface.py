@@ -14,7 +14,8 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from paramgolf.config import RunConfig, from_json, to_json
+from paramgolf.checked import from_json, to_json
+from paramgolf.config import RunConfig
 from paramgolf.data.streams import Stream, encoded
 from paramgolf.errors import ConfigError, UserError  # noqa: F401 (part of the interface)
 from paramgolf.pipeline.session import start

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import paramgolf
-from paramgolf.config import to_json
+from paramgolf.checked import to_json
 from paramgolf.model.gpt import GPT
 from paramgolf.runtime.ledger import account
 from tests.e2e import command

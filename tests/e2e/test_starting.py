@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paramgolf.config import RunConfig, from_json
+from paramgolf.checked import from_json
+from paramgolf.config import RunConfig
 from tests.e2e.command import Cli
 from tests.e2e.conftest import FinishedRun
 from tests.e2e.mini import events, read_results, stages_started

@@ -19,10 +19,11 @@ from textwrap import dedent
 import pytest
 
 import paramgolf
+from paramgolf.checked import from_json, to_json
 from paramgolf.codefile import stripping
 from paramgolf.codefile.build import INSTALLED_ONLY, _quoted, build, stripped_sources
 from paramgolf.codefile.stripping import stripped
-from paramgolf.config import DataConfig, RunConfig, from_json, to_json
+from paramgolf.config import DataConfig, RunConfig
 from paramgolf.recipes import RECIPES
 
 MAX_BYTES = 65_000  # 3,200 of them are kernels that replace a compiler, 700 impossible successors
@@ -258,7 +259,7 @@ def test_it_serves_its_own_modules_and_configuration(tmp_path: Path) -> None:
 RAISING = """
 import runpy, traceback
 runpy.run_path({file!r})
-from paramgolf.config import require
+from paramgolf.checked import require
 try:
     require(False, "key", 1, "another")
 except Exception:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from paramgolf.config import RunConfig, from_json, to_json
+from paramgolf.checked import from_json, to_json
+from paramgolf.config import RunConfig
 from paramgolf.data.corpus import split_by_hash
 from paramgolf.data.documents import Document, find_jsonl, read_jsonl, read_text
 from paramgolf.errors import ConfigError, UserError

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from paramgolf.checked import from_json
 from paramgolf.codefile.build import build
 from paramgolf.codefile.reading import configuration_in
-from paramgolf.config import RunConfig, from_json
+from paramgolf.config import RunConfig
 from paramgolf.errors import UserError
 from paramgolf.recipes import RECIPES
 from paramgolf.verify.rerun import Claims, Fact, compare_claims

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from paramgolf.config import RunConfig, to_json
+from paramgolf.checked import to_json
+from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError
 from paramgolf.recipes import RECIPES
 

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from paramgolf.checked import from_json, to_json
 from paramgolf.cli.common import recipe_usage
 from paramgolf.cli.live import LiveReporter, standard_output
 from paramgolf.cli.results import Stage, print_findings, print_results, print_stages
-from paramgolf.config import RunConfig, from_json, to_json
+from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError
 from paramgolf.recipes import RECIPES, RENAMED, require_text, with_absolute_paths
 from paramgolf.runtime.console import is_main_rank

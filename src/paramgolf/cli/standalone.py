@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paramgolf.config import RunConfig, from_json
+from paramgolf.checked import from_json
+from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError
 from paramgolf.runtime import signals
 from paramgolf.runtime.console import Reporter, guard_output, is_main_rank, standard_output

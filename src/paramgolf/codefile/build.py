@@ -20,8 +20,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from paramgolf.checked import from_json, to_json
 from paramgolf.codefile.stripping import stripped
-from paramgolf.config import DataConfig, RunConfig, from_json, to_json
+from paramgolf.config import DataConfig, RunConfig
 
 ENTRY = "paramgolf.cli.standalone"
 INSTALLED_ONLY = {

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paramgolf.checked import from_json
 from paramgolf.compress.entropy import Decoder, Encoder, ScaleModel, VectorModel
 from paramgolf.compress.matrices import code_matrices
 from paramgolf.compress.quantized import Quantized
 from paramgolf.compress.scales import MAX_INTEGER, scale_exponents, scales_from_exponents
-from paramgolf.config import ModelConfig, ScoreFirstConfig, from_json
+from paramgolf.config import ModelConfig, ScoreFirstConfig
 from paramgolf.errors import UserError
 from paramgolf.model.layout import layout
 from paramgolf.model.order import num_skips

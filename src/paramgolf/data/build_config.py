@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paramgolf.config import Checked, PositiveInt, Share, VocabSize, require
+from paramgolf.checked import Checked, PositiveInt, Share, require
+from paramgolf.config import VocabSize
 
 
 @dataclass(frozen=True)

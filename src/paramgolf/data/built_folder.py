@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from paramgolf.config import Range
+from paramgolf.checked import Range
 from paramgolf.data.overlap import Overlap
 from paramgolf.data.shards import MANIFEST, find_splits
 from paramgolf.data.streams import ORIGINALS

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from paramgolf.config import RunConfig, to_json
+from paramgolf.checked import to_json
+from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.files import copy_file, write_bytes
 from paramgolf.runtime.rundir import RunDir

@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from paramgolf.config import to_json
+from paramgolf.checked import to_json
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.console import Reporter
 from paramgolf.runtime.rundir import Listener, RunDir

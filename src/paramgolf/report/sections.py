@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from paramgolf.config import RunConfig, to_json
+from paramgolf.checked import to_json
+from paramgolf.config import RunConfig
 from paramgolf.data.claims import described, shown_form
 from paramgolf.data.fingerprints import RUN_LETTERS
 from paramgolf.data.overlap import MAX_BYTES, MAX_DOCUMENTS

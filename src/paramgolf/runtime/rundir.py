@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from paramgolf.config import RunConfig, from_json, to_json
+from paramgolf.checked import from_json, to_json
+from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.runtime.files import (
     exclusive,

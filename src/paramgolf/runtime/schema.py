@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from paramgolf.config import Range
+from paramgolf.checked import Range
 from paramgolf.errors import UserError
 from paramgolf.runtime.files import read_json
 

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paramgolf.checked import require
 from paramgolf.compress.artifact import Artifact, ArtifactError, read
-from paramgolf.config import ScoreFirstConfig, require
+from paramgolf.config import ScoreFirstConfig
 from paramgolf.data.provenance import Label, Provenance
 from paramgolf.data.streams import Stream, encoded
 from paramgolf.data.tokenizer import Tokenizer

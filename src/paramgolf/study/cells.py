@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from paramgolf.config import RunConfig, from_json, to_json
+from paramgolf.checked import from_json, to_json
+from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError
 from paramgolf.recipes import with_absolute_paths
 from paramgolf.study.runs import flat_config

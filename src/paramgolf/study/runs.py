@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from paramgolf.config import RunConfig, to_json
+from paramgolf.checked import to_json
+from paramgolf.config import RunConfig
 from paramgolf.errors import ConfigError, UserError
 from paramgolf.pipeline.run import STAGES
 from paramgolf.pipeline.session import resume, start

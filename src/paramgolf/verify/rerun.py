@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paramgolf.checked import from_json
 from paramgolf.codefile.reading import configuration_in
-from paramgolf.config import RunConfig, from_json
+from paramgolf.config import RunConfig
 from paramgolf.data.claims import KNOWN, is_self_reported
 from paramgolf.data.hub.repository import Unreachable
 from paramgolf.data.hub.selection import fetched_tokenizer
