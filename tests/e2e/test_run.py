@@ -576,7 +576,7 @@ def test_from_adapts_anew_where_adaptation_differs(
     ("key", "value"),
     [
         ("--train.max-steps", "7"),
-        ("--train.ema-decay", "0.6"),
+        ("--train.ema-share", "0.6"),
         ("--model.query-gain", "2.5"),
         ("--data.val-targets", "2000"),
         ("--seed", "5"),

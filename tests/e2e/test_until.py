@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 CELLS = (
     ("train.matrix-lr=0.03",),
     (),
-    ("model.num-layers=5", "train.ema-decay=0.6"),
+    ("model.num-layers=5", "train.ema-share=0.6"),
     ("train.max-steps=4",),
 )
 """Variants of a mini run. The third has another model: nothing of its shape may be left behind."""
