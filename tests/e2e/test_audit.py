@@ -139,7 +139,7 @@ def test_one_scored_document_in_twenty_was_trained_on(tmp_path: Path) -> None:
 
 
 def test_its_score_is_proven_by_decoding(score_first_run: Path) -> None:
-    result = command.run("prove", score_first_run, "--mode", "score-first", "--bytes", "2500")
+    result = command.run("prove", score_first_run, "--mode", "score-first", "--bytes", "1200")
     assert result.code == 0, result.stdout + result.stderr
     assert "proven: score_first" in result.stdout
 

@@ -25,7 +25,7 @@ def documents_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "stage", "size"), [("plain", "quantized", 3000), ("sliding", "sliding", 1)]
+    ("mode", "stage", "size"), [("plain", "quantized", 1500), ("sliding", "sliding", 1)]
 )
 def test_the_reported_score_of_whole_documents_is_proven(
     cli: Cli, mini_run: FinishedRun, mode: str, stage: str, size: int, tmp_path: Path
