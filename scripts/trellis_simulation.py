@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 NEXT_STATE = {1: np.array([[0, 0]]), 4: np.array([[0, 2], [2, 0], [1, 3], [3, 1]])}
