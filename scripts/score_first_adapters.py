@@ -45,7 +45,7 @@ def by_length(gains_N: NDArray[np.float64], starts: NDArray[np.int64], num_targe
     lengths = np.diff(np.append(starts, num_targets))
     length = np.repeat(lengths, lengths)
     place = np.arange(num_targets) - np.repeat(starts[: len(lengths)], lengths)
-    print("| tokens | documents of this length | bits a token | bits a token at this place |")
+    print("| tokens | documents of this length | bits per token | bits per token at this place |")
     print("|---|---:|---:|---:|")
     for low, high in itertools.pairwise(LENGTHS):
         documents = int(((low <= lengths) & (lengths < high)).sum())

@@ -529,18 +529,18 @@ def test_plan_follows_the_share_of_the_budget() -> None:
     )
     trainer = Trainer(config, CPU)
     first = StepPlan(recurrent=False, lr_factor=1.0, momentum=0.92, averaging=0.0, short=True)
-    assert trainer.plan(0.0) == first
-    assert trainer.plan(0.25).momentum == pytest.approx(0.955)
+    assert trainer.plan(0.0, 0.0) == first
+    assert trainer.plan(0.25, 0.1).momentum == pytest.approx(0.955)
     plan = trainer.plan(0.75, 0.1)
     assert plan.recurrent
     assert not plan.short
     assert plan.lr_factor == pytest.approx(0.5)
     assert plan.momentum == 0.99
     assert plan.averaging == pytest.approx(1 - math.exp(-0.1 / config.train.ema_share))
-    assert not trainer.plan(0.3499).recurrent
-    assert trainer.plan(0.35).recurrent
-    assert trainer.plan(0.3999).short
-    assert not trainer.plan(0.4).short
+    assert not trainer.plan(0.3499, 0.1).recurrent
+    assert trainer.plan(0.35, 0.1).recurrent
+    assert trainer.plan(0.3999, 0.1).short
+    assert not trainer.plan(0.4, 0.1).short
 
 
 @pytest.mark.parametrize(
@@ -550,7 +550,7 @@ def test_plan_follows_the_share_of_the_budget() -> None:
 def test_kinds_are_those_of_all_plans(recurrence_from: float, short_until: float) -> None:
     config = small_run_config(recurrence_from=recurrence_from, short_until=short_until)
     trainer = Trainer(config, CPU)
-    kinds = {trainer.plan(share / 1000).kind for share in range(1000)}
+    kinds = {trainer.plan(share / 1000, 0.1).kind for share in range(1000)}
     assert trainer.kinds() == sorted(kinds, reverse=True)
 
 

@@ -189,7 +189,7 @@ def steps(ranks: Ranks, config: RunConfig, num_steps: int) -> tuple[list[float],
     for step in range(num_steps):
         batch = random_tokens(config.model, count, length, seed=step).int()
         share = batch[trainer.share_of_batch.start : trainer.share_of_batch.stop]
-        losses.append(float(trainer.train_step(share, trainer.plan(step / num_steps))))
+        losses.append(float(trainer.train_step(share, trainer.plan(step / num_steps, 0.1))))
     return losses, {name: tensor.detach() for name, tensor in trainer.state_tensors().items()}
 
 
@@ -217,7 +217,7 @@ def fewer_micro_batches_on_one_rank(ranks: Ranks, config: RunConfig) -> dict[str
     trainer.micro_batch_tokens = 16 * (1 + ranks.rank)
     batch = random_tokens(config.model, trainer.batch_sequences, 17, seed=0).int()
     share = batch[trainer.share_of_batch.start : trainer.share_of_batch.stop]
-    trainer.train_step(share, trainer.plan(0.9))
+    trainer.train_step(share, trainer.plan(0.9, 0.1))
     return {name: tensor.detach() for name, tensor in trainer.model.named_parameters()}
 
 

@@ -98,9 +98,9 @@ def judge(
     """
     count = np.bincount(prints.document_of, minlength=len(prints.counts))
     common = np.bincount(prints.document_of[found], minlength=len(prints.counts))
-    most_letters = prints.counts + (RUN_LETTERS - 1) * (prints.counts > 0)
+    max_letters = prints.counts + (RUN_LETTERS - 1) * (prints.counts > 0)
     judged = count >= np.minimum(prints.counts, _MIN_RUNS)
-    judged &= prints.bytes <= _MAX_BYTES_PER_LETTER * most_letters
+    judged &= prints.bytes <= _MAX_BYTES_PER_LETTER * max_letters
     return judged, judged & (count > 0) & (common >= SEEN_SHARE * count)
 
 

@@ -63,7 +63,7 @@ class Trainer:
         self.recorded: dict[tuple[bool, bool], Recorded] = {}
         """The whole step by kind, from warm-up on; empty with several ranks or no GPU."""
 
-    def plan(self, share: float, passed: float = 0.0) -> StepPlan:
+    def plan(self, share: float, passed: float) -> StepPlan:
         """Return the plan of the next step when `share` of the budget has elapsed.
 
         `passed` is the part of it since the step before.
@@ -83,7 +83,7 @@ class Trainer:
         """Return the kinds of steps that this configuration takes, those with recurrence first."""
         train = self.config.train
         starts = sorted({0.0, train.recurrence_from, train.short_until} - {1.0})
-        return sorted({self.plan(share).kind for share in starts}, reverse=True)
+        return sorted({self.plan(share, 0.0).kind for share in starts}, reverse=True)
 
     def train_step(self, sequences: Tensor, plan: StepPlan) -> Tensor:
         """Take one optimizer step on this rank's share of a batch.
