@@ -140,7 +140,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 _BENCH_TEXT = (
     "{folder} is not a directory: recipe {recipe} needs a text; put train.jsonl.xz and "
     "val.jsonl.xz there (h200 also reads sp8192.model), or use your own: "
-    "`paramgolf data build FILES... --out data/mine --vocab-size 8192`, then `paramgolf run {recipe} --data.source data/mine`"
+    "`paramgolf data build FILES... --out data/mine --vocab-size 8192`, then "
+    "`paramgolf run {recipe} --data.source data/mine`"
 )
 _CHALLENGE_TEXT = (
     "{folder} is not a directory: recipe {recipe} needs the challenge's shards; get them with "
